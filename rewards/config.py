@@ -1,0 +1,28 @@
+"""The recipe's `sandbox:` section. Owner: rewards.sandbox."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rewards.strict import StrictModel
+
+
+class SandboxConfig(StrictModel):
+    """Limits of one execution of untrusted code. `sandbox: unsafe-none` is short for `sandbox: {kind: unsafe-none}`."""
+
+    kind: Literal["bubblewrap", "unsafe-none"] = "bubblewrap"
+    wall_s: float = Field(default=10.0, gt=0)
+    cpu_s: int = Field(default=5, ge=1)
+    memory_mb: int = Field(default=256, ge=32)
+    processes: int = Field(default=32, ge=1)
+    file_mb: int = Field(default=16, ge=1)
+    output_kb: int = Field(default=64, ge=1)
+    concurrency: int = Field(default=4, ge=1)
+    """Executions at once in one worker process."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
