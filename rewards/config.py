@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,8 @@ from rewards.strict import StrictModel
 
 class SandboxConfig(StrictModel):
     """Limits of one execution of untrusted code. `sandbox: unsafe-none` is short for `sandbox: {kind: unsafe-none}`."""
+
+    shorthand: ClassVar[str | None] = "kind"
 
     kind: Literal["bubblewrap", "unsafe-none"] = "bubblewrap"
     wall_s: float = Field(default=10.0, gt=0)
@@ -25,4 +27,4 @@ class SandboxConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
+        return {cls.shorthand: value} if isinstance(value, str) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,8 @@ class RunConfig(StrictModel):
     """The run directory; None: runs/<name>-<time>."""
     seed: int = 0
     steps: int = Field(default=30, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where trainer and engines run. auto: cuda where NVIDIA GPUs are seen, else cpu. cuda without GPUs is an error."""
     resume: Literal["never", "auto", "must"] = "never"
     """auto: go on from the newest checkpoint in run.dir if there is one."""
     stall_s: float = Field(default=300.0, gt=0)
@@ -37,6 +39,8 @@ class RunConfig(StrictModel):
 class ModelConfig(StrictModel):
     """`model: PATH` is short for `model: {path: PATH}`."""
 
+    shorthand: ClassVar[str | None] = "path"
+
     path: str
     """A local directory or Hugging Face name. A directory with a config.json but no weights starts from random ones."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -45,7 +49,7 @@ class ModelConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+        return {cls.shorthand: value} if isinstance(value, str) else value
 
 
 class OptimizerConfig(StrictModel):

@@ -1,0 +1,203 @@
+"""What one section of a recipe demands of another. Each problem names the values and the fix.
+
+Types, ranges and unknown keys are the models' business (rl.config and its neighbours); this module only compares.
+It looks at the file system for paths the recipe names, and imports no torch. Called by rl.recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl.config import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`key` is the dotted key to point at; `text` says what is wrong and what to do."""
+
+    key: str
+    text: str
+
+
+ENGINE_KEYS = {
+    "model": "use model.path",
+    "tokenizer": "the tokenizer comes with model.path",
+    "skip_tokenizer_init": "token ids go in and out; inference decides this",
+    "hf_overrides": "the trainer would not see the change; edit the model's config.json",
+    "hf_config_path": "the trainer would not see it; use model.path",
+    "rope_scaling": "the trainer would not see the change; edit the model's config.json",
+    "rope_theta": "the trainer would not see the change; edit the model's config.json",
+    "dtype": "engine and trainer share model.dtype",
+    "kv_cache_dtype": "a cache of lower precision changes the logprobs; leave it out",
+    "calculate_kv_scales": "a cache of lower precision changes the logprobs; leave it out",
+    "quantization": "the trainer's weights are not quantized, so its logprobs would differ; leave it out",
+    "logits_processors": "the trainer cannot mirror the changed distribution; leave it out",
+    "logits_processor_pattern": "the trainer cannot mirror the changed distribution; leave it out",
+    "speculative_config": "draft tokens are accepted under another distribution's rules; leave it out",
+    "generation_config": "every sampling parameter is sent explicitly; use rollout.sampling",
+    "override_generation_config": "every sampling parameter is sent explicitly; use rollout.sampling",
+    "logprobs_mode": "training needs the logprobs of the distribution sampled from; leave it out",
+    "max_logprobs": "only the sampled token's logprob is used; leave it out",
+    "seed": "use run.seed",
+    "tensor_parallel_size": "use inference.tensor_parallel",
+    "data_parallel_size": "use inference.replicas",
+    "max_model_len": "use rollout.max_context",
+    "weight_transfer_config": "use weight_sync",
+    "worker_extension_cls": "weights are pushed through weight_sync alone",
+    "load_format": "the first weights come from model.path and later ones from weight_sync",
+    "enable_lora": "whole weights are pushed; leave it out",
+    "enable_sleep_mode": "engines keep their weights between steps; leave it out",
+}
+"""vLLM arguments that inference.engine_args may not hold: another key owns them or the trainer cannot mirror them."""
+
+DEEPSPEED_KEYS = {
+    "train_batch_size": "batches are packed by trainer.token_budget; the size follows from the recipe",
+    "train_micro_batch_size_per_gpu": "batches are packed by trainer.token_budget",
+    "gradient_accumulation_steps": "it follows from trainer.token_budget and differs from step to step",
+    "gradient_clipping": "use trainer.optimizer.clip_norm",
+    "expert_parallel": "use trainer.expert_parallel",
+    "fp16": "use model.dtype (float32 or bfloat16)",
+    "bf16": "use model.dtype (float32 or bfloat16)",
+    "scheduler": "use trainer.optimizer.warmup_steps",
+    "tensor_parallel": "expert parallelism with ZeRO-3 does not combine with it",
+    "sequence_parallel_size": "expert parallelism with ZeRO-3 does not combine with it",
+}
+"""Top-level DeepSpeed keys that trainer.deepspeed may not hold."""
+
+
+def problems(recipe: Recipe) -> list[Problem]:
+    """Every cross-field problem of a recipe whose single values are already valid."""
+    return [problem for check in _CHECKS for problem in check(recipe)]
+
+
+def _algorithm(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.algorithm.name == "grpo" and recipe.rollout.group_size == 1:
+        yield Problem(
+            "rollout.group_size",
+            "rollout.group_size=1 gives GRPO zero advantages; use >= 2 or algorithm.name=reinforce",
+        )
+
+
+def _sampling(recipe: Recipe) -> Iterator[Problem]:
+    sampling, rollout = recipe.rollout.sampling, recipe.rollout
+    if sampling.top_p != 1:
+        yield Problem(
+            "rollout.sampling.top_p",
+            f"rollout.sampling.top_p={sampling.top_p} cuts the distribution in a way the trainer cannot mirror; use 1.0",
+        )
+    if sampling.top_k != 0:
+        yield Problem(
+            "rollout.sampling.top_k",
+            f"rollout.sampling.top_k={sampling.top_k} cuts the distribution in a way the trainer cannot mirror; "
+            "use 0 (off)",
+        )
+    if sampling.max_tokens >= rollout.max_context:
+        yield Problem(
+            "rollout.sampling.max_tokens",
+            f"rollout.sampling.max_tokens={sampling.max_tokens} leaves no room for a prompt in "
+            f"rollout.max_context={rollout.max_context}; lower the first or raise the second",
+        )
+
+
+def _batching(recipe: Recipe) -> Iterator[Problem]:
+    budget, context = recipe.trainer.token_budget, recipe.rollout.max_context
+    if budget < context:
+        yield Problem(
+            "trainer.token_budget",
+            f"trainer.token_budget={budget} is smaller than rollout.max_context={context}, and a trajectory is never "
+            f"split; use trainer.token_budget>={context}",
+        )
+
+
+def _parallelism(recipe: Recipe) -> Iterator[Problem]:
+    ranks, experts = recipe.trainer.ranks, recipe.trainer.expert_parallel
+    if ranks % experts:
+        divisors = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        yield Problem(
+            "trainer.expert_parallel",
+            f"trainer.expert_parallel={experts} does not divide trainer.ranks={ranks}; use one of {divisors}",
+        )
+
+
+def _device(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.run.device != "cpu":
+        return
+    if recipe.model.dtype != "float32":
+        yield Problem(
+            "model.dtype",
+            f"model.dtype={recipe.model.dtype} with run.device=cpu: engine and trainer agree on CPUs in float32 only; "
+            "use model.dtype=float32",
+        )
+    if recipe.inference.tensor_parallel != 1:
+        yield Problem(
+            "inference.tensor_parallel",
+            f"inference.tensor_parallel={recipe.inference.tensor_parallel} with run.device=cpu: an engine is one "
+            "process there; use inference.tensor_parallel=1 and more inference.replicas",
+        )
+    if recipe.weight_sync.transport == "nccl":
+        yield Problem(
+            "weight_sync.transport",
+            "weight_sync.transport=nccl needs GPUs, and run.device=cpu; use weight_sync.transport=auto",
+        )
+
+
+def _passed_through(recipe: Recipe) -> Iterator[Problem]:
+    for key, reason in ENGINE_KEYS.items():
+        if key in recipe.inference.engine_args:
+            value = recipe.inference.engine_args[key]
+            yield Problem(
+                f"inference.engine_args.{key}", f"inference.engine_args.{key}={value!r} is refused: {reason}"
+            )
+    for key, reason in DEEPSPEED_KEYS.items():
+        if key in recipe.trainer.deepspeed:
+            yield Problem(f"trainer.deepspeed.{key}", f"trainer.deepspeed.{key} is refused: {reason}")
+    zero = recipe.trainer.deepspeed.get("zero_optimization", {})
+    if isinstance(zero, dict) and zero.get("stage", 3) != 3:
+        yield Problem(
+            "trainer.deepspeed.zero_optimization",
+            f"trainer.deepspeed.zero_optimization.stage={zero['stage']} is refused: weights are gathered and "
+            "checkpointed for stage 3; leave it out",
+        )
+
+
+def _resume(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.run.resume != "never" and recipe.run.dir is None:
+        yield Problem(
+            "run.resume",
+            f"run.resume={recipe.run.resume} needs to know which run: set run.dir to the directory to go on in",
+        )
+
+
+def _files(recipe: Recipe) -> Iterator[Problem]:
+    named = [("model.path", recipe.model.path)]
+    if recipe.sft is not None and recipe.sft.dataset != "oracle":
+        named.append(("sft.dataset", recipe.sft.dataset))
+    for index, source in enumerate(recipe.tasks.sources):
+        if source.dataset is not None:
+            named.append((f"tasks.sources.{index}.dataset", source.dataset))
+    for key, value in named:
+        if _is_local_path(value) and not Path(value).exists():
+            yield Problem(
+                key, f"{key}={value} does not exist; paths are looked up from {Path.cwd()} and from the repository"
+            )
+
+
+def _is_local_path(name: str) -> bool:
+    """Whether a name can only be a path: a Hugging Face name is `name` or `owner/name`, without a data suffix."""
+    return (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".json", ".jsonl", ".parquet")
+    )
+
+
+_CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _algorithm,
+    _sampling,
+    _batching,
+    _parallelism,
+    _device,
+    _passed_through,
+    _resume,
+    _files,
+)
