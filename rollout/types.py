@@ -6,6 +6,7 @@ plain objects. Only `rollout.stream.TokenStream` builds a `Sample`, so mask, log
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -159,3 +160,19 @@ class Group:
     def oldest_version(self) -> int | None:
         versions = [s.oldest_version() for t in self.usable for s in t.samples]
         return min((v for v in versions if v is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSpec:
+    """One tensor of the policy under its Hugging Face checkpoint name: what the trainer sends and the engine expects.
+
+    `dtype` is the torch name without prefix (`float32`, `bfloat16`), `shape` the full one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
