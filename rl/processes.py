@@ -1,0 +1,294 @@
+"""Nothing is left behind: every process, shared-memory segment and temporary directory of a run ends with it.
+
+    shell ── guardian (run_guarded: adopts orphans, forwards signals, sweeps at the end)
+               └─ driver (its own process group) ── ray, engines, workers, bwrap, wandb-core …
+
+A process belongs to a run when it descends from the driver or guardian, or carries the run's id in its environment
+(RUN_ID_VARIABLE): daemons that forked twice and called setsid are found either way. Processes are identified by pid and
+start time, never by name. Files belong to a run when their name starts with `resource_prefix`. The remaining hole is a
+kill -9 of guardian and driver at once; `kill_run(previous_run_id)` closes it at the next start. The kernel shows the
+environment a program was started with, so launch.sh sets RUN_ID_VARIABLE: set later, forks without exec don't show it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+RUN_ID_VARIABLE = "SLUICE_RUN_ID"
+SHARED_MEMORY = Path("/dev/shm")
+
+SHOW_CURSOR = "\x1b[?25h"
+"""A progress bar hides it, and a driver that was killed could not bring it back."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_GUARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL_S = 0.05
+
+
+def new_run_id() -> str:
+    """Eight hex digits: short, because Ray's socket paths under a directory with this name may have 107 bytes."""
+    return uuid.uuid4().hex[:8]
+
+
+def own_run_id() -> str:
+    """The id that launch.sh started this process with, else a new one."""
+    return os.environ.get(RUN_ID_VARIABLE) or new_run_id()
+
+
+def resource_prefix(run_id: str) -> str:
+    """How the names of a run's shared-memory segments and temporary directories start."""
+    return f"sluice-{run_id}-"
+
+
+def become_subreaper() -> None:
+    """Orphaned descendants of this process become its children instead of init's. Linux only."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(signum: signal.Signals) -> None:
+    """The kernel sends `signum` to this process when the thread that forked it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signum)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")
+
+
+def descendants() -> list[psutil.Process]:
+    """Living descendants of this process, parents before children; zombies are left out."""
+    return [process for process in psutil.Process().children(recursive=True) if _alive(process)]
+
+
+def processes_of_run(run_id: str) -> list[psutil.Process]:
+    """Living processes that carry `run_id` in their environment, this one and its ancestors left out.
+
+    Only processes whose environment we may read are seen, which is true of every process a run starts as its user.
+    """
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    marker = f"{RUN_ID_VARIABLE}={run_id}".encode()
+    found = []
+    for process in psutil.process_iter():
+        if process.pid not in spared and marker in _environment(process.pid) and _alive(process):
+            found.append(process)
+    return found
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill_tree(*, grace_s: float = 3.0, deadline_s: float = 10.0) -> list[psutil.Process]:
+    """End all descendants of this process: SIGTERM, after `grace_s` SIGKILL. Returns what outlived the deadline."""
+    return _kill(descendants, grace_s, deadline_s)
+
+
+def kill_run(run_id: str, *, grace_s: float = 3.0, deadline_s: float = 10.0) -> list[psutil.Process]:
+    """End every process of a run, descendants of ours or not, and sweep what it left in shared memory and temp.
+
+    Returns what outlived the deadline (a process in an uninterruptible system call can).
+    """
+    segments: set[Path] = set()
+
+    def members() -> list[psutil.Process]:
+        own = processes_of_run(run_id)
+        if os.environ.get(RUN_ID_VARIABLE) == run_id:
+            own += [process for process in descendants() if process not in own]
+        segments.update(shared_memory_of(own))
+        return own
+
+    left = _kill(members, grace_s, deadline_s)
+    sweep_files(run_id, segments)
+    return left
+
+
+def _kill(find: Callable[[], list[psutil.Process]], grace_s: float, deadline_s: float) -> list[psutil.Process]:
+    """Repeated until none is found, since a dying process may still start another one."""
+    start = time.monotonic()
+    terminated: set[psutil.Process] = set()
+    while members := find():
+        elapsed = time.monotonic() - start
+        if elapsed > deadline_s:
+            return members
+        for process in members:
+            if elapsed > grace_s:
+                _send(process, signal.SIGKILL)
+            elif process not in terminated:
+                terminated.add(process)
+                _send(process, signal.SIGTERM)
+        time.sleep(_POLL_S)
+        _reap()
+    return []
+
+
+def _send(process: psutil.Process, signum: signal.Signals) -> None:
+    # psutil compares start times first, so a recycled pid is never signalled; a stopped process acts on SIGKILL only
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        process.send_signal(signum)
+
+
+def _reap() -> None:
+    """Collect adopted children that have ended. Exit codes of our own subprocesses are lost: only for shutdown."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0] != 0:
+            pass
+
+
+def shared_memory_of(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The named /dev/shm segments that these processes have mapped (Python's psm_*, torch's, semaphores)."""
+    segments = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{process.pid}/maps").read_text(errors="replace").splitlines():
+                _, slash, name = line.partition(f" {SHARED_MEMORY}/")
+                if slash and not name.endswith("(deleted)"):
+                    segments.add(SHARED_MEMORY / name)
+    return segments
+
+
+def sweep_files(run_id: str, segments: Iterable[Path] = ()) -> list[Path]:
+    """Remove the files and directories in /dev/shm and the temp directory that carry the run's prefix.
+
+    `segments` are removed too unless a living process still maps them. Returns what was removed.
+    """
+    in_use = shared_memory_of(psutil.process_iter())
+    victims = [segment for segment in segments if segment not in in_use and segment.exists()]
+    for folder in {SHARED_MEMORY, Path(tempfile.gettempdir())}:
+        victims += [path for path in folder.glob(resource_prefix(run_id) + "*") if path not in victims]
+    for path in victims:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return victims
+
+
+def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
+    """First SIGINT or SIGTERM: `callback`, in the main thread. Second one: kill all descendants and exit at once.
+
+    Call it after ray.init, which installs handlers of its own. The exit code of the second is 128 + signal.
+    """
+    received = 0
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if received > 1:
+            kill_tree(grace_s=0.0, deadline_s=3.0)
+            os._exit(128 + signum)
+        callback(signal.Signals(signum))
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def run_guarded(driver: Callable[[], int], *, run_id: str, grace_s: float = 25.0, kill_s: float = 5.0) -> int:
+    """Fork; the child runs `driver`, this process stays as its guardian. Returns the exit code to leave with.
+
+    However the driver ends (return, exception, kill -9), everything else that the run started is ended within about
+    `kill_s` and swept. The first SIGINT, SIGTERM or SIGHUP is passed on and gives the driver `grace_s`; the second ends
+    it at once. When the guardian itself is killed, the driver gets SIGTERM. A driver that a signal ended counts as
+    128 + signal. Must be called before any thread is started. The child leaves by os._exit, so that no atexit hook of a
+    library can hold the run up.
+    """
+    assert threading.active_count() == 1, "run_guarded forks: call it before any thread is started"
+    os.environ[RUN_ID_VARIABLE] = run_id
+    become_subreaper()
+    guardian = os.getpid()
+    watched = {signal.SIGCHLD, *_GUARDED_SIGNALS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _run_driver(driver, guardian)
+    try:
+        code = _guard(pid, watched, grace_s)
+        if sys.stdout.isatty():
+            print(SHOW_CURSOR, end="", flush=True)
+        left = kill_run(run_id, grace_s=kill_s / 2, deadline_s=kill_s)
+        for process in left:
+            print(f"could not end process {process.pid}: {process}", file=sys.stderr)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return code
+
+
+def _run_driver(driver: Callable[[], int], guardian: int) -> None:
+    code = 1
+    try:
+        die_with_parent(signal.SIGTERM)
+        if os.getppid() != guardian:
+            os._exit(128 + signal.SIGTERM)
+        # An own group: the terminal's Ctrl-C reaches the guardian alone, so the driver gets it once and its children,
+        # which it ends in order, don't get it at all. Background groups may still write to the terminal.
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        become_subreaper()
+        code = driver()
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _guard(driver: int, watched: set[signal.Signals], grace_s: float) -> int:
+    """Wait for the driver; reap whoever else is adopted meanwhile."""
+    give_up_at: float | None = None
+    while True:
+        info = signal.sigtimedwait(watched, 1.0)
+        if (code := _exit_code(driver)) is not None:
+            return code
+        if info is not None and info.si_signo in _GUARDED_SIGNALS:
+            first = give_up_at is None
+            give_up_at = time.monotonic() + grace_s if first else time.monotonic()
+            if first:
+                os.kill(driver, signal.SIGINT if info.si_signo == signal.SIGINT else signal.SIGTERM)
+        if give_up_at is not None and time.monotonic() >= give_up_at:
+            os.kill(driver, signal.SIGKILL)
+
+
+def _exit_code(driver: int) -> int | None:
+    """None while the driver lives. Collects every other ended child on the way."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return None
+        if pid == driver:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
