@@ -1,0 +1,233 @@
+"""How gathered weights travel from trainer rank 0 to the inference engines: the sender's half and the wire format.
+
+A *bucket* is a list of full tensors under Hugging Face checkpoint names. A sender turns it into a small picklable
+description, and the description is the argument of `Inference.load_bucket`. On one host without GPUs the bytes lie in
+shared memory (`ShmSender`), between GPUs they go through NCCL (`rollout.transfer_nccl`). Importing this module needs
+torch but never vllm: the trainer's processes use it.
+
+The shared memory is an anonymous file (memfd) that receivers open through the sender's /proc entry. It has no name in
+/dev/shm, so there is nothing to unlink or to sweep: the kernel frees it with the last process that holds it, after
+kill -9 as well.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rollout.config import WeightSyncConfig
+
+_ALIGNMENT = 64
+_HEADER = struct.Struct("<QQ")
+_SLOTS = 2
+
+Device = Literal["cpu", "cuda"]
+Transport = Literal["shm", "nccl"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSpec:
+    """One full tensor of the manifest: its checkpoint name, torch dtype name (`float32`) and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * torch_dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShmBucket:
+    """Where a bucket lies: file descriptor `fd` of process `pid`, which holds `size` bytes.
+
+    The file starts with (`nonce`, `sequence`), so a reader notices a recycled process id, and a segment that the
+    sender has reused too early. `offsets[i]` is where the bytes of `tensors[i]` begin.
+    """
+
+    pid: int
+    fd: int
+    nonce: int
+    sequence: int
+    size: int
+    tensors: tuple[WeightSpec, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NcclBucket:
+    """A bucket that trainer rank 0 broadcasts now. `rendezvous` lets an engine join the group on its first bucket."""
+
+    rendezvous: NcclRendezvous
+    sequence: int
+    tensors: tuple[WeightSpec, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NcclRendezvous:
+    """The sender is rank 0; worker w of replica r is rank 1 + r * tensor_parallel + w."""
+
+    address: str
+    port: int
+    replicas: int
+    tensor_parallel: int
+    buffer_bytes: int
+
+    @property
+    def world_size(self) -> int:
+        return 1 + self.replicas * self.tensor_parallel
+
+
+Bucket = ShmBucket | NcclBucket
+
+
+class Sender(Protocol):
+    """Rank 0's end of a transport. At most two buckets are alive: send(k+2) needs bucket k loaded everywhere."""
+
+    def send(self, bucket: Sequence[tuple[str, Tensor]]) -> Bucket: ...
+
+    def close(self) -> None: ...
+
+
+def resolve_transport(sync: WeightSyncConfig, device: Device) -> Transport:
+    """`auto` is nccl where the engines have GPUs and shm where they have none."""
+    if sync.transport == "auto":
+        return "nccl" if device == "cuda" else "shm"
+    if sync.transport == "nccl" and device == "cpu":
+        raise ValueError("weight_sync.transport=nccl needs GPUs and this run has none: use auto or shm")
+    return sync.transport
+
+
+def make_sender(
+    sync: WeightSyncConfig, run_id: str, device: Device, replicas: int = 1, tensor_parallel: int = 1
+) -> Sender:
+    """The sender of trainer rank 0. `replicas` and `tensor_parallel` describe the engines (nccl's group size)."""
+    if resolve_transport(sync, device) == "shm":
+        return ShmSender(run_id)
+    from rollout.transfer_nccl import NcclSender
+
+    return NcclSender(sync, replicas=replicas, tensor_parallel=tensor_parallel)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    dtype = vars(torch).get(name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name!r} is not a torch dtype name such as 'float32' or 'bfloat16'")
+    return dtype
+
+
+def describe(name: str, tensor: Tensor) -> WeightSpec:
+    return WeightSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))
+
+
+class ShmSender:
+    """Writes buckets to two alternating anonymous shared-memory files, each as large as the largest bucket so far."""
+
+    def __init__(self, run_id: str) -> None:
+        self._fds = [os.memfd_create(f"sluice-{run_id}-{slot}") for slot in range(_SLOTS)]
+        self._nonce = secrets.randbits(64)
+        self._sequence = 0
+
+    def send(self, bucket: Sequence[tuple[str, Tensor]]) -> ShmBucket:
+        """Copy the tensors (any device) into the next segment.
+
+        Raises:
+            RuntimeError: after close().
+        """
+        if not self._fds:
+            raise RuntimeError("this sender is closed: make a new one")
+        specs = tuple(describe(name, tensor) for name, tensor in bucket)
+        offsets, end = [], _aligned(_HEADER.size)
+        for spec in specs:
+            offsets.append(end)
+            end = _aligned(end + spec.nbytes)
+        fd = self._fds[self._sequence % _SLOTS]
+        os.ftruncate(fd, end)
+        with mmap.mmap(fd, end) as segment:
+            # The header is last: a reader that sees the new sequence number also sees its bytes.
+            for (_, tensor), spec, offset in zip(bucket, specs, offsets, strict=True):
+                _view(segment, spec, offset).copy_(tensor.detach())
+            segment[: _HEADER.size] = _HEADER.pack(self._nonce, self._sequence)
+        sent = ShmBucket(
+            pid=os.getpid(),
+            fd=fd,
+            nonce=self._nonce,
+            sequence=self._sequence,
+            size=end,
+            tensors=specs,
+            offsets=tuple(offsets),
+        )
+        self._sequence += 1
+        return sent
+
+    def close(self) -> None:
+        """Free the memory. Idempotent."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def read_bucket(bucket: ShmBucket) -> list[tuple[str, Tensor]]:
+    """Copies of the bucket's tensors, on CPU.
+
+    Copies, because vLLM buffers what it was given until a layer is complete, longer than the segment stays unchanged.
+
+    Raises:
+        RuntimeError: the sender has exited, or has overwritten the bucket.
+    """
+    path = f"/proc/{bucket.pid}/fd/{bucket.fd}"
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise RuntimeError(f"weight bucket {bucket.sequence}: its sender (pid {bucket.pid}) is gone: {error}") from error
+    try:
+        if os.fstat(fd).st_size < bucket.size:
+            raise RuntimeError(f"weight bucket {bucket.sequence}: {path} is another file: its sender is gone")
+        with mmap.mmap(fd, bucket.size) as segment:
+            _check_header(segment, bucket)
+            tensors = [
+                (spec.name, _view(segment, spec, offset).clone())
+                for spec, offset in zip(bucket.tensors, bucket.offsets, strict=True)
+            ]
+            _check_header(segment, bucket)
+    finally:
+        os.close(fd)
+    return tensors
+
+
+def _check_header(segment: mmap.mmap, bucket: ShmBucket) -> None:
+    found = _HEADER.unpack(segment[: _HEADER.size])
+    if found != (bucket.nonce, bucket.sequence):
+        raise RuntimeError(
+            f"weight bucket {bucket.sequence} was overwritten (its segment holds bucket {found[1]}): "
+            "a sender may be two buckets ahead at most"
+        )
+
+
+def _view(segment: mmap.mmap, spec: WeightSpec, offset: int) -> Tensor:
+    dtype = torch_dtype(spec.dtype)
+    count = prod(spec.shape)
+    if count == 0:
+        return torch.empty(spec.shape, dtype=dtype)
+    return torch.frombuffer(segment, dtype=dtype, count=count, offset=offset).reshape(spec.shape)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
