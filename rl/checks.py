@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.config import Recipe
+from rl.deepspeed_config import refuse_owned
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +53,6 @@ ENGINE_KEYS = {
 }
 """vLLM arguments that inference.engine_args may not hold: another key owns them or the trainer cannot mirror them."""
 
-DEEPSPEED_KEYS = {
-    "train_batch_size": "batches are packed by trainer.token_budget; the size follows from the recipe",
-    "train_micro_batch_size_per_gpu": "batches are packed by trainer.token_budget",
-    "gradient_accumulation_steps": "it follows from trainer.token_budget and differs from step to step",
-    "gradient_clipping": "use trainer.optimizer.clip_norm",
-    "expert_parallel": "use trainer.expert_parallel",
-    "fp16": "use model.dtype (float32 or bfloat16)",
-    "bf16": "use model.dtype (float32 or bfloat16)",
-    "scheduler": "use trainer.optimizer.warmup_steps",
-    "tensor_parallel": "expert parallelism with ZeRO-3 does not combine with it",
-    "sequence_parallel_size": "expert parallelism with ZeRO-3 does not combine with it",
-}
-"""Top-level DeepSpeed keys that trainer.deepspeed may not hold."""
-
 
 def problems(recipe: Recipe) -> list[Problem]:
     """Every cross-field problem of a recipe whose single values are already valid."""
@@ -85,7 +72,8 @@ def _sampling(recipe: Recipe) -> Iterator[Problem]:
     if sampling.top_p != 1:
         yield Problem(
             "rollout.sampling.top_p",
-            f"rollout.sampling.top_p={sampling.top_p} cuts the distribution in a way the trainer cannot mirror; use 1.0",
+            f"rollout.sampling.top_p={sampling.top_p} cuts the distribution in a way the trainer cannot mirror; "
+            "use 1.0 (off)",
         )
     if sampling.top_k != 0:
         yield Problem(
@@ -122,24 +110,28 @@ def _parallelism(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _device(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.run.device != "cpu":
-        return
+    if recipe.run.device == "cpu":
+        yield from cpu_problems(recipe)
+
+
+def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What keeps a recipe from running on CPU; rl.plan asks too, when `auto` turns out to mean cpu."""
     if recipe.model.dtype != "float32":
         yield Problem(
             "model.dtype",
-            f"model.dtype={recipe.model.dtype} with run.device=cpu: engine and trainer agree on CPUs in float32 only; "
+            f"model.dtype={recipe.model.dtype} on CPU: engine and trainer agree on CPUs in float32 only; "
             "use model.dtype=float32",
         )
     if recipe.inference.tensor_parallel != 1:
         yield Problem(
             "inference.tensor_parallel",
-            f"inference.tensor_parallel={recipe.inference.tensor_parallel} with run.device=cpu: an engine is one "
+            f"inference.tensor_parallel={recipe.inference.tensor_parallel} on CPU: an engine is one "
             "process there; use inference.tensor_parallel=1 and more inference.replicas",
         )
     if recipe.weight_sync.transport == "nccl":
         yield Problem(
             "weight_sync.transport",
-            "weight_sync.transport=nccl needs GPUs, and run.device=cpu; use weight_sync.transport=auto",
+            "weight_sync.transport=nccl needs GPUs; on CPU use weight_sync.transport=auto",
         )
 
 
@@ -147,19 +139,11 @@ def _passed_through(recipe: Recipe) -> Iterator[Problem]:
     for key, reason in ENGINE_KEYS.items():
         if key in recipe.inference.engine_args:
             value = recipe.inference.engine_args[key]
-            yield Problem(
-                f"inference.engine_args.{key}", f"inference.engine_args.{key}={value!r} is refused: {reason}"
-            )
-    for key, reason in DEEPSPEED_KEYS.items():
-        if key in recipe.trainer.deepspeed:
-            yield Problem(f"trainer.deepspeed.{key}", f"trainer.deepspeed.{key} is refused: {reason}")
-    zero = recipe.trainer.deepspeed.get("zero_optimization", {})
-    if isinstance(zero, dict) and zero.get("stage", 3) != 3:
-        yield Problem(
-            "trainer.deepspeed.zero_optimization",
-            f"trainer.deepspeed.zero_optimization.stage={zero['stage']} is refused: weights are gathered and "
-            "checkpointed for stage 3; leave it out",
-        )
+            yield Problem(f"inference.engine_args.{key}", f"inference.engine_args.{key}={value!r} is refused: {reason}")
+    try:
+        refuse_owned(recipe.trainer.deepspeed)
+    except ValueError as error:
+        yield Problem("trainer.deepspeed", str(error))
 
 
 def _resume(recipe: Recipe) -> Iterator[Problem]:

@@ -123,7 +123,7 @@ def _apply(override: str, data: dict[str, Any], origins: dict[Path, str]) -> lis
             origins[path[: depth + 1]] = label
         target = _child(target, part)
         if not isinstance(target, dict | list):
-            return [f"{label}: {_dotted(path[: depth + 1])} is not there to be changed: the recipe has {target!r}"]
+            return [f"{label}: {_dotted(path[: depth + 1])} is not there to be changed"]
     if isinstance(target, list) and not (isinstance(path[-1], int) and path[-1] < len(target)):
         return [f"{label}: {_dotted(path[:-1])} has {len(target)} entries, counted from 0"]
     target[path[-1]] = _expand_shorthands({path[-1]: value}, path[:-1])[path[-1]]

@@ -1,0 +1,112 @@
+"""The verbs behind launch.sh: parse, decide, hand over. Nothing heavy is imported before a verb needs it.
+
+The help page is rl/help.txt, which launch.sh prints without starting Python. Exit codes: 0 done, 1 the run or a check
+failed, 2 nothing was started (bad recipe or usage, missing hardware).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rl.config import Recipe
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NOTHING_STARTED = 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb and return the exit code. `argv` is what follows `./launch.sh`."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(Path(__file__).with_name("help.txt").read_text(encoding="utf-8"), end="")
+        return 0
+    if argv[0] in _VERBS:
+        return _VERBS[argv[0]](argv[1:])
+    if not Path(argv[0]).is_file():
+        return _refuse(f"no recipe file and no verb is called {argv[0]!r}; ./launch.sh --help lists the verbs")
+    return _train(argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    recipe = _load(argv)
+    if recipe is None:
+        return NOTHING_STARTED
+    # An existing cluster's devices are only known once connected to it; rl.run asks the same question there.
+    if recipe.run.ray_address is None:
+        from rl.plan import missing_hardware
+        from rl.preflight import cpu_count, gpu_names
+
+        if missing := missing_hardware(recipe, cpus=cpu_count(), gpus=len(gpu_names())):
+            return _refuse("\n".join(missing))
+    from rl.run import run
+
+    return run(recipe, argv[0])
+
+
+def _plan(argv: Sequence[str]) -> int:
+    if not argv:
+        return _refuse("plan needs a recipe: ./launch.sh plan RECIPE [key=value …]")
+    recipe = _load(argv)
+    if recipe is None:
+        return NOTHING_STARTED
+    from rl.plan import describe
+    from rl.preflight import cpu_count, gpu_names
+
+    print(describe(recipe, cpus=cpu_count(), gpus=len(gpu_names())))
+    return 0
+
+
+def _load(argv: Sequence[str]) -> Recipe | None:
+    from rl.recipe import RecipeError, load_recipe
+
+    try:
+        return load_recipe(argv[0], argv[1:])
+    except RecipeError as error:
+        _refuse(str(error))
+        return None
+
+
+def _test(argv: Sequence[str]) -> int:
+    os.chdir(REPOSITORY)
+    # Replaces this process, so that signals and the exit code are pytest's own.
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *argv])
+
+
+def _check(argv: Sequence[str]) -> int:
+    from rl.tooling import check
+
+    return check() if not argv else _refuse(f"check takes no arguments, got {list(argv)}")
+
+
+def _lock(argv: Sequence[str]) -> int:
+    from rl.tooling import lock
+
+    return lock() if not argv else _refuse(f"lock takes no arguments, got {list(argv)}")
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    from rl.preflight import doctor
+
+    return doctor() if not argv else _refuse(f"doctor takes no arguments, got {list(argv)}")
+
+
+def _refuse(message: str) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return NOTHING_STARTED
+
+
+_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "plan": _plan,
+    "test": _test,
+    "check": _check,
+    "lock": _lock,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""What this machine has: CPUs, GPUs, disk, bubblewrap, installed packages against the lock. Starts nothing that stays.
+
+Standard library only: `doctor` must answer on a machine where nothing is installed yet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SUPPORTED_PYTHONS = ((3, 11), (3, 12))
+ENVIRONMENT_GB = 8
+"""Disk that building the environment needs; launch.sh asks for the same."""
+PROBE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `doctor`: what was looked at, whether it is fine, and what was seen or is to be done."""
+
+    name: str
+    fine: bool
+    text: str
+
+
+def cpu_count() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs a process started here would see, as nvidia-smi names them; obeys CUDA_VISIBLE_DEVICES."""
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=PROBE_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    names = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return names
+    return names[: len([device for device in visible.split(",") if device.strip() not in ("", "-1")])]
+
+
+def bubblewrap_error() -> str | None:
+    """None when bubblewrap can isolate a process here, else why not."""
+    command = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "true"]
+    try:
+        probe = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S)
+    except FileNotFoundError:
+        return "bwrap is not on PATH; install the bubblewrap package"
+    except subprocess.TimeoutExpired:
+        return f"`{' '.join(command)}` did not end within {PROBE_S:.0f} s"
+    return None if probe.returncode == 0 else probe.stderr.strip() or f"exit code {probe.returncode}"
+
+
+def lock_differences(lock: Path) -> list[str]:
+    """Packages whose installed version is not the pinned one, as `name: installed, pinned`."""
+    different = []
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        pin = re.match(r"([A-Za-z0-9._-]+)==(\S+)", line)
+        if pin is None:
+            continue
+        name, pinned = pin.groups()
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed != pinned:
+            different.append(f"{name}: {installed}, pinned {pinned}")
+    return different
+
+
+def doctor() -> int:
+    """Print every finding; returns 1 when one of them would stop a run."""
+    findings = list(_findings())
+    for finding in findings:
+        print(f"{'ok  ' if finding.fine else 'FAIL'}  {finding.name:<12} {finding.text}")
+    return 0 if all(finding.fine for finding in findings) else 1
+
+
+def _findings() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    supported = sys.version_info[:2] in SUPPORTED_PYTHONS
+    yield Finding("python", supported, f"{version} at {sys.executable}" + ("" if supported else "; needs 3.11 or 3.12"))
+    gpus = gpu_names()
+    lock = REPOSITORY / "locks" / ("gpu.txt" if gpus else "cpu.txt")
+    yield _packages(lock)
+    yield Finding("cpus", True, str(cpu_count()))
+    yield Finding("gpus", True, ", ".join(gpus) or "none; recipes run on CPU here")
+    yield _disk(built=(REPOSITORY / ".venv" / ".lock-hash").exists() or sys.prefix != sys.base_prefix)
+    error = bubblewrap_error()
+    yield Finding("bubblewrap", error is None, error or "isolates")
+    git = shutil.which("git")
+    yield Finding("git", git is not None, git or "missing; install it, e.g. apt-get install git")
+
+
+def _packages(lock: Path) -> Finding:
+    different = lock_differences(lock)
+    name = lock.relative_to(REPOSITORY)
+    if not different:
+        return Finding("packages", True, f"exactly those of {name}")
+    shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
+    return Finding("packages", False, f"differ from {name}: {shown}. Any run of launch.sh builds .venv from it")
+
+
+def _disk(*, built: bool) -> Finding:
+    free = shutil.disk_usage(REPOSITORY).free / 1e9
+    needed = 0 if built else ENVIRONMENT_GB
+    return Finding(
+        "disk", free >= needed, f"{free:.0f} GB free in {REPOSITORY}" + (f", {needed} needed" if needed else "")
+    )
