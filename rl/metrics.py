@@ -62,6 +62,7 @@ _METRICS = (
     Metric("rollout/truncated_share", "share", "Trajectories cut by a turn, token or time limit."),
     Metric("rollout/malformed_share", "share", "Trajectories that ended with a tool call that can't be parsed."),
     Metric("rollout/groups_zero_variance", "share", "Groups whose rewards are all equal: they teach GRPO nothing."),
+    Metric("rollout/groups_unusable", "share", "Groups that infrastructure failures left nothing to compare in."),
     Metric("rollout/dropped_stale", "count", "Groups dropped in the step because they were older than the bound."),
     Metric("tools/calls_mean", "count", "Mean number of tool calls of a trajectory."),
     Metric("tools/error_share", "share", "Tool calls that returned an error to the model."),
