@@ -1,0 +1,95 @@
+"""The bubblewrap command line: which namespaces, binds and user an execution gets. No process is started but the probe.
+
+Two forms, because RLIMIT_NPROC never binds the machine's uid 0, not even when a user namespace shows it as another uid:
+- as root: bubblewrap sets up the mounts with root's power, setpriv becomes uid 65534, unshare enters a user namespace
+  in which no id is mapped. There are no capabilities in it and no further user namespace can be made from it.
+- as an ordinary user: bubblewrap makes the user namespace itself.
+Either way the runner becomes pid 1 (`--as-pid-1`), so the end of the runner is the end of the tree.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+NOBODY = "65534"
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
+FIX = "install it with `apt-get install bubblewrap`, or write `sandbox: unsafe-none` in the recipe to run without isolation"
+
+
+def interpreter() -> str:
+    """The base interpreter: a virtual environment's own python would need its site directory."""
+    return str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
+
+
+def command(*, work_bytes: int, info_fd: int | None = None) -> list[str]:
+    """The prefix of an isolated command. `work_bytes`: size of the tmpfs at /tmp, and of the one at /dev/shm.
+
+    Raises FileNotFoundError without bubblewrap.
+    """
+    program = shutil.which("bwrap")
+    if program is None:
+        raise FileNotFoundError("bwrap is not on PATH")
+    as_root = os.geteuid() == 0
+    prefix = [program, "--die-with-parent", "--new-session", "--as-pid-1"]
+    prefix += _root_namespaces() if as_root else ["--unshare-all", "--uid", NOBODY, "--gid", NOBODY]
+    prefix += [*_system_binds(), "--proc", "/proc", "--dev", "/dev"]
+    prefix += ["--perms", "1777", "--size", str(work_bytes), "--tmpfs", "/dev/shm"]
+    prefix += ["--perms", "1777", "--size", str(work_bytes), "--tmpfs", "/tmp"]
+    prefix += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--clearenv"]
+    for name, value in ENVIRONMENT.items():
+        prefix += ["--setenv", name, value]
+    if info_fd is not None:
+        prefix += ["--info-fd", str(info_fd)]
+    return prefix + ["--"] + (_drop_root() if as_root else [])
+
+
+def probe() -> None:
+    """Start one isolated process. Raises ValueError saying what is missing and the fix."""
+    try:
+        trial = subprocess.run(
+            [*command(work_bytes=1 << 20), interpreter(), "-I", "-S", "-c", ""],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise ValueError(f"sandbox: bubblewrap is not installed; {FIX}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"sandbox: bubblewrap does not start: {error}; {FIX}") from error
+    if trial.returncode != 0:
+        said = trial.stderr.decode(errors="replace").strip() or f"exit code {trial.returncode}"
+        raise ValueError(
+            f"sandbox: bubblewrap cannot make an isolated process here: {said}; it needs bubblewrap >= 0.8 and the "
+            f"right to create namespaces (in a container: user namespaces or CAP_SYS_ADMIN); {FIX}"
+        )
+
+
+def _root_namespaces() -> list[str]:
+    spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    return [*spaces, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+
+
+def _drop_root() -> list[str]:
+    # A change of uid clears the parent-death signal that --die-with-parent set, hence --pdeathsig.
+    drop = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--pdeathsig", "SIGKILL"]
+    return [*drop, "unshare", "--user"]
+
+
+def _system_binds() -> list[str]:
+    binds = ["--ro-bind", "/usr", "/usr"]
+    for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        path = Path(name)
+        if path.is_symlink():
+            binds += ["--symlink", os.readlink(path), name]
+        elif path.is_dir():
+            binds += ["--ro-bind", name, name]
+    prefix = Path(sys.base_prefix)
+    if not prefix.is_relative_to("/usr"):
+        # bubblewrap makes missing parents with mode 0700, which uid 65534 could not enter.
+        for parent in reversed(prefix.parents[:-1]):
+            binds += ["--perms", "0755", "--dir", str(parent)]
+        binds += ["--ro-bind", str(prefix), str(prefix)]
+    site = prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    return binds + (["--tmpfs", str(site), "--remount-ro", str(site)] if site.is_dir() else [])

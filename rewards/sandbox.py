@@ -1,0 +1,246 @@
+"""Run untrusted Python: one process tree per execution, isolated by bubblewrap, limited, killed and reaped whole.
+
+What holds: new user, pid, net, ipc and mount namespaces, no network device but loopback, a read-only system, a tmpfs
+work directory, a scrubbed environment; limits on wall time, CPU, memory, processes, file size and output.
+What it does not cover: bugs of the kernel (there is no seccomp filter, no virtual machine); side channels; the CPU limit
+is per process, so the tree may use `processes` times as much within the wall time; the memory of the whole tree is
+looked at every 50 ms, so a burst may overshoot it between two looks; files under /usr are readable; and the exit code,
+output and outcome are under the control of the code that ran: they are what it says, never a verdict on it.
+`kind: unsafe-none` has none of the isolation: resource limits and a process-group kill only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import signal
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rewards import bubblewrap
+from rewards.config import SandboxConfig
+
+log = logging.getLogger(__name__)
+
+_CHILD = Path(__file__).with_name("sandbox_child.py").read_text()
+_CHILD_PID = re.compile(rb'"child-pid": *(\d+)')
+_ENDED = re.compile(rb"^ENDED (ok|failed|timeout|memory) (-?\d+)$", re.MULTILINE)
+_STATUS_BYTES = 4096
+_REAP_S = 10.0
+_DRAIN_S = 2.0
+_MIB = 1 << 20
+
+
+class Outcome(StrEnum):
+    """How an execution ended. Everything but INFRASTRUCTURE is the code's own doing."""
+
+    OK = "ok"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_LIMIT = "output_limit"
+    INFRASTRUCTURE = "infrastructure"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What one execution left. `exit_code` is negative for a signal and None where we ended it or it never began."""
+
+    outcome: Outcome
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    wall_s: float
+
+
+class Sandbox:
+    """Executes code under the limits of one config. Belongs to one event loop; raises ValueError where it cannot isolate."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self.config = config
+        self._slots = asyncio.Semaphore(config.concurrency)
+        if config.kind == "bubblewrap":
+            bubblewrap.probe()
+        else:
+            log.warning(
+                "sandbox: unsafe-none: model-written code runs with this user's rights, files and network; "
+                "nothing but resource limits holds it"
+            )
+
+    async def run(self, code: str, *, stdin: str = "") -> Execution:
+        """Execute `code` as a script. Returns when every process of it is gone, also when cancelled. Never raises for
+        what the code does."""
+        async with self._slots:
+            if self.config.kind == "bubblewrap":
+                return await self._execute(code, stdin, "/")
+            with tempfile.TemporaryDirectory(prefix="sluice-unsafe-", ignore_cleanup_errors=True) as work:
+                return await self._execute(code, stdin, work)
+
+    async def _execute(self, code: str, stdin: str, cwd: str) -> Execution:
+        started = time.monotonic()
+        host, guest = socket.socketpair()
+        with host:
+            host.setblocking(False)
+            try:
+                process = await self._spawn(code, stdin, cwd, guest)
+            except OSError as error:
+                return _infrastructure(f"cannot start: {error}", started)
+            finally:
+                guest.close()
+            tree = _Tree(process, host, isolated=self.config.kind == "bubblewrap")
+            return await tree.attend(self.config.wall_s, self.config.output_kb * 1024, started)
+
+    async def _spawn(self, code: str, stdin: str, cwd: str, status: socket.socket) -> asyncio.subprocess.Process:
+        with contextlib.ExitStack() as passed:
+            # surrogatepass: a lone surrogate is the policy's text; the runner's compile() turns it down, not we.
+            code_fd = _sealed_memfd("code", code.encode(errors="surrogatepass"))
+            passed.callback(os.close, code_fd)
+            stdin_fd = _sealed_memfd("stdin", stdin.encode(errors="surrogatepass"))
+            passed.callback(os.close, stdin_fd)
+            # bubblewrap closes the descriptor it writes its information to, hence one of its own.
+            info = passed.enter_context(status.dup())
+            isolated = self.config.kind == "bubblewrap"
+            return await asyncio.create_subprocess_exec(
+                *self._argv(code_fd, status.fileno(), info.fileno()),
+                stdin=stdin_fd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+                pass_fds=(code_fd, status.fileno(), *([info.fileno()] if isolated else [])),
+                start_new_session=True, cwd=cwd, env=bubblewrap.ENVIRONMENT,
+            )  # fmt: skip
+
+    def _argv(self, code_fd: int, status_fd: int, info_fd: int) -> list[str]:
+        limits = self.config
+        isolated = limits.kind == "bubblewrap"
+        memory = limits.memory_mb * _MIB
+        prefix = bubblewrap.command(work_bytes=memory, info_fd=info_fd) if isolated else []
+        # Without a namespace RLIMIT_NPROC would count every process of this user, so it is left alone there.
+        numbers = (code_fd, status_fd, limits.cpu_s, memory, limits.processes if isolated else 0, limits.file_mb * _MIB)
+        python = [bubblewrap.interpreter(), "-I", "-S", "-X", "utf8", "-c", _CHILD]
+        return [*prefix, *python, *map(str, numbers)]
+
+
+class _Tree:
+    """One running execution: reads what it says, and ends all of it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, status: socket.socket, *, isolated: bool) -> None:
+        self._process = process
+        self._status_socket = status
+        self._isolated = isolated
+        self._status = b""
+        # Signals go through pidfds: Process.kill() would reap behind the back of asyncio's child watcher.
+        self._pidfds: list[int] = []
+        self._open_pidfd(process.pid)
+        self._output_exceeded = asyncio.Event()
+        self._room = 0
+
+    async def attend(self, wall_s: float, output_bytes: int, started: float) -> Execution:
+        """Wait for the end, the deadline, too much output or a cancellation; then kill, reap and say what happened."""
+        self._room = output_bytes
+        assert self._process.stdout is not None and self._process.stderr is not None
+        ended = asyncio.create_task(self._read_status())
+        flooded = asyncio.create_task(self._output_exceeded.wait())
+        readers = [asyncio.create_task(self._read_output(s)) for s in (self._process.stdout, self._process.stderr)]
+        in_time = False
+        try:
+            done, _ = await asyncio.wait(
+                {ended, flooded}, timeout=wall_s - (time.monotonic() - started), return_when=asyncio.FIRST_COMPLETED
+            )
+            in_time = bool(done)
+        finally:
+            self._kill()
+            reaped = await self._reap(ended, readers)
+            flooded.cancel()
+            for pidfd in self._pidfds:
+                os.close(pidfd)
+        stdout, stderr = (r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers)
+        if not reaped or b"READY\n" not in self._status:
+            return _infrastructure(stderr.strip() or "the sandbox did not start in time", started)
+        outcome, exit_code = self._classify(in_time)
+        return Execution(
+            outcome=outcome, stdout=stdout, stderr=stderr, exit_code=exit_code, wall_s=time.monotonic() - started
+        )
+
+    def _classify(self, in_time: bool) -> tuple[Outcome, int | None]:
+        if self._output_exceeded.is_set():
+            return Outcome.OUTPUT_LIMIT, None
+        if not in_time:
+            return Outcome.TIMEOUT, None
+        report = _ENDED.search(self._status)
+        if report is None:
+            # The code brought down its own runner. That is possible, and its own doing.
+            return Outcome.FAILED, None
+        return Outcome(report[1].decode()), int(report[2])
+
+    async def _read_status(self) -> None:
+        """Collect what bubblewrap and the runner say, until the runner says the end or nobody is left to say it."""
+        loop = asyncio.get_running_loop()
+        while len(self._status) < _STATUS_BYTES:
+            chunk = await loop.sock_recv(self._status_socket, _STATUS_BYTES)
+            if not chunk:
+                return
+            self._status += chunk
+            if len(self._pidfds) == 1 and (found := _CHILD_PID.search(self._status)):
+                self._open_pidfd(int(found[1]))
+            if _ENDED.search(self._status):
+                return
+
+    def _open_pidfd(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfds.append(os.pidfd_open(pid))
+
+    async def _read_output(self, stream: asyncio.StreamReader) -> bytes:
+        """Read to the end, keeping what fits in the room that both streams share."""
+        kept: list[bytes] = []
+        while chunk := await stream.read(1 << 16):
+            kept.append(chunk[: self._room])
+            if len(chunk) > self._room:
+                self._output_exceeded.set()
+            self._room = max(self._room - len(chunk), 0)
+        return b"".join(kept)
+
+    def _kill(self) -> None:
+        """Kill pid 1 of the namespace: the kernel then kills the rest before bubblewrap, its parent, can exit.
+
+        Where pid 1 is not known yet, bubblewrap is killed, and takes it along (--die-with-parent).
+        """
+        with contextlib.suppress(ProcessLookupError):
+            if self._isolated and self._pidfds:
+                signal.pidfd_send_signal(self._pidfds[-1], signal.SIGKILL)
+            elif not self._isolated:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _reap(self, ended: asyncio.Task[None], readers: list[asyncio.Task[bytes]]) -> bool:
+        """Wait until the tree is gone. False when the kernel did not let go of it in time."""
+        waiting = asyncio.create_task(self._process.wait())
+        _, pending = await asyncio.wait({waiting, ended, *readers}, timeout=_REAP_S if self._isolated else _DRAIN_S)
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
+        if waiting in pending:
+            log.error("sandbox: process %d did not end after SIGKILL", self._process.pid)
+        return waiting not in pending or not self._isolated
+
+
+def _sealed_memfd(name: str, data: bytes) -> int:
+    """A read-only in-memory file holding `data`: nothing to feed while the child runs, nothing left on a disk."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _infrastructure(text: str, started: float) -> Execution:
+    log.error("sandbox: %s", text)
+    return Execution(
+        outcome=Outcome.INFRASTRUCTURE, stdout="", stderr=text, exit_code=None, wall_s=time.monotonic() - started
+    )

@@ -1,0 +1,116 @@
+"""The runner inside the sandbox: read the code, fork, limit the child, run the code there, report how it ended.
+
+Started by `rewards.sandbox` as `python -I -S -c <this file>`, under bubblewrap as pid 1 of its namespace: when it exits,
+the kernel kills every other process in there. It is not imported by the host and imports only what starts in a few
+milliseconds. It must not be trusted with a verdict: code that runs beside it under the same uid may tamper with it.
+What it cannot be made to do is unsay READY, which is why a run is an infrastructure failure only before that line.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import sys
+from types import ModuleType
+
+TICK_MS = 50
+MEMORY_EXIT = 86
+PAGE = resource.getpagesize()
+
+
+def read_all(fd: int) -> bytes:
+    chunks = []
+    while chunk := os.pread(fd, 1 << 20, sum(map(len, chunks))):
+        chunks.append(chunk)
+    os.close(fd)
+    return b"".join(chunks)
+
+
+def set_limits(cpu_s: int, memory: int, processes: int, file_bytes: int) -> None:
+    """Limits of the untrusted process and what it starts. `processes` 0 leaves that limit alone."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    if processes:
+        # One more than allowed, because pid 1 (this runner) counts too.
+        resource.setrlimit(resource.RLIMIT_NPROC, (processes + 1, processes + 1))
+
+
+def run_code(source: bytes) -> None:
+    """Run the untrusted code as `__main__`. Returns or raises SystemExit; the interpreter then shuts down normally."""
+    main = ModuleType("__main__")
+    sys.modules["__main__"] = main
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        exec(compile(source, "<code>", "exec"), main.__dict__)
+    except MemoryError as error:
+        sys.excepthook(MemoryError, error, None)
+        sys.exit(MEMORY_EXIT)
+    except Exception as error:
+        own_frame = error.__traceback__
+        sys.excepthook(type(error), error.with_traceback(own_frame and own_frame.tb_next), None)
+        sys.exit(1)
+
+
+def tree_memory() -> int:
+    """Anonymous resident bytes of every process in this namespace but this one. Copy-on-write pages count per process."""
+    total = 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                with open(f"/proc/{entry}/statm") as statm:
+                    _, resident, shared = map(int, statm.read().split()[:3])
+            except OSError:
+                continue
+            total += max(resident - shared, 0) * PAGE
+    return total
+
+
+def supervise(child: int, status: int, cpu_s: int, memory: int) -> tuple[str, int]:
+    """Wait for the child. Returns its outcome and exit code (negative: the signal that ended it)."""
+    watched = select.poll()
+    watched.register(os.pidfd_open(child), select.POLLIN)
+    watched.register(status, select.POLLHUP)
+    while True:
+        if any(fd == status for fd, _ in watched.poll(TICK_MS)):
+            os._exit(1)  # the host is gone: nobody else would stop this tree
+        while True:
+            try:
+                pid, raw, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                pid = 0
+            if pid == child:
+                return classify(os.waitstatus_to_exitcode(raw), usage.ru_utime + usage.ru_stime >= cpu_s)
+            if pid == 0:
+                break
+        if os.getpid() == 1 and tree_memory() > memory:
+            return "memory", MEMORY_EXIT
+
+
+def classify(code: int, cpu_spent: bool) -> tuple[str, int]:
+    if code == -24 or (code == -9 and cpu_spent):  # SIGXCPU, or SIGKILL for code that ignored it
+        return "timeout", code
+    if code in (-9, MEMORY_EXIT):  # -9 without our doing: the kernel ran out of memory
+        return "memory", code
+    return ("ok" if code == 0 else "failed"), code
+
+
+def main() -> None:
+    code_fd, status, cpu_s, memory, processes, file_bytes = map(int, sys.argv[1:])
+    source = read_all(code_fd)
+    os.write(status, b"READY\n")
+    child = os.fork()
+    if child == 0:
+        os.close(status)
+        set_limits(cpu_s, memory, processes, file_bytes)
+        run_code(source)
+        return
+    outcome, code = supervise(child, status, cpu_s, memory)
+    os.write(status, f"ENDED {outcome} {code}\n".encode())
+    os._exit(0)
+
+
+main()

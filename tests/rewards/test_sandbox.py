@@ -1,0 +1,369 @@
+"""The sandbox holds: what untrusted code tries, what it is told, and what is left of it afterwards. Real bubblewrap."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from rewards import bubblewrap
+from rewards.config import SandboxConfig
+from rewards.sandbox import Execution, Outcome, Sandbox
+
+pytestmark = pytest.mark.timeout(60)
+
+ROOT = Path(__file__).parents[2]
+LIMITS = SandboxConfig(wall_s=20.0, cpu_s=2, memory_mb=96, processes=12, file_mb=1, output_kb=16)
+
+
+sandbox_of = functools.cache(Sandbox)
+
+
+def run(code: str, *, stdin: str = "", config: SandboxConfig = LIMITS) -> Execution:
+    return asyncio.run(sandbox_of(config).run(code, stdin=stdin))
+
+
+def processes_naming(marker: str) -> list[int]:
+    """Host processes whose command line or environment mentions the marker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                seen = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if marker.encode() in seen:
+                found.append(int(entry.name))
+    return found
+
+
+def respawn_with(marker: str) -> str:
+    """Code of a daemon that double-forks, leaves its session, drops its pipes, and sleeps under a recognisable name."""
+    return f"""
+import os, sys
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for fd in (0, 1, 2):
+            os.close(fd)
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)", "{marker}"])
+    os._exit(0)
+os.wait()
+import time
+while not any("{marker}" in open(f"/proc/{{p}}/cmdline").read() for p in os.listdir("/proc") if p.isdigit() and p != "1"):
+    time.sleep(0.01)
+"""
+
+
+def test_ok_with_stdin_and_unicode() -> None:
+    result = run("import sys\nprint(input().upper(), file=sys.stderr)\nprint('grüße')", stdin="ça va\n")
+    assert (result.outcome, result.exit_code) == (Outcome.OK, 0)
+    assert (result.stdout, result.stderr) == ("grüße\n", "ÇA VA\n")
+    assert result.wall_s > 0
+
+
+def test_runs_as_main_and_shuts_down_normally() -> None:
+    assert run("import atexit\natexit.register(print, 'bye')\nprint(__name__)").stdout == "__main__\nbye\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("1/0", 1), ("import sys; sys.exit(7)", 7), ("def", 1), ("x = '\ud800'", 1), ("\0", 1)]
+)
+def test_failing_code(code: str, exit_code: int) -> None:
+    result = run(code)
+    assert (result.outcome, result.exit_code) == (Outcome.FAILED, exit_code)
+
+
+def test_a_traceback_shows_the_code_and_not_the_runner() -> None:
+    stderr = run("def f():\n    raise KeyError('k')\nf()").stderr
+    assert 'File "<code>", line 2, in f' in stderr
+    assert "run_code" not in stderr
+
+
+def test_no_network() -> None:
+    code = """
+import os, socket
+names = [name for _, name in socket.if_nameindex()]
+assert names == ["lo"], names
+for family, address in ((socket.AF_INET, ("1.1.1.1", 53)), (socket.AF_INET, ("127.0.0.1", PORT))):
+    s = socket.socket(family); s.settimeout(2)
+    try:
+        s.connect(address)
+    except OSError:
+        continue
+    raise SystemExit(f"reached {address}")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", "import socket; s = socket.create_server(('127.0.0.1', 0)); "
+         "print(s.getsockname()[1], flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as listener:  # fmt: skip
+        assert listener.stdout is not None
+        result = run(code.replace("PORT", listener.stdout.readline().strip()))
+        listener.communicate("\n")
+    assert result.outcome is Outcome.OK, result.stderr
+
+
+def test_the_filesystem_is_hidden_and_read_only() -> None:
+    code = f"""
+import os, sys
+hidden = [{str(ROOT)!r}, "/home", "/etc/passwd", "/root/.ssh", "/var", "/sys", "/run", {sys.prefix!r}]
+assert not [p for p in hidden if os.path.exists(p)], [p for p in hidden if os.path.exists(p)]
+for path in ("/x", "/usr/x", "/dev/x", os.path.join(sys.base_prefix, "x"), "/proc/sys/kernel/hostname"):
+    try:
+        open(path, "w")
+    except OSError:
+        continue
+    raise SystemExit(f"wrote {{path}}")
+open("mine", "w").write("work dir is writable")
+assert os.getcwd() == "/tmp" and os.listdir(".") == ["mine"], os.listdir(".")
+for name in ("pydantic", "pip", "rewards"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(f"imported {{name}}")
+site = [p for p in os.listdir(sys.base_prefix + "/lib/" + f"python{{sys.version_info[0]}}.{{sys.version_info[1]}}")]
+"""
+    result = run(code)
+    assert result.outcome is Outcome.OK, result.stderr
+
+
+def test_executions_do_not_see_each_other() -> None:
+    run("open('/tmp/left', 'w').write('x')")
+    assert run("import os; print(os.listdir('/tmp'))").stdout == "[]\n"
+
+
+def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    seen = run("import os; print(sorted(os.environ)); print(open('/proc/1/environ').read())").stdout
+    assert "secret" not in seen and "WANDB_API_KEY" not in seen
+    assert set(seen.splitlines()[0].strip("[]").replace("'", "").split(", ")) <= {
+        "PATH", "HOME", "LANG", "PWD", "LC_CTYPE", "OLDPWD",
+    }  # fmt: skip
+
+
+def test_no_privileges_and_own_namespaces() -> None:
+    code = """
+import os
+status = open("/proc/self/status").read()
+assert "CapEff:\\t0000000000000000" in status and "CapPrm:\\t0000000000000000" in status, status
+assert "NoNewPrivs:\\t1" in status
+for call in (lambda: os.setuid(0), lambda: os.chroot("/tmp"), lambda: os.kill(1, 9) or os.stat("/proc/1/root/etc")):
+    try:
+        call()
+    except OSError:
+        continue
+    raise SystemExit("allowed")
+print({name: os.readlink(f"/proc/self/ns/{name}") for name in ("user", "pid", "net", "ipc", "mnt")})
+"""
+    result = run(code)
+    assert result.outcome is Outcome.OK, result.stderr
+    ours = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("user", "pid", "net", "ipc", "mnt")}
+    for name, space in ours.items():
+        assert f"'{name}'" in result.stdout and space not in result.stdout
+
+
+def test_fork_bomb_is_held_to_the_process_limit() -> None:
+    code = """
+import os, time
+count = 0
+while count < 500:
+    try:
+        if os.fork() == 0:
+            time.sleep(60); os._exit(0)
+    except BlockingIOError:
+        break
+    count += 1
+print(count)
+"""
+    result = run(code)
+    assert result.outcome is Outcome.OK, result
+    assert int(result.stdout) == LIMITS.processes - 1  # the code's own process is one of them
+
+
+def test_exponential_fork_bomb_ends() -> None:
+    code = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    result = run(code, config=LIMITS.model_copy(update={"wall_s": 1.5, "cpu_s": 60}))
+    assert result.outcome in (Outcome.TIMEOUT, Outcome.MEMORY)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = bytearray(10**9)",
+        "x = []\nwhile True: x.append('y' * 10**6)",
+        # Each under its own limit, together far above it.
+        "import os, time\nfor _ in range(5):\n    if os.fork() == 0: x = b'y' * 40_000_000; time.sleep(30)\ntime.sleep(30)",
+    ],
+)
+def test_memory(code: str) -> None:
+    assert run(code).outcome is Outcome.MEMORY
+
+
+def test_cpu_limit_also_for_code_that_ignores_the_signal() -> None:
+    limits = LIMITS.model_copy(update={"cpu_s": 1})
+    assert run("while True: pass", config=limits).outcome is Outcome.TIMEOUT
+    ignoring = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    assert run(ignoring, config=limits).outcome is Outcome.TIMEOUT
+
+
+def test_wall_limit() -> None:
+    result = run("print('begun')\nimport time; time.sleep(60)", config=LIMITS.model_copy(update={"wall_s": 1.0}))
+    assert (result.outcome, result.exit_code, result.stdout) == (Outcome.TIMEOUT, None, "begun\n")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_flood_is_cut_and_killed(stream: str) -> None:
+    result = run(f"import sys\nwhile True: sys.{stream}.write('x' * 1000)")
+    assert result.outcome is Outcome.OUTPUT_LIMIT
+    assert len(result.stdout) + len(result.stderr) == LIMITS.output_kb * 1024
+
+
+def test_file_size_and_disk() -> None:
+    result = run("open('f', 'wb').write(b'x' * 5_000_000)")
+    assert result.outcome is Outcome.FAILED and "File too large" in result.stderr
+    many = "for i in range(500): open(f'f{i}', 'wb').write(b'x' * 1_000_000)"
+    result = run(many)
+    assert result.outcome is Outcome.FAILED and "No space left" in result.stderr
+
+
+def test_daemons_are_gone_when_run_returns() -> None:
+    marker = uuid.uuid4().hex
+    result = run(respawn_with(marker))
+    assert result.outcome is Outcome.OK, result.stderr
+    assert processes_naming(marker) == []
+
+
+def test_cancellation_kills_the_tree_and_propagates() -> None:
+    marker = uuid.uuid4().hex
+
+    async def cancelled_in_the_middle() -> None:
+        running = asyncio.create_task(Sandbox(LIMITS).run(respawn_with(marker) + "\ntime.sleep(60)"))
+        while not processes_naming(marker):
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert processes_naming(marker) == []
+
+    asyncio.run(cancelled_in_the_middle())
+
+
+def test_a_killed_host_takes_its_sandboxes_with_it() -> None:
+    marker = uuid.uuid4().hex
+    program = (
+        "import asyncio, sys\nfrom rewards.config import SandboxConfig\nfrom rewards.sandbox import Sandbox\n"
+        "asyncio.run(Sandbox(SandboxConfig(wall_s=300)).run(sys.stdin.read()))"
+    )
+    host = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=ROOT, text=True)
+    assert host.stdin is not None
+    host.stdin.write(respawn_with(marker) + "\ntime.sleep(600)")
+    host.stdin.close()
+    while not processes_naming(marker):
+        time.sleep(0.01)
+    host.kill()
+    host.wait()
+    while processes_naming(marker):
+        time.sleep(0.01)
+
+
+def test_code_cannot_pass_itself_off_as_an_infrastructure_failure() -> None:
+    code = """
+import os, signal
+for fd in os.listdir("/proc/1/fd"):
+    try:
+        with open(f"/proc/1/fd/{fd}", "r+b", buffering=0) as f:
+            os.set_blocking(f.fileno(), False)
+            f.read(10_000)
+    except (OSError, ValueError):
+        pass
+for pid in (1, os.getppid()):
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP):
+        try: os.kill(pid, number)
+        except OSError: pass
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+    assert run(code, stdin="x").outcome is Outcome.FAILED
+
+
+def test_failure_to_start_is_infrastructure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def start_after_breaking() -> tuple[Execution, Execution]:
+        sandbox = Sandbox(LIMITS)
+        broken = tmp_path / "bwrap"
+        broken.write_text("#!/bin/sh\necho no namespaces left >&2\nexit 1\n")
+        broken.chmod(0o755)
+        # The environment of the execution is fixed, so the search path that finds bwrap is the host's.
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        refused = await sandbox.run("print(1)")
+        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+        return refused, await sandbox.run("print(1)")
+
+    refused, missing = asyncio.run(start_after_breaking())
+    assert refused.outcome is Outcome.INFRASTRUCTURE and refused.stderr == "no namespaces left"
+    assert missing.outcome is Outcome.INFRASTRUCTURE and "bwrap" in missing.stderr
+
+
+def test_refuses_without_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"apt-get install bubblewrap.*unsafe-none"):
+        Sandbox(LIMITS)
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho Operation not permitted >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(ValueError, match=r"Operation not permitted.*CAP_SYS_ADMIN"):
+        Sandbox(LIMITS)
+
+
+def test_nothing_is_left_behind() -> None:
+    def state() -> tuple[set[str], int]:
+        return set(os.listdir(tempfile.gettempdir())), len(os.listdir("/proc/self/fd"))
+
+    async def several() -> None:
+        sandbox = Sandbox(LIMITS.model_copy(update={"kind": kind}))
+        await asyncio.gather(*(sandbox.run("print(1)") for _ in range(6)))
+
+    for kind in ("bubblewrap", "unsafe-none"):
+        asyncio.run(several())
+        before = state()
+        asyncio.run(several())
+        assert state()[1] == before[1]
+        assert not [name for name in state()[0] - before[0] if name.startswith("sluice")]
+
+
+def test_concurrency_is_bounded() -> None:
+    async def overlapping() -> float:
+        sandbox = Sandbox(LIMITS.model_copy(update={"concurrency": 1}))
+        results = await asyncio.gather(*(sandbox.run("import time; time.sleep(0.2)") for _ in range(3)))
+        assert all(r.outcome is Outcome.OK for r in results)
+        return max(r.wall_s for r in results)
+
+    started = time.monotonic()
+    longest = asyncio.run(overlapping())
+    assert time.monotonic() - started >= 0.6 and longest > 0
+
+
+def test_unsafe_none_says_so_and_still_limits(caplog: pytest.LogCaptureFixture) -> None:
+    unsafe = LIMITS.model_copy(update={"kind": "unsafe-none", "wall_s": 3.0})
+    result = run("import os; print(os.getcwd())", config=unsafe)
+    assert [r.levelname for r in caplog.records if "unsafe-none" in r.message] == ["WARNING"]
+    assert result.outcome is Outcome.OK and not os.path.exists(result.stdout.strip())
+    assert run("x = bytearray(10**9)", config=unsafe).outcome is Outcome.MEMORY
+    assert run("while True: print('x' * 1000)", config=unsafe).outcome is Outcome.OUTPUT_LIMIT
+    child = "import os, time\nprint(os.fork())\ntime.sleep(60)"
+    result = run(child, config=unsafe)
+    assert result.outcome is Outcome.TIMEOUT
+    survivor = Path("/proc") / result.stdout.split()[0] / "stat"
+    assert not survivor.exists() or survivor.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_the_interpreter_is_the_base_one() -> None:
+    assert run("import sys; print(sys.executable)").stdout.strip() == bubblewrap.interpreter()
