@@ -1,0 +1,67 @@
+"""Causal attention over a packed row: segments laid end to end attend only within themselves.
+
+Owns the attention function that every learner model runs, registered with transformers as `PACKED_ATTENTION`. No
+T x T mask is ever built and nothing is padded: each segment is one `is_causal` SDPA call, so the result of a segment
+is bit for bit what it would be alone. Gather-free: queries, keys and values are split as views.
+
+transformers builds a mask only for attention implementations it has a mask function for; we register none, so the
+model's `create_causal_mask` returns None for ours (a test pins that).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+PACKED_ATTENTION = "sluice_packed"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seqlens: tuple[int, ...],
+    scaling: float,
+    dropout: float = 0.0,
+    **_transformers: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one packed row, in the form transformers calls (hence the ignored keywords).
+
+    Args:
+        query: [1, heads, T, D]; key and value: [1, kv_heads, T, D] (grouped-query: heads is a multiple of kv_heads).
+        cu_seqlens: n + 1 boundaries from 0 to T; segment i is cu_seqlens[i]:cu_seqlens[i + 1].
+
+    Returns:
+        ([1, T, heads, D], None).
+
+    Raises:
+        ValueError: a mask, dropout, or more than one row was asked for, or the boundaries do not span T tokens.
+    """
+    tokens = query.shape[2]
+    if attention_mask is not None or dropout != 0.0:
+        raise ValueError("packed attention takes no mask and no dropout; set attention_dropout: 0.0 in config.json")
+    if query.shape[0] != 1 or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens:
+        raise ValueError(f"cu_seqlens {cu_seqlens} does not span one row of {tokens} tokens (query {query.shape})")
+    grouped = query.shape[1] != key.shape[1]
+    outputs = [
+        scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        for start, end in pairwise(cu_seqlens)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,0 +1,90 @@
+"""The policy as the learner runs it: a Hugging Face decoder and a head that returns log-probabilities, not logits.
+
+Owns loading (a local directory or a hub name; random weights from a seed where a directory has a config only) and
+`PolicyModel`, the one module that DeepSpeed wraps. Its parameters keep their Hugging Face names, so weights move
+between engine, checkpoint and inference copy without prefixes. It refuses architectures it does not know how to split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from rl.attention import PACKED_ATTENTION
+from rl.logprobs import ChunkedLMHead
+
+
+def resolve_model(path: str) -> Path:
+    """The local directory of a model: `path` itself, or the cached snapshot of that hub name (downloaded once)."""
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise ValueError(f"model.path {path!r} has no config.json; give a Hugging Face model directory")
+        return directory
+    if path.startswith((".", "/", "~")):
+        raise ValueError(f"model.path {path!r} is not a directory; give an existing one or a Hugging Face name")
+    return Path(snapshot_download(path))
+
+
+def load_model(path: str, dtype: str, seed: int) -> PreTrainedModel:
+    """The causal language model at `path` in `dtype`, with packed attention, in training mode, on the CPU.
+
+    A directory without weights is initialised from `seed`, the same on every rank, leaving the global RNG as it was.
+    """
+    directory = resolve_model(path)
+    torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")):
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION, low_cpu_mem_usage=True
+        )
+    else:
+        config = AutoConfig.from_pretrained(directory)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION)
+    model.config.use_cache = False
+    return model.train()
+
+
+class PolicyModel(nn.Module):
+    """A decoder under its Hugging Face parameter names (`model.*`, `lm_head.weight`), returning log-probabilities."""
+
+    def __init__(self, causal_lm: PreTrainedModel, chunk: int) -> None:
+        super().__init__()
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None or causal_lm.base_model_prefix != "model":
+            raise ValueError(
+                f"{type(causal_lm).__name__} has no plain `model` + `lm_head`; "
+                "supported are decoders of the Llama/Qwen/GLM-4.5 kind"
+            )
+        self.config: PreTrainedConfig = causal_lm.config
+        self.model = causal_lm.base_model
+        self.lm_head = ChunkedLMHead(head, chunk)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: tuple[int, ...],
+        labels: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each label and entropy of each position, both [T] float32.
+
+        Args: input_ids, position_ids, labels: [T] int64; cu_seqlens: segment boundaries of the packed row.
+        """
+        output = self.model(
+            input_ids=input_ids[None],
+            position_ids=position_ids[None],
+            attention_mask=None,
+            use_cache=False,
+            cu_seqlens=cu_seqlens,
+        )
+        logprobs: torch.Tensor
+        entropy: torch.Tensor
+        logprobs, entropy = self.lm_head(output.last_hidden_state[0], labels, temperature)
+        return logprobs, entropy

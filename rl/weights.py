@@ -1,0 +1,147 @@
+"""The engine's weights, streamed under Hugging Face checkpoint names in bounded buckets.
+
+Owns the way from ZeRO-3 partitions and expert shards to the full tensors that an inference engine or a checkpoint
+takes. Never holds the model twice: at most one bucket of full tensors is alive, sized by full element counts (a
+partitioned parameter's own count is a fraction of that). Every rank must walk the buckets, since gathering one is a
+collective; every rank gets the same full tensors.
+
+Inside the engine, AutoEP holds a layer's experts as w1, w2, w3 of [local experts, ...] and the router as
+`mlp.router`; checkpoints hold `mlp.experts.{i}.gate_proj|down_proj|up_proj.weight` and `mlp.gate`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from deepspeed.utils import groups
+from torch import nn
+
+from rollout.types import WeightSpec
+
+__all__ = ["WeightSource", "WeightSpec"]
+
+_EXPERT = re.compile(r"(?P<block>.*\.mlp)\.experts\.(?P<matrix>w[123])")
+_PROJECTION = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_ROUTER = {
+    ".mlp.router.gate.weight": ".mlp.gate.weight",
+    ".mlp.router.e_score_correction_bias": ".mlp.gate.e_score_correction_bias",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What is gathered in one go: a whole tensor under one name, or the local experts `start:stop` of every rank.
+
+    `names` are in the order of the gathered rows: rank by rank of the expert group, then expert by expert.
+    """
+
+    tensor: torch.Tensor
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    experts: slice | None = None
+
+    @property
+    def specs(self) -> list[WeightSpec]:
+        dtype = str(self.tensor.dtype).removeprefix("torch.")
+        return [WeightSpec(name=name, dtype=dtype, shape=self.shape) for name in self.names]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs)
+
+
+class WeightSource:
+    """Streams the weights of a `PolicyModel` that DeepSpeed ZeRO-3 has partitioned."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tensors = _checkpoint_tensors(module)
+
+    def manifest(self) -> list[WeightSpec]:
+        """Name, dtype and full shape of every tensor that `buckets` yields. Local: no communication."""
+        return [spec for tensor in self._tensors for piece in _pieces(*tensor, max_bytes=None) for spec in piece.specs]
+
+    def plan(self, max_bytes: int) -> list[list[WeightSpec]]:
+        """What each bucket of `buckets(max_bytes)` will hold. Local: no communication."""
+        return [[spec for piece in bucket for spec in piece.specs] for bucket in self._plan(max_bytes)]
+
+    def buckets(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """Full tensors, at most `max_bytes` of them at once unless a single one is larger. A collective of all ranks.
+
+        The tensors are valid until the next bucket is asked for and may alias live parameters: read or copy them,
+        never write. Experts of a layer that do not fit a bucket together are gathered a few per rank at a time.
+        """
+        for bucket in self._plan(max_bytes):
+            parameters = [p.tensor for p in bucket if isinstance(p.tensor, nn.Parameter)]
+            with deepspeed.zero.GatheredParameters(parameters), torch.no_grad():
+                full = [pair for piece in bucket for pair in _full_tensors(piece)]
+                yield full
+                full.clear()
+
+    def _plan(self, max_bytes: int) -> list[list[_Piece]]:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes} must be at least 1")
+        plan: list[list[_Piece]] = []
+        room = 0
+        for tensor in self._tensors:
+            for piece in _pieces(*tensor, max_bytes=max_bytes):
+                if not plan or piece.nbytes > room:
+                    plan.append([])
+                    room = max_bytes
+                plan[-1].append(piece)
+                room -= piece.nbytes
+        return plan
+
+
+def _checkpoint_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and persistent buffers, each once; tied ones (and AutoEP's alias of the router) by their first name."""
+    persistent = set(module.state_dict(keep_vars=True))
+    found = dict(module.named_parameters())
+    found.update((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
+    return list(found.items())
+
+
+def _pieces(name: str, tensor: torch.Tensor, max_bytes: int | None) -> list[_Piece]:
+    """Cut one engine tensor into pieces of at most `max_bytes`; only experts can be cut, at expert boundaries."""
+    shape = full_shape(tensor)
+    expert = _EXPERT.fullmatch(name)
+    if expert is None:
+        for engine_name, checkpoint_name in _ROUTER.items():
+            name = name.replace(engine_name, checkpoint_name)
+        return [_Piece(tensor, (name,), shape)]
+    local = shape[0]
+    ranks = groups._get_expert_parallel_world_size(tensor.group_name)  # type: ignore[attr-defined]
+    group_bytes = ranks * tensor.element_size() * torch.Size(shape[1:]).numel()
+    step = local if max_bytes is None else min(local, max(1, max_bytes // group_bytes))
+    pattern = f"{expert['block']}.experts.{{}}.{_PROJECTION[expert['matrix']]}.weight"
+    return [
+        _Piece(
+            tensor,
+            tuple(pattern.format(rank * local + i) for rank in range(ranks) for i in range(start, min(start + step, local))),
+            shape[1:],
+            slice(start, min(start + step, local)),
+        )
+        for start in range(0, local, step)
+    ]
+
+
+def full_shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape before ZeRO-3 partitioned it (`ds_shape`), which for experts still counts this rank's only."""
+    return tuple(tensor.ds_shape) if hasattr(tensor, "ds_shape") else tuple(tensor.shape)
+
+
+def _full_tensors(piece: _Piece) -> list[tuple[str, torch.Tensor]]:
+    """Rename, and for experts gather over the expert group. Inside `GatheredParameters`."""
+    if piece.experts is None:
+        return [(piece.names[0], piece.tensor.detach())]
+    local = piece.tensor.detach()[piece.experts]
+    group = groups._get_expert_parallel_group(piece.tensor.group_name)  # type: ignore[attr-defined]
+    ranks = torch.distributed.get_world_size(group)
+    if ranks > 1:
+        gathered = local.new_empty((ranks * local.shape[0], *local.shape[1:]))
+        torch.distributed.all_gather_into_tensor(gathered, local.contiguous(), group=group)
+        local = gathered
+    return list(zip(piece.names, local.unbind(0), strict=True))
