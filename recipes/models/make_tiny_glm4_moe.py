@@ -1,0 +1,150 @@
+"""Writes recipes/models/tiny-glm4-moe: the quickstart's model config and tokenizer. No weights: they come from a seed.
+
+    python -m recipes.models.make_tiny_glm4_moe [DIRECTORY]
+
+The tokenizer has GLM-4.5's special tokens and a small byte-level BPE, so it can write any text. Its merges are learned
+on what the quickstart's environments show and say, cut at the digits, which stay single: a fixed phrase (GLM-4.5's tool
+preamble, a tool's schema) becomes a few tokens, and what varies is copied digit by digit. Deterministic: a test runs this again and compares bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from rewards.config import SandboxConfig
+from rewards.sandbox import Sandbox
+from rollout.chat import Chat
+from rollout.envs import ENVIRONMENTS
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
+    "<|observation|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink",
+)  # fmt: skip
+VOCABULARY = 1024
+DEMONSTRATIONS = 100
+"""Oracle conversations of every environment that the merges are learned on."""
+
+
+def untrained_tokenizer() -> Tokenizer:
+    """Bytes only. Digits are cut out, nothing else is: merges may span the words of a fixed phrase."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def trained_tokenizer(segments: list[str], size: int) -> Tokenizer:
+    """Merges learned within each segment, then the special tokens. `size` counts the special tokens too."""
+    tokenizer = untrained_tokenizer()
+    trainer = BpeTrainer(
+        vocab_size=size - len(SPECIAL_TOKENS),
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(segments, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def segments() -> list[str]:
+    """Every fixed phrase and every varying word of the environments' conversations, once each, sorted."""
+    chat = Chat(wrapped(trained_tokenizer([], 256 + len(SPECIAL_TOKENS))))
+    cut = re.compile("|".join([r"\d", *(f"(?:{re.escape(token)})" for token in SPECIAL_TOKENS)]))
+    found: set[str] = set()
+    sandbox = Sandbox(SandboxConfig())
+    for name, spec in sorted(ENVIRONMENTS.items()):
+        rng = random.Random(name)
+        for index in range(DEMONSTRATIONS):
+            task = spec.generate(index, 0, "train")
+            tools = spec.make(task, sandbox).tools
+            token_ids, _ = chat.render_demonstration(spec.demonstrate(task, rng), tools, thinking=True)
+            found.update(cut.split(chat.decode(token_ids)))
+    return sorted(found - {""})
+
+
+def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+    )
+
+
+def model_config(vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
+    """A GLM-4.5 in small: dense first layer, sigmoid routing with correction bias, QK-norm, GQA, a shared expert."""
+    return {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "model_type": "glm4_moe",
+        "vocab_size": vocabulary,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "use_qk_norm": True,
+        "attention_bias": False,
+        "partial_rotary_factor": 0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        "max_position_embeddings": 2048,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 128,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "num_nextn_predict_layers": 0,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+        "eos_token_id": [special["<|endoftext|>"], special["<|user|>"], special["<|observation|>"]],
+        "pad_token_id": special["<|endoftext|>"],
+        "dtype": "float32",
+    }
+
+
+def write(directory: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and config.json into `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = trained_tokenizer(segments(), VOCABULARY)
+    tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
+    special = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    rounded = -(-tokenizer.get_vocab_size() // 32) * 32
+    _write_json(directory / "config.json", model_config(rounded, special))
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 2048,
+        },
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "tiny-glm4-moe")
