@@ -1,0 +1,258 @@
+"""The processes of a run: one Ray instance, its actors, and waiting on them without ever waiting on a dead one.
+
+`Cluster` starts and stops; `wait` is the only place where the driver blocks. While it waits for some results it also
+watches every long-running actor, the stop flag and the deadline, so a dead worker, a dead engine, Ctrl-C and a stall
+all end the wait within about a second with an error that names the process and its log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rl.actors import TrainerActor
+from rl.config import Recipe
+from rl.plan import Device, missing_hardware, resolve_device
+from rl.processes import resource_prefix
+from rollout.actors import BufferActor, InferenceActor, WorkerActor
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Of a local Ray instance; groups and packed batches are the only large objects, and they live for one step."""
+SHUTDOWN_S = 8.0
+POLL_S = 0.5
+PING_S = 2.0
+
+
+class ProcessFailure(RuntimeError):
+    """A process of the run failed. The text names its role, what it said, and its log; `cause` is what it raised."""
+
+    def __init__(self, text: str, cause: Exception | None = None) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop: Ctrl-C, SIGTERM, or the watchdog. `code` is the exit code that says so."""
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one actor reserves. On CPU machines nothing is reserved: two cores carry every role, as wanted."""
+
+    cpus: float = 0
+    gpus: float = 0
+
+    def options(self) -> dict[str, float]:
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus}
+
+
+class Cluster:
+    """Every actor of one run. Use as a context manager: leaving it kills them and stops a local Ray instance."""
+
+    def __init__(self, recipe: Recipe, logs_dir: Path, run_id: str) -> None:
+        self._recipe, self._logs_dir, self._run_id = recipe, logs_dir, run_id
+        self._temp_dir = Path(tempfile.gettempdir()) / f"{resource_prefix(run_id)}ray"
+        self.device: Device = "cpu"
+        self._roles: dict[ActorHandle, str] = {}
+        self._watched: dict[ray.ObjectRef, str] = {}
+        self._background: dict[ray.ObjectRef, str] = {}
+        self._pings: dict[ActorHandle, ray.ObjectRef] = {}
+        self._pinged = 0.0
+        self._stop: Stopped | None = None
+        self._waiting = "nothing yet"
+        self.trainers: list[ActorHandle] = []
+        self.engines: list[ActorHandle] = []
+        self.workers: list[ActorHandle] = []
+        self.buffer: ActorHandle | None = None
+
+    def __enter__(self) -> Cluster:
+        environment = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])}
+        if self._recipe.run.ray_address is not None:
+            ray.init(self._recipe.run.ray_address, log_to_driver=False, runtime_env={"env_vars": environment})
+        else:
+            os.environ.update(environment)
+            ray.init(
+                "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(self._temp_dir),
+                _node_ip_address="127.0.0.1",
+            )
+        self.device = resolve_device(self._recipe, self._gpus())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ask the engines to end, then kill every actor. Nothing here may raise or take longer than SHUTDOWN_S."""
+        try:
+            ray.wait([e.shutdown.remote() for e in self.engines], num_returns=len(self.engines) or 1, timeout=SHUTDOWN_S)
+        except (RayError, ValueError):
+            pass
+        for actor in self._roles:
+            ray.kill(actor)
+        ray.shutdown()
+        shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+    def _gpus(self) -> int:
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def missing_hardware(self) -> list[str]:
+        """What the recipe wants and this Ray cluster lacks, in words; empty when it fits."""
+        return missing_hardware(self._recipe, cpus=int(ray.cluster_resources()["CPU"]), gpus=self._gpus())
+
+    def request_stop(self, reason: str, code: int) -> None:
+        """Make the current or next `wait` raise `Stopped`. Safe from a signal handler and from other threads."""
+        if self._stop is None:
+            self._stop = Stopped(reason, code)
+
+    def waiting_for(self) -> str:
+        """Who the driver waits for now, in words."""
+        return self._waiting
+
+    def start_trainers(self) -> None:
+        ranks = self._recipe.trainer.ranks
+        resources = Resources(cpus=1, gpus=1) if self.device == "cuda" else Resources()
+        strategies: list[Any] = ["DEFAULT"] * ranks
+        if self.device == "cuda":
+            group = placement_group([{"CPU": 1, "GPU": 1}] * ranks, strategy="PACK")
+            strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i) for i in range(ranks)]
+        self.trainers = [
+            self._spawn(
+                TrainerActor,
+                f"trainer-{rank}",
+                resources,
+                rank,
+                self._recipe,
+                self._run_id,
+                self.device,
+                strategy=strategies[rank],
+            )
+            for rank in range(ranks)
+        ]
+
+    def start_engines(self) -> None:
+        config = self._recipe.inference
+        on_gpu = Resources(cpus=1, gpus=config.tensor_parallel)
+        resources = on_gpu if self.device == "cuda" else Resources()
+        self.engines = [
+            self._spawn(InferenceActor, f"engine-{i}", resources, config.cpu_threads) for i in range(config.replicas)
+        ]
+
+    def start_workers(self, *args: Any) -> None:
+        resources = Resources(cpus=1) if self.device == "cuda" else Resources()
+        self.workers = [
+            self._spawn(WorkerActor, f"worker-{i}", resources, *args) for i in range(self._recipe.rollout.workers)
+        ]
+
+    def start_buffer(self, *args: Any) -> None:
+        self.buffer = self._spawn(BufferActor, "buffer", Resources(), *args)
+
+    def _spawn(
+        self, actor: type, role: str, resources: Resources, *args: Any, strategy: Any = "DEFAULT"
+    ) -> ActorHandle:
+        handle = (
+            ray.remote(actor)
+            .options(
+                **resources.options(),
+                max_concurrency=1 if actor is TrainerActor else 1000,
+                scheduling_strategy=strategy,
+            )
+            .remote(role, str(self._logs_dir), *args)
+        )
+        self._roles[handle] = role
+        return handle
+
+    def watch(self, handles: Sequence[ActorHandle], method: str, *args: Any) -> None:
+        """Call a method that runs as long as the actor should live; its end in any way ends the run."""
+        for handle in handles:
+            self._watched[getattr(handle, method).remote(*args)] = self._roles[handle]
+
+    def call(self, handles: Sequence[ActorHandle], method: str, *args: Any) -> dict[ray.ObjectRef, str]:
+        """Start a method on each handle; pass the result to `wait`."""
+        return {getattr(handle, method).remote(*args): self._roles[handle] for handle in handles}
+
+    def call_each(
+        self, handles: Sequence[ActorHandle], method: str, arguments: Sequence[tuple[Any, ...]]
+    ) -> dict[ray.ObjectRef, str]:
+        """Like `call`, with arguments of its own for each handle."""
+        return {
+            getattr(handle, method).remote(*args): self._roles[handle]
+            for handle, args in zip(handles, arguments, strict=True)
+        }
+
+    def background(self, calls: dict[ray.ObjectRef, str]) -> dict[ray.ObjectRef, str]:
+        """Let every later `wait` notice when one of these fails, long before somebody waits for them."""
+        self._background |= calls
+        return calls
+
+    def wait(self, calls: Mapping[ray.ObjectRef, str], what: str) -> list[Any]:
+        """The results of `calls`, in order. How long it may take is the watchdog's business.
+
+        Raises:
+            ProcessFailure: one of them, or a watched actor, failed or died.
+            Stopped: `request_stop` was called.
+        """
+        pending = dict(calls)
+        while pending:
+            self._waiting = f"{what}: {self._names(pending.values())}"
+            if self._stop is not None:
+                raise self._stop
+            self._ping_trainers()
+            others = self._watched | {ref: role for ref, role in self._background.items() if ref not in pending}
+            done, _ = ray.wait([*pending, *others], num_returns=1, timeout=POLL_S)
+            for reference in done:
+                role = pending.pop(reference, None) or others[reference]
+                self._check(reference, role, what)
+                self._background.pop(reference, None)
+                if reference in self._watched:
+                    raise ProcessFailure(f"{what}: {role} ended by itself; its log: {self.log(role)}")
+        return [self._check(reference, role, what) for reference, role in calls.items()]
+
+    def _ping_trainers(self) -> None:
+        """A rank does one thing at a time, so it cannot be watched; a ping it never answers is queued behind its work."""
+        if time.monotonic() - self._pinged < PING_S:
+            return
+        self._pinged = time.monotonic()
+        for trainer in self.trainers:
+            ping = self._pings.get(trainer)
+            if ping is not None and ray.wait([ping], timeout=0)[0]:
+                self._check(ping, self._roles[trainer], "heartbeat")
+                ping = None
+            self._pings[trainer] = trainer.ping.remote() if ping is None else ping
+
+    def log(self, role: str) -> Path:
+        return self._logs_dir / f"{role}.log"
+
+    def _names(self, roles: Any) -> str:
+        return ", ".join(f"{role} ({self.log(role)})" for role in sorted(set(roles)))
+
+    def _check(self, reference: ray.ObjectRef, role: str, what: str) -> Any:
+        try:
+            return ray.get(reference)
+        except RayActorError as error:
+            cause = str(error).strip().splitlines()[0]
+            raise ProcessFailure(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error) from error
+        except RayTaskError as error:
+            cause = error.cause if error.cause is not None else error
+            raise ProcessFailure(
+                f"{what}: {role} failed with {type(cause).__name__}: {cause}; its log: {self.log(role)}", cause
+            ) from error

@@ -1,0 +1,207 @@
+"""The driver: one recipe, one Ray cluster, one run directory.
+
+    start ─ cold start ─ publish v0 ─ evaluate
+    ┌─────────────────────────────────────────────────────────────────────┐
+    │ take        waits for P finished groups; the rollout workers finish │
+    │ learn       waits for the slowest trainer rank                      │
+    │ publish     engines stand still until they hold version v+1         │
+    │ open_gate   workers that wait for the staleness gate go on          │
+    └─────────────────────────────────────────────────────────────────────┘
+    evaluate ─ checkpoint
+
+Rollouts go on during all of it except the push itself. The driver decides what happens next and writes it down; it
+moves no weights and runs no model, environment or reward. `rl.session` opens and closes what is used here.
+"""
+
+from __future__ import annotations
+
+from rl.algorithms import train_rows
+from rl.batch import denominator, pack
+from rl.cluster import ProcessFailure
+from rl.coldstart import cold_start
+from rl.config import Recipe
+from rl.processes import new_run_id, run_guarded
+from rl.publish import PublishError
+from rl.rundir import atomic_write_json
+from rl.schedule import learning_rate
+from rl.session import STATE_NAME, Session, drive
+from rl.stepstats import eval_metrics, learner_metrics, rollout_metrics, staleness
+from rollout.actors import WorkerSpec
+from rollout.buffer import BufferSpec
+from rollout.tasks import task_stream
+from rollout.types import Group
+
+TAKE_POLL_S = 5.0
+"""How long the buffer holds one `take` before it answers with how far it is."""
+
+
+def run(recipe: Recipe, recipe_path: str) -> int:
+    """Train, under a guardian process that leaves nothing behind. Returns the exit code (rl.session)."""
+    run_id = new_run_id()
+    return run_guarded(lambda: drive(recipe, run_id, train), run_id=run_id)
+
+
+def train(run: Session) -> None:
+    """The whole run, from its processes to its last checkpoint."""
+    start_processes(run)
+    prepare_policy(run, cold_start(run.recipe, run.cluster, run.supervised_step))
+    publish(run, verify=True)
+    if run.progress.eval_success_before is None:
+        run.progress.eval_success_before = evaluate(run)
+    open_gate(run)
+    while run.progress.step < run.recipe.run.steps:
+        groups = take(run)
+        learn(run, groups)
+        publish(run, verify=verify_due(run))
+        open_gate(run)
+        if run.progress.step % run.recipe.checkpoint.every == 0:
+            checkpoint(run)
+        run.end_step(groups)
+    run.progress.eval_success_after = evaluate(run)
+    checkpoint(run)
+
+
+def start_processes(run: Session) -> None:
+    """Start every actor at once: they import and load side by side while the cold start goes on."""
+    recipe, cluster = run.recipe, run.cluster
+    cluster.start_trainers()
+    cluster.start_engines()
+    cluster.start_buffer(buffer_spec(run), run.saved_ledger())
+    cluster.start_workers(worker_spec(run), cluster.engines, cluster.buffer)
+    address = cluster.wait(cluster.call(cluster.trainers[:1], "address"), "starting the trainer")[0]
+    cluster.background(cluster.call(cluster.trainers, "join", *address))
+    arguments = (
+        recipe.model.path,
+        recipe.model.dtype,
+        recipe.inference,
+        recipe.weight_sync,
+        recipe.rollout.max_context,
+        cluster.device,
+        recipe.run.seed,
+    )
+    run.engines_started = cluster.background(cluster.call(cluster.engines, "start", *arguments))
+    cluster.watch(cluster.workers, "run")
+
+
+def prepare_policy(run: Session, model: str) -> None:
+    """Load the policy into the trainers, and the rest of the newest checkpoint when the run is resumed."""
+    cluster, saved = run.cluster, run.checkpoints.latest()
+    with run.phase("loading the policy into the trainer"):
+        cluster.wait(cluster.call(cluster.trainers, "build", model, "rl"), "loading the policy")
+        if saved is not None:
+            cluster.wait(cluster.call(cluster.trainers, "load", str(saved / "trainer")), f"resuming from {saved}")
+    with run.phase("waiting for the inference engines"):
+        cluster.wait(run.engines_started, "starting the inference engines")
+        cluster.watch(cluster.engines, "watch")
+
+
+def publish(run: Session, *, verify: bool) -> None:
+    """Push the trainers' weights to every engine as the current version. A push is idempotent: it is tried twice."""
+    cluster, version = run.cluster, run.progress.version
+    with run.timed("weight_sync"):
+        try:
+            calls = cluster.call(cluster.trainers, "publish", version, cluster.engines, verify)
+            cluster.wait(calls, f"publishing weights version {version}")
+        except ProcessFailure as error:
+            if not isinstance(error.cause, PublishError):
+                raise
+            run.console.warn(f"{error}; trying once more")
+            calls = cluster.call(cluster.trainers, "publish", version, cluster.engines, verify)
+            cluster.wait(calls, f"publishing weights version {version} again")
+
+
+def open_gate(run: Session) -> None:
+    """Tell the buffer which version the engines hold: it may admit tasks for it now."""
+    run.cluster.wait(run.cluster.call([run.cluster.buffer], "published", run.progress.version), "moving the gate")
+
+
+def take(run: Session) -> list[Group]:
+    """The next groups to learn from. Arrivals count as progress for the watchdog while too few are there."""
+    cluster = run.cluster
+    with run.timed("wait_rollouts"):
+        while True:
+            answer = cluster.wait(cluster.call([cluster.buffer], "take", run.progress.version, TAKE_POLL_S), "taking")[0]
+            run.observe_buffer(answer)
+            if answer.groups is not None:
+                return list(answer.groups)
+
+
+def learn(run: Session, groups: list[Group]) -> None:
+    """Advantages, packing, one optimizer step on every rank, and the entry in the ledger."""
+    recipe, cluster, progress = run.recipe, run.cluster, run.progress
+    mean_age, oldest = staleness(groups, progress.version)
+    assert oldest <= recipe.buffer.max_staleness, f"a token is {oldest} versions old: the buffer's gate leaks"
+    rows, counts = train_rows(groups, recipe.algorithm)
+    batches = pack(rows, recipe.trainer.ranks, recipe.trainer.token_budget)
+    lr = learning_rate(recipe.trainer.optimizer, progress.step, recipe.run.steps)
+    tokens = denominator(batches)
+    with run.timed("train"):
+        # A step whose groups all agree has nothing to learn; its weights stay as they are.
+        arguments = [(rank_batches, "rl", float(tokens), lr, progress.version) for rank_batches in batches]
+        calls = cluster.call_each(cluster.trainers, "train", arguments) if tokens else {}
+        answers = cluster.wait(calls, f"training step {progress.step + 1}")
+    stats = answers[0] if answers else None
+    progress.add_step(stats, oldest)
+    run.values |= learner_metrics(stats, lr, progress.version) if stats else {}
+    run.values |= rollout_metrics(groups, recipe.eval.success_reward) | counts
+    run.values |= {"staleness/mean": mean_age, "staleness/max": float(oldest)}
+    ids = [group.id for group in groups]
+    cluster.wait(cluster.call([cluster.buffer], "mark_trained", ids, progress.step), "writing the ledger")
+
+
+def evaluate(run: Session) -> float:
+    """Held-out success (0 to 1) of the version that the engines hold now."""
+    recipe, cluster = run.recipe, run.cluster
+    tasks = task_stream(recipe.tasks, "eval")[:]
+    shares = [tasks[i :: len(cluster.workers)] for i in range(len(cluster.workers))]
+    label = f"eval-{run.progress.version}"
+    with run.phase(f"evaluating {len(tasks)} held-out tasks"):
+        calls = cluster.call_each(cluster.workers, "evaluate", [(share, label) for share in shares])
+        groups = [group for answer in cluster.wait(calls, "evaluation") for group in answer]
+    run.directory.write_groups(run.progress.step, groups, split="eval")
+    values = eval_metrics(groups, recipe.eval.success_reward)
+    run.log(values)
+    return values["eval/success"]
+
+
+def verify_due(run: Session) -> bool:
+    every = run.recipe.weight_sync.verify_every
+    return every > 0 and run.progress.version % every == 0
+
+
+def checkpoint(run: Session) -> None:
+    """Trainer state, Hugging Face export, ledger and progress: visible together or not at all."""
+    cluster, step = run.cluster, run.progress.step
+    with run.timed("checkpoint"):
+        folder = run.checkpoints.begin(step)
+        cluster.wait(cluster.call(cluster.trainers, "save", str(folder / "trainer")), "saving the trainer")
+        cluster.wait(cluster.call(cluster.trainers, "export", str(folder / "hf")), "exporting the model")
+        ledger = cluster.wait(cluster.call([cluster.buffer], "state"), "saving the ledger")[0]
+        run.progress.wall_s = run.wall_s()
+        atomic_write_json(folder / STATE_NAME, {"progress": run.progress.to_dict(), "buffer": ledger})
+        run.checkpoints.publish(step)
+
+
+def worker_spec(run: Session) -> WorkerSpec:
+    recipe = run.recipe
+    return WorkerSpec(
+        model_path=recipe.model.path,
+        renderer=recipe.model.renderer,
+        rollout=recipe.rollout,
+        sandbox=recipe.sandbox,
+        evaluation=recipe.eval,
+        reward_weights=recipe.rewards.weights,
+        generate_timeout_s=recipe.inference.generate_timeout_s,
+        seed=recipe.run.seed,
+    )
+
+
+def buffer_spec(run: Session) -> BufferSpec:
+    recipe = run.recipe
+    return BufferSpec(
+        tasks=recipe.tasks,
+        max_staleness=recipe.buffer.max_staleness,
+        groups_per_step=recipe.trainer.groups_per_step,
+        failure_share_limit=recipe.rollout.failure_share_limit,
+        seed=recipe.run.seed,
+    )

@@ -1,0 +1,258 @@
+"""One run's session: everything that is opened before the loop and must be closed after it, whatever happens.
+
+`drive` is the whole life of the driver process. It turns every way a run can end into an exit code, one message that
+names what failed and where its log is, and a summary.json.
+
+    0  finished                  2    nothing was started: the run directory or the hardware does not fit
+    1  a process failed          75   stalled (rl.watchdog)          130 / 143  SIGINT / SIGTERM
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rl.checkpoint import CheckpointStore
+from rl.cluster import Cluster, ProcessFailure, Stopped
+from rl.config import Recipe
+from rl.console import Console, duration
+from rl.metrics import MetricsLog
+from rl.processes import install_signal_handlers, kill_run
+from rl.progress import Progress
+from rl.recipe import derived, save_resolved
+from rl.rundir import RunDir, atomic_write_json
+from rl.tracking import Tracker
+from rl.watchdog import STALL_EXIT_CODE, Watchdog
+from rollout.actors import TakeAnswer
+from rollout.types import Group
+
+STATE_NAME = "run.json"
+NOTHING_STARTED = 2
+TRACKER_S = 10.0
+HELD_OUT = "held-out success"
+
+
+@dataclass(slots=True)
+class Session:
+    """What the steps of `rl.run` share. `values` collects the metrics of the step under way."""
+
+    recipe: Recipe
+    directory: RunDir
+    console: Console
+    cluster: Cluster
+    tracker: Tracker
+    metrics: MetricsLog
+    watchdog: Watchdog
+    checkpoints: CheckpointStore
+    progress: Progress
+    started: float
+    step_started: float
+    values: dict[str, float] = field(default_factory=dict)
+    ledger_counts: dict[str, int] = field(default_factory=dict)
+    arrivals: int = 0
+    engines_started: dict[Any, str] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A stage outside the loop: shown with its seconds."""
+        self.watchdog.beat(name)
+        with self.console.phase(name):
+            yield
+        self.watchdog.beat(f"{name}: done")
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A stage of a step: its seconds become `time/<name>_s`."""
+        self.watchdog.beat(name)
+        start = time.monotonic()
+        yield
+        self.values[f"time/{name}_s"] = time.monotonic() - start
+
+    def supervised_step(self, step: int, total: int, loss: float) -> None:
+        self.watchdog.beat(f"supervised step {step}")
+        self.console.supervised_step(step, total, loss)
+
+    def observe_buffer(self, answer: TakeAnswer) -> None:
+        """Finished groups are progress too: a slow environment is not a stall."""
+        if answer.arrivals != self.arrivals:
+            self.watchdog.beat(f"{answer.arrivals} groups finished")
+        self.arrivals = answer.arrivals
+        self.ledger_counts = dict(answer.counts)
+        self.values["rollout/dropped_stale"] = self.values.get("rollout/dropped_stale", 0.0) + answer.dropped_stale
+
+    def log(self, values: dict[str, float]) -> None:
+        self.metrics.log(self.progress.step, values)
+        self.tracker.log(self.progress.step, values)
+
+    def end_step(self, groups: list[Group]) -> None:
+        """Write the step down: trajectories, metrics, the console's line."""
+        now = time.monotonic()
+        seconds = now - self.step_started
+        sampled = sum(s.trained_tokens for g in groups for t in g.trajectories for s in t.samples)
+        self.values |= {
+            "time/step_s": seconds,
+            "perf/tokens_per_s": self.values.get("perf/trained_tokens", 0.0) / seconds,
+            "perf/sampled_tokens_per_s": sampled / seconds,
+            "memory/driver_rss_mb": psutil.Process().memory_info().rss / 2**20,
+        }
+        self.directory.write_groups(self.progress.step, groups)
+        self.log(self.values)
+        self.console.step(self.progress.step, self.values)
+        self.values, self.step_started = {}, now
+
+    def saved_ledger(self) -> dict[str, Any] | None:
+        """The buffer's state in the newest checkpoint."""
+        saved = self.checkpoints.latest()
+        return read_state(saved)["buffer"] if saved is not None else None
+
+    def wall_s(self) -> float:
+        """Seconds this run has taken, sessions before a resume included."""
+        return self.progress.wall_s + time.monotonic() - self.started
+
+    def summary(self, exit_reason: str) -> dict[str, Any]:
+        saved = self.checkpoints.latest()
+        return {
+            "exit_reason": exit_reason,
+            "steps": self.progress.step,
+            "policy_version": self.progress.version,
+            "wall_s": round(self.wall_s(), 1),
+            "eval_success_before": self.progress.eval_success_before,
+            "eval_success_after": self.progress.eval_success_after,
+            "staleness_max": self.progress.staleness_max,
+            "mismatch_logprob_abs_mean": self.progress.mismatch_mean,
+            "trained_tokens": self.progress.trained_tokens,
+            "tasks_issued": self.ledger_counts.get("issued", 0),
+            "tasks_trained": self.ledger_counts.get("trained", 0),
+            "tasks_dropped": self.ledger_counts.get("dropped", 0),
+            "checkpoint": str(saved) if saved is not None else None,
+            "hf_export": str(saved / "hf") if saved is not None else None,
+        }
+
+
+def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
+    """Open a session, run `train` in it, close it. Returns the exit code."""
+    console = Console(steps=recipe.run.steps)
+    path = Path(recipe.run.dir or f"runs/{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        directory = RunDir.open(path, resume=recipe.resume, run_id=run_id)
+    except ValueError as error:
+        console.error(str(error))
+        return NOTHING_STARTED
+    with directory, console:
+        if directory.previous_run_id is not None:
+            kill_run(directory.previous_run_id)
+        session = _open(recipe, run_id, directory, console)
+        ending = _run(session, train)
+        _close(session, ending)
+    return ending.code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended: its exit code, and the reason in words."""
+
+    code: int
+    reason: str
+
+
+def _run(session: Session, train: Callable[[Session], None]) -> Ending:
+    """Everything between the first process and the last. Whatever is raised in there becomes an `Ending`."""
+    cluster = session.cluster
+    try:
+        with cluster:
+            if missing := cluster.missing_hardware():
+                return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
+            install_signal_handlers(lambda signum: cluster.request_stop(signum.name, 128 + signum))
+            with session.watchdog:
+                train(session)
+        return Ending(code=0, reason="finished")
+    except Stopped as stop:
+        return Ending(code=stop.code, reason=str(stop))
+    except ProcessFailure as failure:
+        return Ending(code=1, reason=str(failure))
+    except Exception as error:
+        log = session.directory.logs / "driver.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        return Ending(code=1, reason=f"the driver failed: {type(error).__name__}: {error}; its traceback: {log}")
+
+
+def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> Session:
+    """A fresh session, or that of the newest checkpoint."""
+    save_resolved(recipe, directory.config)
+    console.title(f"sluice · {recipe.run.name}")
+    console.settings({"recipe": str(directory.config)} | {name: str(value) for name, value in derived(recipe).items()})
+    checkpoints = CheckpointStore(directory.checkpoints, recipe.checkpoint.keep)
+    saved = checkpoints.latest()
+    progress = Progress.from_dict(read_state(saved)["progress"]) if saved is not None else Progress()
+    if saved is not None:
+        console.note(f"resuming after step {progress.step} from {saved}")
+    cluster = Cluster(recipe, directory.logs, run_id)
+    metrics = MetricsLog(directory.metrics)
+    metrics.truncate_after(progress.step)
+    directory.discard_trajectories_after(progress.step)
+    tracker = Tracker(
+        recipe.wandb, directory.path, name=recipe.run.name, recipe=recipe.model_dump(mode="json"), warn=console.warn
+    )
+    now = time.monotonic()
+    return Session(
+        recipe=recipe,
+        directory=directory,
+        console=console,
+        cluster=cluster,
+        tracker=tracker,
+        metrics=metrics,
+        watchdog=Watchdog(
+            stall_s=recipe.run.stall_s,
+            on_stall=lambda stall: cluster.request_stop(stall.text, STALL_EXIT_CODE),
+            logs_dir=directory.logs,
+            waiting=cluster.waiting_for,
+        ),
+        checkpoints=checkpoints,
+        progress=progress,
+        started=now,
+        step_started=now,
+    )
+
+
+def _close(session: Session, ending: Ending) -> None:
+    """Write down how it ended, for programs (summary.json), for wandb and for people."""
+    session.metrics.close()
+    summary = session.summary(ending.reason)
+    atomic_write_json(session.directory.summary, summary)
+    session.tracker.finish(ending.code, summary, deadline_s=TRACKER_S)
+    if ending.code != 0:
+        session.console.error(ending.reason)
+        session.console.note(f"summary: {session.directory.summary}")
+        return
+    before, after = session.progress.eval_success_before, session.progress.eval_success_after
+    session.console.summary(
+        f"finished in {duration(summary['wall_s'])}",
+        before={HELD_OUT: before} if before is not None else {},
+        after={HELD_OUT: after} if after is not None else {},
+        facts={
+            "steps": str(summary["steps"]),
+            "trained tokens": f"{summary['trained_tokens']:,}",
+            "oldest trained token": f"{summary['staleness_max']} versions (bound {session.recipe.buffer.max_staleness})",
+            "engine/trainer |Δlogprob|": f"{summary['mismatch_logprob_abs_mean'] or 0.0:.1e}",
+        },
+        places={
+            "run directory": str(session.directory.path),
+            "metrics": str(session.directory.metrics),
+            "checkpoint": str(summary["checkpoint"]),
+            "Hugging Face export": str(summary["hf_export"]),
+        },
+    )
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The driver's part of a checkpoint: `progress` and `buffer`."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    return state

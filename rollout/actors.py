@@ -1,0 +1,145 @@
+"""Ray actor shells around the acting side: an inference engine, a rollout worker, the buffer.
+
+A shell owns no rule. It gives its process a log, builds the plain object and forwards calls; the decisions are in
+`rollout.inference`, `rollout.agent` and `rollout.buffer`, testable without Ray. Heavy imports happen inside the
+methods, after the environment of the process is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+from rewards.config import SandboxConfig
+from rewards.errors import InfrastructureError
+from rollout.config import EvalConfig, InferenceConfig, RolloutConfig, WeightSyncConfig
+from rollout.process import enter_role
+from rollout.types import Completion, Group, SamplingParams, Task
+
+ISSUE_POLL_S = 5.0
+"""How long a worker's slot waits at the gate before it asks again."""
+
+
+class InferenceActor:
+    """One replica: a vLLM engine and the version of its weights."""
+
+    def __init__(self, role: str, logs_dir: str, threads: int) -> None:
+        enter_role(role, logs_dir, threads)
+        self._engine: Any = None
+
+    async def start(
+        self,
+        model_path: str,
+        dtype: str,
+        config: InferenceConfig,
+        sync: WeightSyncConfig,
+        max_context: int,
+        device: str,
+        seed: int,
+    ) -> None:
+        from rollout.inference import Inference
+
+        self._engine = await Inference.start(model_path, dtype, config, sync, max_context, device, seed)
+
+    async def generate(self, request_id: str, prompt: list[int], sampling: SamplingParams) -> Completion:
+        return await self._engine.generate(request_id, prompt, sampling)
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """One stage of a weight version's life: pause, begin_update, load_bucket, finish_update, checksums, resume."""
+        return await getattr(self._engine, method)(*args)
+
+    async def watch(self) -> None:
+        """Does not return while the engine lives; raises what killed it."""
+        await self._engine.watch()
+
+    async def shutdown(self) -> None:
+        if self._engine is not None:
+            await self._engine.shutdown()
+
+
+class EngineClient:
+    """A worker's view of the replicas: a group stays on one, so that its members share the prompt's KV cache."""
+
+    def __init__(self, replicas: Sequence[ActorHandle], group_id: str, timeout_s: float) -> None:
+        self._replica = replicas[zlib.crc32(group_id.encode()) % len(replicas)]
+        self._timeout_s = timeout_s
+
+    async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
+        reference = self._replica.generate.remote(request_id, prompt_token_ids, sampling)
+        try:
+            return await asyncio.wait_for(reference, self._timeout_s)
+        except TimeoutError:
+            raise InfrastructureError(
+                f"request {request_id}: no completion in inference.generate_timeout_s={self._timeout_s:.0f} s"
+            ) from None
+        except RayTaskError as error:
+            raise InfrastructureError(f"request {request_id}: {error.cause}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a rollout worker needs of the recipe."""
+
+    model_path: str
+    renderer: str
+    rollout: RolloutConfig
+    sandbox: SandboxConfig
+    evaluation: EvalConfig
+    reward_weights: Mapping[str, float]
+    generate_timeout_s: float
+    seed: int
+
+
+class WorkerActor:
+    """Runs agent loops: no weights, no GPU. `run` takes groups from the buffer for ever; `evaluate` runs given tasks."""
+
+    def __init__(
+        self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
+    ) -> None:
+        enter_role(role, logs_dir)
+        from rewards.sandbox import Sandbox
+        from rollout.chat import Chat
+
+        self._spec, self._replicas, self._buffer = spec, replicas, buffer
+        self._sandbox = Sandbox(spec.sandbox)
+        self._chat = Chat.load(spec.model_path, spec.renderer)
+
+    async def run(self) -> None:
+        """Every slot: wait at the gate, run a group, hand it over."""
+        async with asyncio.TaskGroup() as slots:
+            for _ in range(self._spec.rollout.groups_per_worker):
+                slots.create_task(self._slot())
+
+    async def _slot(self) -> None:
+        while True:
+            issue = await self._buffer.issue.remote(ISSUE_POLL_S)
+            if issue is not None:
+                await self._buffer.put.remote(await self._group(*issue, self._spec.rollout))
+
+    async def evaluate(self, tasks: Sequence[Task], label: str) -> list[Group]:
+        """Held-out tasks, `samples_per_task` attempts each, at the evaluation's temperature."""
+        config = self._spec.evaluation
+        sampling = self._spec.rollout.sampling.model_copy(update={"temperature": config.temperature})
+        rollout = self._spec.rollout.model_copy(update={"group_size": config.samples_per_task, "sampling": sampling})
+        return await asyncio.gather(*(self._group(f"{label}-{task.id}", task, rollout) for task in tasks))
+
+    async def _group(self, group_id: str, task: Task, config: RolloutConfig) -> Group:
+        from rollout.agent import run_group
+
+        engine = EngineClient(self._replicas, group_id, self._spec.generate_timeout_s)
+        return await run_group(
+            task,
+            self._chat,
+            engine,
+            self._sandbox,
+            config,
+            group_id=group_id,
+            seed=self._spec.seed,
+            reward_weights=self._spec.reward_weights,
+        )

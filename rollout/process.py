@@ -1,0 +1,27 @@
+"""What every process of a run does first: name itself, and write its output to a log of its own."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def enter_role(role: str, logs_dir: str, threads: int = 1) -> Path:
+    """Send this process's stdout and stderr to `<logs_dir>/<role>.log` and cap its math threads.
+
+    Must run before torch is imported: OpenMP reads its thread count once. SIGUSR1 writes all Python stacks to the log.
+    """
+    path = Path(logs_dir) / f"{role}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return path

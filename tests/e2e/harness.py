@@ -1,0 +1,121 @@
+"""Real runs through launch.sh, as a newcomer starts them, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.metrics import read_metrics
+from rl.processes import kill_run, processes_of_run, resource_prefix
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUICKSTART = "recipes/quickstart.yaml"
+DEADLINE_S = 900.0
+"""Of one run; only a hang reaches it."""
+SHORT = ("run.steps=2", "tasks.eval_size=8", "checkpoint.every=1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended: its exit code, everything it printed, and its directory."""
+
+    code: int
+    output: str
+    directory: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((self.directory / "summary.json").read_text())
+        return values
+
+    def column(self, name: str) -> list[float]:
+        """One metric over the steps that have it."""
+        return [values[name] for _, values in read_metrics(self.directory / "metrics.jsonl") if name in values]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The driver's part of the newest checkpoint."""
+        values: dict[str, Any] = json.loads((Path(self.summary["checkpoint"]) / "run.json").read_text())
+        return values
+
+
+class Launched:
+    """A run under way."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.directory, self.process, self._log = directory, process, log
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def run_id(self) -> str:
+        return (self.directory / "run.lock").read_text().strip()
+
+    def wait_until(self, condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+        """Poll until `condition`; fails when the run ends first."""
+        end = time.monotonic() + deadline_s
+        while not condition():
+            assert self.process.poll() is None, f"the run ended before {what}:\n{self.output[-3000:]}"
+            assert time.monotonic() < end, f"no {what} in {deadline_s:.0f} s:\n{self.output[-3000:]}"
+            time.sleep(0.2)
+
+    def steps_done(self) -> int:
+        path = self.directory / "metrics.jsonl"
+        return max((step for step, _ in read_metrics(path)), default=0) if path.exists() else 0
+
+    def pid_of(self, role: str) -> int:
+        """The process whose standard error goes to `<role>.log`."""
+        log = str(self.directory / "logs" / f"{role}.log")
+        for process in processes_of_run(self.run_id):
+            if os.readlink(f"/proc/{process.pid}/fd/2") == log:
+                return process.pid
+        raise AssertionError(f"no process of this run writes to {log}")
+
+    def finish(self, deadline_s: float = DEADLINE_S) -> Run:
+        code = self.process.wait(deadline_s)
+        return Run(code=code, output=self.output, directory=self.directory)
+
+
+@contextmanager
+def launched(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTART) -> Iterator[Launched]:
+    """Start `./launch.sh recipe overrides…` in this test's environment; ends it in any case."""
+    log = directory.with_suffix(".out")
+    environment = os.environ | {"SLUICE_VENV": sys.prefix, "PYTHONUNBUFFERED": "1"}
+    command = ["./launch.sh", recipe, f"run.dir={directory}", f"run.cache_dir={cache}", *overrides]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    run = Launched(directory, process, log)
+    try:
+        yield run
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            if (directory / "run.lock").exists():
+                kill_run(run.run_id)
+
+
+def launch(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTART) -> Run:
+    """Run to the end."""
+    with launched(directory, cache, *overrides, recipe=recipe) as run:
+        return run.finish()
+
+
+def leftovers(run_id: str) -> list[str]:
+    """Processes, shared memory and temporary files that carry a run's id."""
+    processes = [f"{p.pid} {' '.join(p.cmdline())}" for p in processes_of_run(run_id)]
+    places = (Path("/dev/shm"), Path("/tmp"))
+    files = [str(path) for place in places for path in place.glob(resource_prefix(run_id) + "*")]
+    return processes + files
