@@ -25,26 +25,15 @@ import torch
 from torch import Tensor
 
 from rollout.config import WeightSyncConfig
+from rollout.types import WeightSpec
 
 _ALIGNMENT = 64
 _HEADER = struct.Struct("<QQ")
 _SLOTS = 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Device = Literal["cpu", "cuda"]
 Transport = Literal["shm", "nccl"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightSpec:
-    """One full tensor of the manifest: its checkpoint name, torch dtype name (`float32`) and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * torch_dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,15 +116,12 @@ def make_sender(
     return NcclSender(sync, replicas=replicas, tensor_parallel=tensor_parallel)
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    dtype = vars(torch).get(name)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{name!r} is not a torch dtype name such as 'float32' or 'bfloat16'")
-    return dtype
-
-
 def describe(name: str, tensor: Tensor) -> WeightSpec:
-    return WeightSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))
+    """Raises ValueError for a dtype that weights do not travel in."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} is {dtype}: weights travel as one of {', '.join(DTYPES)}")
+    return WeightSpec(name=name, dtype=dtype, shape=tuple(tensor.shape))
 
 
 class ShmSender:
@@ -162,10 +148,10 @@ class ShmSender:
         fd = self._fds[self._sequence % _SLOTS]
         os.ftruncate(fd, end)
         with mmap.mmap(fd, end) as segment:
-            # The header is last: a reader that sees the new sequence number also sees its bytes.
+            # The header is first: whoever still reads the bucket before the last one finds it changed.
+            segment[: _HEADER.size] = _HEADER.pack(self._nonce, self._sequence)
             for (_, tensor), spec, offset in zip(bucket, specs, offsets, strict=True):
                 _view(segment, spec, offset).copy_(tensor.detach())
-            segment[: _HEADER.size] = _HEADER.pack(self._nonce, self._sequence)
         sent = ShmBucket(
             pid=os.getpid(),
             fd=fd,
@@ -222,7 +208,7 @@ def _check_header(segment: mmap.mmap, bucket: ShmBucket) -> None:
 
 
 def _view(segment: mmap.mmap, spec: WeightSpec, offset: int) -> Tensor:
-    dtype = torch_dtype(spec.dtype)
+    dtype = DTYPES[spec.dtype]
     count = prod(spec.shape)
     if count == 0:
         return torch.empty(spec.shape, dtype=dtype)

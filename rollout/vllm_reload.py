@@ -1,0 +1,115 @@
+"""One checkpoint-format reload of a vLLM model, made safe to fail and to repeat.
+
+vLLM's layer-wise reload buffers tensors until a layer is complete, then copies the processed layer over the running
+one; a layer that never completes is put back with a log line at most. Here a reload that was cut short is rolled back
+before the next one starts, and what is missing or unknown is an error that lists the names. Runs inside the worker
+process, called by our weight-transfer engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+from vllm.config import ModelConfig
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
+from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
+
+from rollout.vllm_prepack import forget_packed_experts
+
+_LISTED = 8
+
+
+class Reload:
+    """The reloads of one model, one at a time."""
+
+    def __init__(self) -> None:
+        self._known_names: frozenset[str] = frozenset()
+        self._checked: set[str] = set()
+
+    def begin(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Undo a reload that was cut short, and start a new one."""
+        self._roll_back(model, model_config)
+        self._checked = set()
+        forget_packed_experts(model)
+        initialize_layerwise_reload(model)
+
+    def load(self, model: nn.Module, tensors: Sequence[tuple[str, Tensor]]) -> None:
+        """Load some tensors under checkpoint names.
+
+        A name is loaded alone the first time, to see whether the model takes it: vLLM's models skip names they do not
+        know, some without a word.
+
+        Raises:
+            ValueError: names that the model does not know, or a shape that does not fit.
+        """
+        known = [pair for pair in tensors if pair[0] in self._known_names]
+        if known:
+            model.load_weights(known)
+        unmatched = [name for name, tensor in tensors if name not in self._known_names and not _takes(model, name, tensor)]
+        if unmatched:
+            raise ValueError(f"the engine's model has no weights named {_listed(unmatched)}")
+        self._checked.update(name for name, _ in tensors)
+
+    def finish(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Complete the reload.
+
+        Raises:
+            ValueError: weights of the model that nothing was loaded into.
+        """
+        missing = incomplete_layers(model)
+        if missing:
+            raise ValueError(f"the engine's model got no complete weights for {_listed(missing)}")
+        finalize_layerwise_reload(model, model_config)
+        self._known_names = frozenset(self._checked)
+
+    def _roll_back(self, model: nn.Module, model_config: ModelConfig) -> None:
+        started = [info for info in map(get_layerwise_info, model.modules()) if info.can_load()]
+        for info in started:
+            info.loaded_weights.clear()
+            info.load_numel = 0
+        if started:
+            finalize_layerwise_reload(model, model_config)
+
+
+def incomplete_layers(model: nn.Module) -> list[str]:
+    """Weights of a model in the middle of a reload that still wait for tensors, as `module (parameters)`."""
+    missing = []
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if info.can_load() and not is_deferred_attention_layer(layer) and not _is_complete(layer, info):
+            loaded = {parameter for parameter, _ in info.loaded_weights}
+            absent = [p for p, _ in layer.named_parameters(recurse=False) if p not in loaded]
+            missing.append(f"{name} ({', '.join(absent) or 'parts of ' + ', '.join(sorted(loaded))})")
+    return missing
+
+
+def _is_complete(layer: nn.Module, info: LayerReloadingInfo) -> bool:
+    # Rows that pad the vocabulary are never sent, and the one tensor of an embedding arrives whole.
+    if isinstance(layer, VocabParallelEmbedding):
+        return info.load_numel > 0
+    # Buffers (rotary tables, expert maps) are computed, not sent.
+    return info.load_numel >= sum(get_tensor_load_numel(weight) for weight in layer.parameters(recurse=False))
+
+
+def _takes(model: nn.Module, name: str, tensor: Tensor) -> bool:
+    try:
+        loaded: Iterable[str] = model.load_weights([(name, tensor)])
+    except KeyError:
+        return False
+    except ValueError as error:
+        if "no module or parameter named" in str(error):
+            return False
+        raise
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit the engine's model: {error}") from error
+    return bool(loaded)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
