@@ -17,7 +17,9 @@ from pathlib import Path
 
 NOBODY = "65534"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
-FIX = "install it with `apt-get install bubblewrap`, or write `sandbox: unsafe-none` in the recipe to run without isolation"
+FIX = (
+    "install it with `apt-get install bubblewrap`, or write `sandbox: unsafe-none` in the recipe (no isolation at all)"
+)
 
 
 def interpreter() -> str:

@@ -2,10 +2,11 @@
 
 What holds: new user, pid, net, ipc and mount namespaces, no network device but loopback, a read-only system, a tmpfs
 work directory, a scrubbed environment; limits on wall time, CPU, memory, processes, file size and output.
-What it does not cover: bugs of the kernel (there is no seccomp filter, no virtual machine); side channels; the CPU limit
-is per process, so the tree may use `processes` times as much within the wall time; the memory of the whole tree is
-looked at every 50 ms, so a burst may overshoot it between two looks; files under /usr are readable; and the exit code,
-output and outcome are under the control of the code that ran: they are what it says, never a verdict on it.
+What it does not cover: bugs of the kernel (there is no seccomp filter, no virtual machine); side channels; the CPU
+limit is per process, so the tree may use `processes` times as much within the wall time; the memory of the whole tree
+is looked at every 50 ms, so a burst may overshoot it between two looks; files on tmpfs come on top, up to memory_mb in
+/tmp and again in /dev/shm; files under /usr are readable; and the exit code, output and outcome are under the control
+of the code that ran: they are what it says, never a verdict on it.
 `kind: unsafe-none` has none of the isolation: resource limits and a process-group kill only.
 """
 
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from rewards import bubblewrap
 from rewards.config import SandboxConfig
+from rewards.errors import InfrastructureError
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,15 @@ class Execution:
     exit_code: int | None
     wall_s: float
 
+    def raise_for_infrastructure(self) -> Execution:
+        """Itself; raises InfrastructureError where the sandbox failed, so that nobody takes that for an observation."""
+        if self.outcome is Outcome.INFRASTRUCTURE:
+            raise InfrastructureError(f"sandbox: {self.stderr}")
+        return self
+
 
 class Sandbox:
-    """Executes code under the limits of one config. Belongs to one event loop; raises ValueError where it cannot isolate."""
+    """Executes code under one config's limits. Belongs to one event loop; raises ValueError where it cannot isolate."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
@@ -159,7 +167,9 @@ class _Tree:
             flooded.cancel()
             for pidfd in self._pidfds:
                 os.close(pidfd)
-        stdout, stderr = (r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers)
+        stdout, stderr = (
+            r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers
+        )
         if not reaped or b"READY\n" not in self._status:
             return _infrastructure(stderr.strip() or "the sandbox did not start in time", started)
         outcome, exit_code = self._classify(in_time)

@@ -1,7 +1,7 @@
 """The runner inside the sandbox: read the code, fork, limit the child, run the code there, report how it ended.
 
-Started by `rewards.sandbox` as `python -I -S -c <this file>`, under bubblewrap as pid 1 of its namespace: when it exits,
-the kernel kills every other process in there. It is not imported by the host and imports only what starts in a few
+Started by `rewards.sandbox` as `python -I -S -c <this file>`, under bubblewrap as pid 1 of its namespace: when it
+exits, the kernel kills every other process in there. It is not imported by the host and imports only what starts in a few
 milliseconds. It must not be trusted with a verdict: code that runs beside it under the same uid may tamper with it.
 What it cannot be made to do is unsay READY, which is why a run is an infrastructure failure only before that line.
 """
@@ -20,11 +20,9 @@ PAGE = resource.getpagesize()
 
 
 def read_all(fd: int) -> bytes:
-    chunks = []
-    while chunk := os.pread(fd, 1 << 20, sum(map(len, chunks))):
-        chunks.append(chunk)
+    data = os.pread(fd, os.fstat(fd).st_size, 0)
     os.close(fd)
-    return b"".join(chunks)
+    return data
 
 
 def set_limits(cpu_s: int, memory: int, processes: int, file_bytes: int) -> None:
@@ -56,7 +54,7 @@ def run_code(source: bytes) -> None:
 
 
 def tree_memory() -> int:
-    """Anonymous resident bytes of every process in this namespace but this one. Copy-on-write pages count per process."""
+    """Anonymous resident bytes of every other process in this namespace. Copy-on-write pages count per process."""
     total = 0
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():

@@ -1,8 +1,9 @@
 """The contract between an agent loop, an environment, a chat format and an inference engine.
 
-An environment offers tools, answers calls with text and scores the end. It knows nothing of tokens; a chat format knows
-nothing of environments. Whatever the policy can cause (an unknown tool, bad arguments, code that crashes) is an ordinary
-observation; anything an environment *raises* is taken as an infrastructure failure: retried, then data, never a reward.
+An environment offers tools, answers calls with text and scores the end. It knows nothing of tokens; a chat format
+knows nothing of environments. Whatever the policy can cause (an unknown tool, bad arguments, code that crashes) is an
+ordinary observation; anything an environment *raises* is taken as an infrastructure failure: retried, then data, never
+a reward.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Environment(Protocol):
     def tools(self) -> tuple[ToolSpec, ...]: ...
 
     async def call(self, call: ToolCall) -> str:
-        """The observation the model reads. An unknown tool or bad arguments return an error text: the policy's fault."""
+        """The observation the model reads. An unknown tool or bad arguments are the policy's fault: an error text."""
         ...
 
     async def score(self, answer: str | None) -> dict[str, float]:
@@ -91,8 +92,8 @@ class Chat(Protocol):
         """The first prompt, ending where the assistant begins to speak."""
         ...
 
-    def parse(self, token_ids: Sequence[int]) -> AssistantTurn:
-        """What one completion says."""
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec]) -> AssistantTurn:
+        """What one completion says; arguments are typed by the schemas of `tools`."""
         ...
 
     def bridge(self, token_ids: Sequence[int], tool_results: Sequence[str]) -> list[int]:

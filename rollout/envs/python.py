@@ -15,7 +15,7 @@ from typing import Any
 from rewards.code import code_reward
 from rewards.sandbox import Sandbox
 from rollout.environment import Split, ToolCall
-from rollout.envs.common import calls, checked_arguments, draw, function_tool, says
+from rollout.envs.common import calls, checked_arguments, draw, function_tool, restated, says
 from rollout.types import Message, Task
 
 TOOLS = (function_tool("python", "Run a Python program and return what it prints.", {"code": "string"}),)
@@ -98,7 +98,7 @@ class PythonQuestions:
         operation = OPERATIONS[kind]
         printed = operation.compute(a, b)
         call = ToolCall(name="python", arguments={"code": operation.code.format(a=a, b=b)})
-        return [*task.messages, *calls(call, "I run code.", printed), says(printed, "I have the result.")]
+        return [*task.messages, *calls(call, restated(task), printed), says(printed, "I have the result.")]
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
         return PythonEpisode(str(task.payload["tests"]), sandbox)
@@ -117,7 +117,7 @@ class PythonEpisode:
         arguments = checked_arguments(call, TOOLS)
         if isinstance(arguments, str):
             return arguments
-        execution = await self._sandbox.run(arguments["code"])
+        execution = (await self._sandbox.run(arguments["code"])).raise_for_infrastructure()
         if execution.outcome == "ok":
             return _capped(execution.stdout.strip()) or "(no output)"
         lines = execution.stderr.strip().splitlines()
