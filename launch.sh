@@ -38,26 +38,29 @@ preflight() {
         die "$free_gb GB free in $root, and the environment needs $needed_gb GB; free some space or set SLUICE_VENV to an environment elsewhere"
 }
 
+count_installed() { find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l; }
+
 # pip prints hundreds of lines; the console gets one, and the log keeps all of them.
 install_with_progress() {
-    local python="$1" lock="$2" log="$3" total pip started=$SECONDS next=0 step="" done_before=""
+    local python="$1" lock="$2" log="$3" total pip started=$SECONDS next=0 step="" said="" before
     total=$(grep -c '^[a-zA-Z0-9]' "$lock")
+    before=$(count_installed) # pip itself
     "$python" -m pip install --no-deps --disable-pip-version-check --no-input --progress-bar off -r "$lock" >"$log" 2>&1 &
     pip=$!
     trap 'kill "$pip" 2>/dev/null; wait "$pip" 2>/dev/null; say "interrupted; the next start builds again"; exit 130' INT TERM
     while kill -0 "$pip" 2>/dev/null; do
         if grep -q '^Installing collected packages' "$log"; then
-            step="installed $(find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l)"
+            step="installed $(($(count_installed) - before))"
         else
             step="fetched $(grep -c '^Collecting ' "$log" || true)"
         fi
         if [[ -t 2 ]]; then
             printf '\rlaunch: %s of %d packages, %d s ' "$step" "$total" $((SECONDS - started)) >&2
-        elif ((SECONDS - started >= next)) && [[ $step != "$done_before" ]]; then
+        elif ((SECONDS - started >= next)) && [[ $step != "$said" ]]; then
             say "$step of $total packages, $((SECONDS - started)) s"
-            next=$((SECONDS - started + 30)) done_before=$step
+            next=$((SECONDS - started + 30)) said=$step
         fi
-        sleep 1
+        sleep 0.3
     done
     [[ ! -t 2 ]] || printf '\n' >&2
     trap - INT TERM
@@ -66,7 +69,6 @@ install_with_progress() {
 
 build() {
     local python="$1" lock="$2" stamp="$3" log started=$SECONDS
-    preflight "$python"
     say "building $venv from ${lock#"$root"/} with $("$python" -V); once, about 5 minutes and 4.5 GB on disk"
     # From nothing: packages half-written by an interrupted build would look installed.
     rm -rf "$venv"
@@ -93,6 +95,7 @@ ensure_environment() {
     stamp=$(sha256sum <"$lock")
     [[ $(cat "$venv/.lock-hash" 2>/dev/null) != "$stamp" ]] || return 0
     python=$(find_python)
+    preflight "$python"
     exec 9<"$root" # a lock on the directory itself leaves no file behind
     flock -n 9 || { say "another start is building $venv; waiting for it" && flock 9; }
     [[ $(cat "$venv/.lock-hash" 2>/dev/null) == "$stamp" ]] || build "$python" "$lock" "$stamp"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rl.config import Recipe
 from rl.deepspeed_config import refuse_owned
+from rollout.envs import ENVIRONMENTS
+from rollout.vllm_args import check_engine_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,38 +22,6 @@ class Problem:
 
     key: str
     text: str
-
-
-ENGINE_KEYS = {
-    "model": "use model.path",
-    "tokenizer": "the tokenizer comes with model.path",
-    "skip_tokenizer_init": "token ids go in and out; inference decides this",
-    "hf_overrides": "the trainer would not see the change; edit the model's config.json",
-    "hf_config_path": "the trainer would not see it; use model.path",
-    "rope_scaling": "the trainer would not see the change; edit the model's config.json",
-    "rope_theta": "the trainer would not see the change; edit the model's config.json",
-    "dtype": "engine and trainer share model.dtype",
-    "kv_cache_dtype": "a cache of lower precision changes the logprobs; leave it out",
-    "calculate_kv_scales": "a cache of lower precision changes the logprobs; leave it out",
-    "quantization": "the trainer's weights are not quantized, so its logprobs would differ; leave it out",
-    "logits_processors": "the trainer cannot mirror the changed distribution; leave it out",
-    "logits_processor_pattern": "the trainer cannot mirror the changed distribution; leave it out",
-    "speculative_config": "draft tokens are accepted under another distribution's rules; leave it out",
-    "generation_config": "every sampling parameter is sent explicitly; use rollout.sampling",
-    "override_generation_config": "every sampling parameter is sent explicitly; use rollout.sampling",
-    "logprobs_mode": "training needs the logprobs of the distribution sampled from; leave it out",
-    "max_logprobs": "only the sampled token's logprob is used; leave it out",
-    "seed": "use run.seed",
-    "tensor_parallel_size": "use inference.tensor_parallel",
-    "data_parallel_size": "use inference.replicas",
-    "max_model_len": "use rollout.max_context",
-    "weight_transfer_config": "use weight_sync",
-    "worker_extension_cls": "weights are pushed through weight_sync alone",
-    "load_format": "the first weights come from model.path and later ones from weight_sync",
-    "enable_lora": "whole weights are pushed; leave it out",
-    "enable_sleep_mode": "engines keep their weights between steps; leave it out",
-}
-"""vLLM arguments that inference.engine_args may not hold: another key owns them or the trainer cannot mirror them."""
 
 
 def problems(recipe: Recipe) -> list[Problem]:
@@ -136,10 +106,11 @@ def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _passed_through(recipe: Recipe) -> Iterator[Problem]:
-    for key, reason in ENGINE_KEYS.items():
-        if key in recipe.inference.engine_args:
-            value = recipe.inference.engine_args[key]
-            yield Problem(f"inference.engine_args.{key}", f"inference.engine_args.{key}={value!r} is refused: {reason}")
+    for name, value in recipe.inference.engine_args.items():
+        try:
+            check_engine_args({name: value})
+        except ValueError as error:
+            yield Problem(f"inference.engine_args.{name}", str(error))
     try:
         refuse_owned(recipe.trainer.deepspeed)
     except ValueError as error:
@@ -147,11 +118,21 @@ def _passed_through(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _resume(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.run.resume != "never" and recipe.run.dir is None:
+    if recipe.resume != "never" and recipe.run.dir is None:
         yield Problem(
-            "run.resume",
-            f"run.resume={recipe.run.resume} needs to know which run: set run.dir to the directory to go on in",
+            "resume",
+            f"resume={recipe.resume} needs to know which run: set run.dir to the directory to go on in",
         )
+
+
+def _environments(recipe: Recipe) -> Iterator[Problem]:
+    for index, source in enumerate(recipe.tasks.sources):
+        if source.environment not in ENVIRONMENTS:
+            known = ", ".join(repr(name) for name in sorted(ENVIRONMENTS))
+            yield Problem(
+                f"tasks.sources.{index}.environment",
+                f"tasks.sources.{index}.environment={source.environment!r} is not an environment; use one of {known}",
+            )
 
 
 def _files(recipe: Recipe) -> Iterator[Problem]:
@@ -183,5 +164,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _device,
     _passed_through,
     _resume,
+    _environments,
     _files,
 )

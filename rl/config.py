@@ -26,8 +26,6 @@ class RunConfig(StrictModel):
     steps: int = Field(default=30, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trainer and engines run. auto: cuda where NVIDIA GPUs are seen, else cpu. cuda without GPUs is an error."""
-    resume: Literal["never", "auto", "must"] = "never"
-    """auto: go on from the newest checkpoint in run.dir if there is one."""
     stall_s: float = Field(default=300.0, gt=0)
     """No progress for this long: dump all stacks, say who waits for whom, exit."""
     cache_dir: str = "runs/cache"
@@ -58,6 +56,8 @@ class OptimizerConfig(StrictModel):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["none", "linear"] = "none"
+    """After the warm-up: constant, or linear to zero at the stage's last step."""
     clip_norm: float = Field(default=1.0, gt=0)
 
 
@@ -117,6 +117,8 @@ class WandbConfig(StrictModel):
 
 class Recipe(StrictModel):
     run: RunConfig = RunConfig()
+    resume: Literal["never", "auto", "must"] = "never"
+    """auto: go on from the newest checkpoint in run.dir if there is one."""
     model: ModelConfig
     sandbox: SandboxConfig = SandboxConfig()
     tasks: TasksConfig

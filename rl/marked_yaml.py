@@ -16,6 +16,8 @@ import yaml
 
 Path = tuple[str | int, ...]
 
+MAX_DEPTH = 32
+
 _SCALARS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "null": (r"~|null|Null|NULL|", "~nN\0", lambda text: None),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
@@ -80,7 +82,10 @@ def dump(data: Any) -> str:
 
 
 def _plain(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
-    lines.setdefault(path, node.start_mark.line + 1)
+    line = node.start_mark.line + 1
+    lines.setdefault(path, line)
+    if len(path) > MAX_DEPTH:
+        raise YamlError(line, f"nested deeper than {MAX_DEPTH} levels; does an alias refer to itself?")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, lines)
     if isinstance(node, yaml.SequenceNode):
@@ -89,7 +94,7 @@ def _plain(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
         return node.value
     name = node.tag.removeprefix("tag:yaml.org,2002:")
     if name not in _SCALARS:
-        raise YamlError(node.start_mark.line + 1, f"the YAML tag {node.tag!r} is not supported: write a plain value")
+        raise YamlError(line, f"the YAML tag {node.tag!r} is not supported: write a plain value")
     return _SCALARS[name][2](node.value)
 
 

@@ -93,7 +93,7 @@ def _validate(data: dict[str, Any], origins: Mapping[Path, str]) -> Recipe:
             [_describe(d, origins) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)]
         ) from None
     recipe = _resolve_paths(recipe)
-    found = [f"{_origin(tuple(p.key.split('.')), origins)}: {p.text}" for p in problems(recipe)]
+    found = [f"{_origin(_parts(p.key), origins)}: {p.text}" for p in problems(recipe)]
     if found:
         raise RecipeError(found)
     return recipe
@@ -109,7 +109,7 @@ def _apply(override: str, data: dict[str, Any], origins: dict[Path, str]) -> lis
         value = marked_yaml.parse(text).data
     except marked_yaml.YamlError as error:
         return [f"{label}: {error}"]
-    path: Path = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
+    path = _parts(name.strip())
     if message := _unknown(path):
         return [f"{label}: {message}"]
     shorthand = _shorthand_at(path)
@@ -160,11 +160,11 @@ def _model_at(path: Path) -> type[StrictModel] | None:
             continue
         if model is None or part not in model.model_fields:
             return None
-        model = _section(model.model_fields[part].annotation)
+        model = section_of(model.model_fields[part].annotation)
     return model
 
 
-def _section(annotation: Any) -> type[StrictModel] | None:
+def section_of(annotation: Any) -> type[StrictModel] | None:
     """The section model inside `Section`, `Section | None` or `tuple[Section, ...]`."""
     candidates = (annotation, *get_args(annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, StrictModel)), None)
@@ -179,7 +179,7 @@ def _unknown(path: Path) -> str | None:
         if part not in model.model_fields:
             return _unknown_key(path[:depth], part)
         annotation = model.model_fields[part].annotation
-        model = _section(annotation)
+        model = section_of(annotation)
         if model is None and depth + 1 < len(path) and not _is_container(annotation):
             return f"{_dotted(path[: depth + 1])} is a single value and has no key {path[depth + 1]!r}"
     return None
@@ -200,7 +200,7 @@ def _unknown_key(parent: Path, key: str) -> str:
 
 def _leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        section = _section(field.annotation)
+        section = section_of(field.annotation)
         if section is None:
             yield prefix + name
         else:
@@ -232,6 +232,10 @@ def _origin(path: Path, origins: Mapping[Path, str]) -> str:
 
 def _dotted(path: Path) -> str:
     return ".".join(str(part) for part in path)
+
+
+def _parts(dotted: str) -> Path:
+    return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
 
 
 def _resolve_paths(recipe: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""The recipe's `tasks:`, `rollout:`, `inference:` and `buffer:` sections. Owners: this package's modules of those names."""
+"""The recipe's `tasks:`, `rollout:`, `inference:`, `buffer:`, `eval:` and `weight_sync:` sections."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ class EvalConfig(StrictModel):
     """Steps between evaluations besides the ones before and after training; 0: only those two."""
     samples_per_task: int = Field(default=1, ge=1)
     temperature: float = Field(default=1.0, gt=0)
+    success_reward: float = 1.0
+    """A trajectory whose total reward reaches this counts as a success."""
 
 
 class WeightSyncConfig(StrictModel):
@@ -86,4 +88,3 @@ class WeightSyncConfig(StrictModel):
     seconds_per_gib: float = Field(default=10.0, gt=0)
     verify_every: int = Field(default=0, ge=0)
     """Pushes between checksum comparisons after the first push; 0: only the first, and on resume."""
-

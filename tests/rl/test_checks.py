@@ -1,0 +1,84 @@
+"""Every cross-field check: the recipe that breaks it, the values and the fix in its message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.checks import problems
+from rl.config import Recipe
+
+BASE: dict[str, Any] = {
+    "run": {"device": "cpu"},
+    "model": {"path": "owner/name", "dtype": "float32"},
+    "tasks": {"sources": [{"environment": "python"}]},
+    "trainer": {"optimizer": {"lr": 0.001}},
+}
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: merged(base.get(key, {}), over[key]) if isinstance(over.get(key), dict) else over.get(key, base.get(key))
+        for key in base.keys() | over.keys()
+    }
+
+
+def found(over: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(problem.key, problem.text) for problem in problems(Recipe.model_validate(merged(BASE, over)))]
+
+
+def test_a_sound_recipe_has_no_problems() -> None:
+    assert found({}) == []
+
+
+@pytest.mark.parametrize(
+    ("over", "key", "words"),
+    [
+        ({"rollout": {"group_size": 1}}, "rollout.group_size", "use >= 2 or algorithm.name=reinforce"),
+        ({"rollout": {"sampling": {"top_p": 0.9}}}, "rollout.sampling.top_p", "top_p=0.9"),
+        ({"rollout": {"sampling": {"top_k": 5}}}, "rollout.sampling.top_k", "use 0 (off)"),
+        ({"rollout": {"sampling": {"max_tokens": 2048}}}, "rollout.sampling.max_tokens", "max_context=2048"),
+        ({"trainer": {"token_budget": 1000}}, "trainer.token_budget", "use trainer.token_budget>=2048"),
+        ({"trainer": {"ranks": 6, "expert_parallel": 4}}, "trainer.expert_parallel", "use one of [1, 2, 3, 6]"),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype", "use model.dtype=float32"),
+        ({"inference": {"tensor_parallel": 2}}, "inference.tensor_parallel", "use inference.tensor_parallel=1"),
+        ({"weight_sync": {"transport": "nccl"}}, "weight_sync.transport", "use weight_sync.transport=auto"),
+        ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
+        ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),
+        ({"resume": "auto"}, "resume", "set run.dir"),
+        ({"model": {"path": "./no/such"}}, "model.path", "model.path=./no/such does not exist"),
+        ({"tasks": {"sources": [{"environment": "pyton"}]}}, "tasks.sources.0.environment", "'python'"),
+        (
+            {"sft": {"dataset": "no.jsonl", "optimizer": {"lr": 1e-3}}},
+            "sft.dataset",
+            "sft.dataset=no.jsonl does not exist",
+        ),
+    ],
+)
+def test_each_check_names_values_and_fix(over: dict[str, Any], key: str, words: str) -> None:
+    ((found_key, text),) = found(over)
+    assert found_key == key and words in text
+
+
+def test_every_refused_engine_setting_is_named() -> None:
+    refused = found({"inference": {"engine_args": {"quantization": "fp8", "seed": 3, "max_num_seqs": 4}}})
+    assert [key for key, _ in refused] == ["inference.engine_args.quantization", "inference.engine_args.seed"]
+    assert "quantized weights" in refused[0][1] and "use run.seed" in refused[1][1]
+
+
+def test_reinforce_may_have_groups_of_one() -> None:
+    assert found({"rollout": {"group_size": 1}, "algorithm": {"name": "reinforce"}}) == []
+
+
+def test_other_engine_settings_pass() -> None:
+    assert found({"inference": {"engine_args": {"max_num_seqs": 4, "enforce_eager": True}}}) == []
+
+
+def test_names_of_models_and_datasets_that_exist_or_are_remote_pass(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n", encoding="utf-8")
+    assert found({"model": {"path": str(tmp_path)}, "sft": {"dataset": str(rows), "optimizer": {"lr": 0.1}}}) == []
+    assert found({"sft": {"dataset": "oracle", "optimizer": {"lr": 0.1}}}) == []
+    assert found({"sft": {"dataset": "owner/rows", "optimizer": {"lr": 0.1}}}) == []

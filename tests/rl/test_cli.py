@@ -1,0 +1,65 @@
+"""The verbs as a user calls them: exit codes, what is printed where, and that a refusal starts nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+CLUSTER = str(REPOSITORY / "recipes" / "agent_rl.yaml")
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
+def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    assert "./launch.sh RECIPE" in capsys.readouterr().out
+
+
+def test_every_verb_of_the_help_page_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    from rl.cli import _VERBS
+
+    main(["--help"])
+    documented = {line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ./launch.sh")}
+    assert documented - {"RECIPE", "--help"} == set(_VERBS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["no/such.yaml"], "no recipe file and no verb is called 'no/such.yaml'"),
+        (["plan"], "plan needs a recipe"),
+        (["plan", "no/such.yaml"], "no/such.yaml: cannot be read"),
+        (["plan", CLUSTER, "run.stepz=1"], "the nearest is 'run.steps'"),
+        ([CLUSTER, "run.stepz=1"], "the nearest is 'run.steps'"),
+        (["check", "now"], "check takes no arguments"),
+        (["lock", "now"], "lock takes no arguments"),
+        (["doctor", "now"], "doctor takes no arguments"),
+    ],
+)
+def test_what_cannot_start_exits_with_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and words in said.err and said.out == ""
+
+
+def test_the_cluster_recipe_without_its_hardware_starts_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys; from rl.cli import main; code = main(sys.argv[1:]); "
+        "assert not {'ray', 'vllm', 'deepspeed', 'torch'} & set(sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, CLUSTER, f"run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 2, done.stderr
+    assert "error: this recipe wants 64 GPUs and 68 CPU cores; here are 0 GPUs" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) in (0, 1)
+    names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["python", "packages", "cpus", "gpus", "disk", "bubblewrap", "git"]

@@ -1,0 +1,255 @@
+"""launch.sh in a bare checkout whose `python3.11` is a small script: what it refuses, what it builds, and how often.
+
+The stub answers as Python would and writes down what it was asked, so nothing is downloaded. The real build is what CI
+does in every fresh clone before these tests run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+TOOLS = (
+    *("awk", "bash", "cat", "cp", "df", "dirname", "find", "flock", "git", "grep"),
+    *("id", "mkdir", "rm", "sha256sum", "sleep", "tail", "wc"),
+)
+
+PYTHON = """\
+#!/bin/sh
+echo "$@" >>"$STUB_CALLS"
+case "$*" in
+    -V) echo "Python 3.11.9" ;;
+    "-c import sys;"*) exit "${STUB_UNSUPPORTED:-0}" ;;
+    "-c import venv"*) exit "${STUB_NO_VENV:-0}" ;;
+    "-m venv "*) mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python" ;;
+    "-m pip install "*)
+        echo "WARNING: Location 'an index' is ignored"
+        [ -z "${STUB_PIP_ERROR:-}" ] || { echo "$STUB_PIP_ERROR"; exit 1; }
+        sleep "${STUB_PIP_SECONDS:-0}" ;;
+    "-P -m rl.cli "*) echo "ran: $* in $PWD with PYTHONPATH=$PYTHONPATH" ;;
+esac
+"""
+
+
+@dataclass
+class Checkout:
+    """A copy of what launch.sh needs, and a PATH that holds nothing but the tools and the stubs given."""
+
+    root: Path
+    bin: Path
+    calls: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": str(self.bin), "STUB_CALLS": str(self.calls), **self.settings}
+
+    def launch(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.root / "launch.sh", *arguments],
+            cwd=cwd or self.root,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def stub(self, name: str, script: str) -> None:
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(script, encoding="utf-8")
+        path.chmod(0o755)
+
+    def installs(self) -> list[str]:
+        calls = self.calls.read_text(encoding="utf-8").splitlines() if self.calls.exists() else []
+        return [call for call in calls if call.startswith("-m pip install")]
+
+    @property
+    def venv(self) -> Path:
+        return self.root / ".venv"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    root, binaries = tmp_path / "checkout", tmp_path / "bin"
+    for folder in (root / "rl", root / "locks", binaries):
+        folder.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "launch.sh", root)
+    shutil.copy(REPOSITORY / "rl" / "help.txt", root / "rl")
+    (root / "locks" / "cpu.txt").write_text("# made by\ntorch==2.13.0+cpu\nruff==0.1\n", encoding="utf-8")
+    (root / "locks" / "gpu.txt").write_text("torch==2.13.0\n", encoding="utf-8")
+    (root / "recipe.yaml").write_text("model: x\n", encoding="utf-8")
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        assert found, f"this machine lacks {tool}"
+        (binaries / tool).symlink_to(found)
+    made = Checkout(root=root, bin=binaries, calls=tmp_path / "calls")
+    made.stub("python3.11", PYTHON)
+    made.stub("bwrap", "#!/bin/sh\n")
+    return made
+
+
+def refused(done: subprocess.CompletedProcess[str], words: str) -> bool:
+    """Exit code 2 and, last, one line that says what is wrong."""
+    *_, last = done.stderr.splitlines()
+    return done.returncode == 2 and last.startswith("launch: error: ") and words in last
+
+
+def test_help_needs_no_python_and_shows_every_verb(checkout: Checkout) -> None:
+    (checkout.bin / "python3.11").unlink()
+    for arguments in ([], ["--help"], ["-h"]):
+        done = checkout.launch(*arguments)
+        assert done.returncode == 0 and done.stdout == (REPOSITORY / "rl" / "help.txt").read_text(encoding="utf-8")
+    assert not checkout.venv.exists()
+
+
+def test_the_first_start_builds_and_the_second_does_not(checkout: Checkout) -> None:
+    first = checkout.launch("recipe.yaml", "run.steps=3")
+    assert first.returncode == 0, first.stderr
+    assert (
+        first.stdout
+        == f"ran: -P -m rl.cli recipe.yaml run.steps=3 in {checkout.root} with PYTHONPATH={checkout.root}\n"
+    )
+    assert "about 5 minutes" in first.stderr and "WARNING" not in first.stderr
+    assert checkout.launch("test", "-k", "x").returncode == 0
+    (install,) = checkout.installs()
+    assert install.startswith("-m pip install --no-deps ") and install.endswith("locks/cpu.txt")
+
+
+def test_it_starts_from_any_directory(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: x\n", encoding="utf-8")
+    done = checkout.launch("mine.yaml", cwd=tmp_path)
+    assert done.stdout.startswith(f"ran: -P -m rl.cli mine.yaml in {tmp_path} ")
+
+
+def test_a_changed_lock_builds_again(checkout: Checkout) -> None:
+    checkout.launch("test")
+    (checkout.root / "locks" / "cpu.txt").write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+    assert checkout.launch("test").returncode == 0
+    assert len(checkout.installs()) == 2
+
+
+def test_an_interrupted_build_starts_from_nothing(checkout: Checkout) -> None:
+    debris = checkout.venv / "lib" / "half-written"
+    debris.mkdir(parents=True)
+    assert checkout.launch("test").returncode == 0
+    assert not debris.exists() and len(checkout.installs()) == 1
+
+
+def test_two_starts_at_once_build_once(checkout: Checkout) -> None:
+    checkout.settings["STUB_PIP_SECONDS"] = "2"
+    command = [checkout.root / "launch.sh", "test"]
+    starts = [subprocess.Popen(command, env=checkout.environment(), stderr=subprocess.PIPE) for _ in range(2)]
+    said = b"".join(start.communicate(timeout=60)[1] for start in starts)
+    assert [start.returncode for start in starts] == [0, 0]
+    assert len(checkout.installs()) == 1 and b"another start is building" in said
+
+
+def test_a_failed_build_shows_pips_error_and_is_not_taken_for_finished(checkout: Checkout) -> None:
+    checkout.settings["STUB_PIP_ERROR"] = "ERROR: no space left"
+    done = checkout.launch("test")
+    assert refused(done, "pip failed") and "ERROR: no space left" in done.stderr and "WARNING" not in done.stderr
+    del checkout.settings["STUB_PIP_ERROR"]
+    assert checkout.launch("test").returncode == 0
+
+
+def test_a_missing_cpu_torch_names_the_setting(checkout: Checkout) -> None:
+    checkout.settings["STUB_PIP_ERROR"] = "ERROR: No matching distribution found for torch==2.13.0+cpu"
+    assert refused(
+        checkout.launch("test"), "pip found no torch==2.13.0+cpu: add PyTorch's wheel index for it with PIP_EX"
+    )
+
+
+def test_gpus_choose_the_gpu_lock(checkout: Checkout) -> None:
+    checkout.stub("nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\n")
+    checkout.launch("test")
+    (install,) = checkout.installs()
+    assert install.endswith("locks/gpu.txt")
+
+
+def test_a_driver_without_gpus_chooses_the_cpu_lock(checkout: Checkout) -> None:
+    checkout.stub("nvidia-smi", "#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    checkout.launch("test")
+    (install,) = checkout.installs()
+    assert install.endswith("locks/cpu.txt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "removed", "words"),
+    [
+        ({"STUB_UNSUPPORTED": "1"}, [], "no Python 3.11 or 3.12 on PATH"),
+        ({}, ["python3.11"], "apt-get install python3.11"),
+        ({"STUB_NO_VENV": "1"}, [], "apt-get install python3-venv"),
+        ({}, ["git"], "apt-get install git"),
+        ({}, ["flock"], "apt-get install util-linux"),
+    ],
+)
+def test_a_missing_tool_is_one_line_before_anything_is_built(
+    checkout: Checkout, settings: dict[str, str], removed: list[str], words: str
+) -> None:
+    checkout.settings.update(settings)
+    for name in removed:
+        (checkout.bin / name).unlink()
+    done = checkout.launch("test")
+    assert refused(done, words) and len(done.stderr.splitlines()) == 1
+    assert not checkout.installs() and not checkout.venv.exists()
+
+
+def test_too_little_disk_is_refused(checkout: Checkout) -> None:
+    checkout.stub("df", "#!/bin/sh\nprintf 'Filesystem 1024-blocks Used Available\\n/dev/x 9 9 5242880\\n'\n")
+    assert refused(checkout.launch("test"), "5 GB free in") and not checkout.venv.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["recipes/none.yaml"], "'recipes/none.yaml'"),
+        (["pln"], "'pln'"),
+        (["plan"], "plan needs a recipe"),
+        (["plan", "x"], "'x'"),
+    ],
+)
+def test_a_misspelt_recipe_or_verb_builds_nothing(checkout: Checkout, arguments: list[str], words: str) -> None:
+    assert refused(checkout.launch(*arguments), words) and not checkout.venv.exists()
+
+
+def test_an_environment_of_ones_own_is_used_as_it_is(checkout: Checkout, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    checkout.settings["SLUICE_VENV"] = str(own)
+    assert refused(checkout.launch("test"), "holds no bin/python")
+    (own / "bin").mkdir(parents=True)
+    shutil.copy(checkout.bin / "python3.11", own / "bin" / "python")
+    assert checkout.launch("test").stdout.startswith("ran: ")
+    assert not checkout.installs() and not checkout.venv.exists()
+
+
+@pytest.mark.parametrize("verb", ["doctor", "lock"])
+def test_verbs_about_the_environment_do_not_wait_for_one(checkout: Checkout, verb: str) -> None:
+    assert checkout.launch(verb).stdout.startswith(f"ran: -P -m rl.cli {verb} ")
+    assert not checkout.installs()
+
+
+def test_bubblewrap_is_installed_where_it_can_be(checkout: Checkout) -> None:
+    (checkout.bin / "bwrap").unlink()
+    checkout.stub("id", "#!/bin/sh\necho 0\n")
+    checkout.stub("apt-get", '#!/bin/sh\necho "apt-get $*" >>"$STUB_CALLS"\n')
+    assert checkout.launch("test").returncode == 0
+    assert "apt-get install -y -qq bubblewrap" in checkout.calls.read_text(encoding="utf-8")
+
+
+def test_bubblewrap_missing_for_an_ordinary_user_is_said(checkout: Checkout) -> None:
+    (checkout.bin / "bwrap").unlink()
+    checkout.stub("id", "#!/bin/sh\necho 1000\n")
+    done = checkout.launch("test")
+    assert done.returncode == 0 and "sudo apt-get install bubblewrap" in done.stderr
+
+
+def test_ci_runs_the_same_command_without_input() -> None:
+    script = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+    assert "./launch.sh test </dev/null" in script and os.access(REPOSITORY / ".ci" / "run", os.X_OK)
