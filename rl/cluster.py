@@ -65,7 +65,8 @@ class Resources:
 
 
 class Cluster:
-    """Every actor of one run. Use as a context manager: leaving it kills them and stops a local Ray instance."""
+    """Every actor of one run. `connect`, then use as a context manager: leaving it kills
+    them and stops a local Ray instance."""
 
     def __init__(self, recipe: Recipe, logs_dir: Path, run_id: str) -> None:
         self._recipe, self._logs_dir, self._run_id = recipe, logs_dir, run_id
@@ -83,7 +84,8 @@ class Cluster:
         self.workers: list[ActorHandle] = []
         self.buffer: ActorHandle | None = None
 
-    def __enter__(self) -> Cluster:
+    def connect(self) -> None:
+        """Start a local Ray instance, or join the one that the recipe names."""
         environment = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])}
         if self._recipe.run.ray_address is not None:
             ray.init(self._recipe.run.ray_address, log_to_driver=False, runtime_env={"env_vars": environment})
@@ -99,6 +101,8 @@ class Cluster:
                 _node_ip_address="127.0.0.1",
             )
         self.device = resolve_device(self._recipe, self._gpus())
+
+    def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:

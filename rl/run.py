@@ -49,6 +49,7 @@ def train(run: Session) -> None:
     if run.progress.eval_success_before is None:
         run.progress.eval_success_before = evaluate(run)
     open_gate(run)
+    run.begin_steps()
     while run.progress.step < run.recipe.run.steps:
         groups = take(run)
         learn(run, groups)
@@ -146,7 +147,8 @@ def learn(run: Session, groups: list[Group]) -> None:
     run.values |= rollout_metrics(groups, recipe.eval.success_reward) | counts
     run.values |= {"staleness/mean": mean_age, "staleness/max": float(oldest)}
     ids = [group.id for group in groups]
-    cluster.wait(cluster.call([cluster.buffer], "mark_trained", ids, progress.step), "writing the ledger")
+    calls = cluster.call([cluster.buffer], "mark_trained", ids, progress.step)
+    run.count_tasks(cluster.wait(calls, "writing the ledger")[0])
 
 
 def evaluate(run: Session) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +57,9 @@ class Session:
     step_started: float
     values: dict[str, float] = field(default_factory=dict)
     ledger_counts: dict[str, int] = field(default_factory=dict)
+    stale_before: int = 0
     arrivals: int = 0
+    waiting_for: str = "it was not asked yet"
     engines_started: dict[Any, str] = field(default_factory=dict)
 
     @contextmanager
@@ -84,13 +86,26 @@ class Session:
         """Finished groups are progress too: a slow environment is not a stall."""
         if answer.arrivals != self.arrivals:
             self.watchdog.beat(f"{answer.arrivals} groups finished")
-        self.arrivals = answer.arrivals
-        self.ledger_counts = dict(answer.counts)
-        self.values["rollout/dropped_stale"] = self.values.get("rollout/dropped_stale", 0.0) + answer.dropped_stale
+        self.arrivals, self.waiting_for = answer.arrivals, answer.waiting_for
+        self.count_tasks(answer.counts)
+
+    def count_tasks(self, counts: Mapping[str, int]) -> None:
+        """The ledger's counts; what was dropped as stale since the last step is a metric of this one."""
+        stale = counts.get("reissued/stale", 0)
+        self.values["rollout/dropped_stale"] = float(stale - self.stale_before)
+        self.ledger_counts = dict(counts)
+
+    def waiting(self) -> str:
+        """Who waits for whom, in words, as far as the driver knows."""
+        return f"{self.cluster.waiting_for()}. The buffer, when it last answered: {self.waiting_for}"
 
     def log(self, values: dict[str, float]) -> None:
         self.metrics.log(self.progress.step, values)
         self.tracker.log(self.progress.step, values)
+
+    def begin_steps(self) -> None:
+        """The clock of the first step starts here; what came before belongs to no step."""
+        self.values, self.step_started = {}, time.monotonic()
 
     def end_step(self, groups: list[Group]) -> None:
         """Write the step down: trajectories, metrics, the console's line."""
@@ -107,6 +122,7 @@ class Session:
         self.log(self.values)
         self.console.step(self.progress.step, self.values)
         self.values, self.step_started = {}, now
+        self.stale_before = self.ledger_counts.get("reissued/stale", 0)
 
     def saved_ledger(self) -> dict[str, Any] | None:
         """The buffer's state in the newest checkpoint."""
@@ -167,6 +183,8 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
     """Everything between the first process and the last. Whatever is raised in there becomes an `Ending`."""
     cluster = session.cluster
     try:
+        with session.phase("starting Ray"):
+            cluster.connect()
         with cluster:
             if missing := cluster.missing_hardware():
                 return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
@@ -202,7 +220,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         recipe.wandb, directory.path, name=recipe.run.name, recipe=recipe.model_dump(mode="json"), warn=console.warn
     )
     now = time.monotonic()
-    return Session(
+    session = Session(
         recipe=recipe,
         directory=directory,
         console=console,
@@ -213,13 +231,14 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
             stall_s=recipe.run.stall_s,
             on_stall=lambda stall: cluster.request_stop(stall.text, STALL_EXIT_CODE),
             logs_dir=directory.logs,
-            waiting=cluster.waiting_for,
+            waiting=lambda: session.waiting(),
         ),
         checkpoints=checkpoints,
         progress=progress,
         started=now,
         step_started=now,
     )
+    return session
 
 
 def _close(session: Session, ending: Ending) -> None:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
+from rollout.buffer import Buffer, BufferSpec
 from rollout.config import EvalConfig, InferenceConfig, RolloutConfig, WeightSyncConfig
+from rollout.ledger import Ledger
 from rollout.process import enter_role
 from rollout.types import Completion, Group, SamplingParams, Task
+
+T = TypeVar("T")
 
 ISSUE_POLL_S = 5.0
 """How long a worker's slot waits at the gate before it asks again."""
@@ -143,3 +147,76 @@ class WorkerActor:
             seed=self._spec.seed,
             reward_weights=self._spec.reward_weights,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeAnswer:
+    """What the buffer answers the trainer: the groups, or None while they are not there; and how far it is."""
+
+    groups: Sequence[Group] | None
+    arrivals: int
+    counts: Mapping[str, int]
+    waiting_for: str
+
+
+class BufferActor:
+    """The ledger, the finished groups and the gate; callers wait here, so that nobody polls."""
+
+    def __init__(self, role: str, logs_dir: str, spec: BufferSpec, saved: Mapping[str, Any] | None) -> None:
+        enter_role(role, logs_dir)
+        from rollout.tasks import task_stream
+
+        self._buffer = Buffer(
+            task_stream(spec.tasks, "train"),
+            Ledger() if saved is None else Ledger.from_state_dict(saved),
+            max_staleness=spec.max_staleness,
+            groups_per_step=spec.groups_per_step,
+            failure_share_limit=spec.failure_share_limit,
+            seed=spec.seed,
+        )
+        self._changed = asyncio.Condition()
+
+    async def issue(self, wait_s: float) -> tuple[str, Task] | None:
+        """The next task and its issue id; None when the gate stayed shut for `wait_s`."""
+        return await self._first(self._buffer.issue, wait_s)
+
+    async def put(self, group: Group) -> None:
+        self._buffer.put(group)
+        await self._notify()
+
+    async def take(self, version: int, wait_s: float) -> TakeAnswer:
+        """The groups of the step that trains `version`, or after `wait_s` how far the buffer is."""
+        groups = await self._first(lambda: self._buffer.take(version), wait_s)
+        return TakeAnswer(
+            groups=groups,
+            arrivals=self._buffer.arrivals,
+            counts=self._buffer.ledger.counts(),
+            waiting_for=self._buffer.waiting_for(),
+        )
+
+    async def published(self, version: int) -> None:
+        self._buffer.published(version)
+        await self._notify()
+
+    async def mark_trained(self, issue_ids: Sequence[str], step: int) -> Mapping[str, int]:
+        """Close them in the ledger; its counts afterwards."""
+        self._buffer.mark_trained(issue_ids, step)
+        return self._buffer.ledger.counts()
+
+    async def state(self) -> dict[str, Any]:
+        return self._buffer.ledger.state_dict()
+
+    async def _first(self, attempt: Callable[[], T | None], wait_s: float) -> T | None:
+        """What `attempt` gives as soon as it gives something."""
+        async with self._changed:
+            try:
+                async with asyncio.timeout(wait_s):
+                    while (found := attempt()) is None:
+                        await self._changed.wait()
+                    return found
+            except TimeoutError:
+                return None
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
