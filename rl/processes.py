@@ -252,6 +252,8 @@ def _run_driver(driver: Callable[[], int], guardian: int) -> None:
         # which it ends in order, don't get it at all. Background groups may still write to the terminal.
         os.setpgid(0, 0)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)  # but one that reads from it is stopped: nothing may prompt
         become_subreaper()
         code = driver()
     except SystemExit as exit_:

@@ -2,7 +2,7 @@
 
     config.yaml  metrics.jsonl  summary.json  trajectories/  checkpoints/  logs/  wandb/  run.lock
 
-`RunDir.open` refuses a directory that isn't ours, an earlier run without `run.resume`, and a second run at the same
+`RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
 time (an exclusive lock, which the kernel drops however the run ends). It never deletes anything but the trajectories
 of steps that a resumed run is going to do again.
 """
@@ -95,9 +95,9 @@ def _check(path: Path, resume: Resume) -> None:
         raise ValueError(f"run.dir={path} is not empty and not a run directory; name a new or empty directory")
     if earlier and resume == "never":
         _release_or_refuse(path)
-        raise ValueError(f"run.dir={path} holds an earlier run; set run.resume=auto to go on, or another run.dir")
+        raise ValueError(f"run.dir={path} holds an earlier run; set resume=auto to go on, or another run.dir")
     if not earlier and resume == "must":
-        raise ValueError(f"run.resume=must, but run.dir={path} holds no run; set run.resume=auto, or its run.dir")
+        raise ValueError(f"resume=must, but run.dir={path} holds no run; set resume=auto, or its run.dir")
 
 
 def _release_or_refuse(path: Path) -> None:

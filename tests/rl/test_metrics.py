@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.config import Recipe
@@ -79,6 +79,7 @@ def test_resuming_drops_the_steps_beyond_the_checkpoint(tmp_path: Path) -> None:
     assert [(step, values["reward/mean"]) for step, values in read_metrics(path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
 
 
+@settings(deadline=None, max_examples=30)
 @given(cut=st.integers(min_value=1, max_value=30))
 def test_a_half_written_last_line_is_removed(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
