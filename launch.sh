@@ -5,7 +5,7 @@ set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 venv="${SLUICE_VENV:-$root/.venv}"
-needed_gb=8 # 4.5 GB installed, and room for the wheels while pip unpacks them
+needed_gb=8 # 4 GB installed, and room for the wheels while pip unpacks them
 
 say() { printf 'launch: %s\n' "$*" >&2; }
 die() {
@@ -47,7 +47,7 @@ install_with_progress() {
     before=$(count_installed) # pip itself
     "$python" -m pip install --no-deps --disable-pip-version-check --no-input --progress-bar off -r "$lock" >"$log" 2>&1 &
     pip=$!
-    trap 'kill "$pip" 2>/dev/null; wait "$pip" 2>/dev/null; say "interrupted; the next start builds again"; exit 130' INT TERM
+    trap 'kill "$pip" 2>/dev/null || true; wait "$pip" 2>/dev/null || true; say "interrupted; the next start builds again"; exit 130' INT TERM
     while kill -0 "$pip" 2>/dev/null; do
         if grep -q '^Installing collected packages' "$log"; then
             step="installed $(($(count_installed) - before))"
@@ -69,7 +69,7 @@ install_with_progress() {
 
 build() {
     local python="$1" lock="$2" stamp="$3" log started=$SECONDS
-    say "building $venv from ${lock#"$root"/} with $("$python" -V); once, about 5 minutes and 4.5 GB on disk"
+    say "building $venv from ${lock#"$root"/} with $("$python" -V); once, about 5 minutes and 4 GB on disk"
     # From nothing: packages half-written by an interrupted build would look installed.
     rm -rf "$venv"
     "$python" -m venv "$venv"

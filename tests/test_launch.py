@@ -6,8 +6,10 @@ does in every fresh clone before these tests run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,7 @@ case "$*" in
     "-m pip install "*)
         echo "WARNING: Location 'an index' is ignored"
         [ -z "${STUB_PIP_ERROR:-}" ] || { echo "$STUB_PIP_ERROR"; exit 1; }
-        sleep "${STUB_PIP_SECONDS:-0}" ;;
+        exec sleep "${STUB_PIP_SECONDS:-0}" ;;
     "-P -m rl.cli "*) echo "ran: $* in $PWD with PYTHONPATH=$PYTHONPATH" ;;
 esac
 """
@@ -149,6 +151,30 @@ def test_two_starts_at_once_build_once(checkout: Checkout) -> None:
     said = b"".join(start.communicate(timeout=60)[1] for start in starts)
     assert [start.returncode for start in starts] == [0, 0]
     assert len(checkout.installs()) == 1 and b"another start is building" in said
+
+
+def test_ctrl_c_ends_a_build_and_pip_with_it(checkout: Checkout) -> None:
+    checkout.settings["STUB_PIP_SECONDS"] = "600"
+    start = subprocess.Popen(
+        [checkout.root / "launch.sh", "test"],
+        env=checkout.environment(),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert start.stderr is not None
+        while b"of 2 packages" not in (line := start.stderr.readline()):
+            assert line, "launch.sh ended by itself"
+        os.killpg(start.pid, signal.SIGINT)
+        _, said = start.communicate(timeout=30)
+        assert start.returncode == 130 and b"interrupted" in said
+        with pytest.raises(ProcessLookupError):
+            os.killpg(start.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(start.pid, signal.SIGKILL)
+    del checkout.settings["STUB_PIP_SECONDS"]
+    assert checkout.launch("test").returncode == 0
 
 
 def test_a_failed_build_shows_pips_error_and_is_not_taken_for_finished(checkout: Checkout) -> None:
