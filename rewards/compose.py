@@ -18,8 +18,8 @@ def check_weights(weights: Mapping[str, float], known: Collection[str]) -> None:
             raise ValueError(f"rewards.weights.{name}: {weight} is not a finite number")
 
 
-def compose(parts: Mapping[str, float], weights: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """The total and each part's contribution to it (value × weight). A part without a weight weighs 1.
+def compose(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The weighted sum of the parts. A part without a weight weighs 1; one with the weight 0 is only reported.
 
     A weight whose part this environment does not have is skipped: recipes mix environments, `check_weights` is what
     catches a misspelt name. Raises ValueError for a part that is not a finite number: the scorer is broken.
@@ -27,5 +27,4 @@ def compose(parts: Mapping[str, float], weights: Mapping[str, float]) -> tuple[f
     for name, value in parts.items():
         if not math.isfinite(value):
             raise ValueError(f"reward part {name!r} is {value}: a scorer must return a finite number")
-    breakdown = {name: value * weights.get(name, 1.0) for name, value in parts.items()}
-    return math.fsum(breakdown.values()), breakdown
+    return math.fsum(value * weights.get(name, 1.0) for name, value in parts.items())

@@ -53,7 +53,9 @@ class Environment(Protocol):
     def tools(self) -> tuple[ToolSpec, ...]: ...
 
     async def call(self, call: ToolCall) -> str:
-        """The observation the model reads. An unknown tool or bad arguments are the policy's fault: an error text."""
+        """The observation the model reads. An unknown tool or bad arguments are the policy's fault: an error text,
+        which begins with `error:` (that is how tool errors are counted).
+        """
         ...
 
     async def score(self, answer: str | None) -> dict[str, float]:

@@ -16,12 +16,12 @@ Message = dict[str, Any]
 
 FinishReason = Literal["stop", "length", "abort"]
 
-StopReason = Literal["answered", "turn_limit", "token_limit", "malformed", "environment", "aborted"]
+StopReason = Literal["answered", "turn_limit", "token_limit", "time_limit", "malformed", "environment", "aborted"]
 """Why an agent loop ended.
 
 answered: the model replied without calling a tool.  turn_limit: it used up its turns.  token_limit: the context or
-the per-turn budget is full.  malformed: a tool call could not be parsed.  environment: the environment ended the
-episode.  aborted: we ended it (shutdown or an infrastructure failure).
+the per-turn budget is full.  time_limit: its tool calls used up the time.  malformed: a tool call could not be parsed.
+environment: the environment ended the episode.  aborted: we ended it (shutdown or an infrastructure failure).
 """
 
 Outcome = Literal["scored", "truncated", "infra_error"]

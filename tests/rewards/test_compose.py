@@ -5,14 +5,14 @@ import pytest
 from rewards.compose import check_weights, compose
 
 
-def test_weighted_sum_and_breakdown() -> None:
-    assert compose({"code": 1.0, "format": 0.5}, {"format": 0.2}) == (1.1, {"code": 1.0, "format": 0.1})
-    assert compose({"code": 1.0}, {"code": 0.0}) == (0.0, {"code": 0.0})
-    assert compose({}, {}) == (0.0, {})
+def test_weighted_sum() -> None:
+    assert compose({"code": 1.0, "format": 0.5}, {"format": 0.2}) == 1.1
+    assert compose({"code": 1.0}, {"code": 0.0}) == 0.0
+    assert compose({}, {}) == 0.0
 
 
 def test_another_environments_weight_is_skipped() -> None:
-    assert compose({"code": 1.0}, {"state": 5.0}) == (1.0, {"code": 1.0})
+    assert compose({"code": 1.0}, {"state": 5.0}) == 1.0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,0 +1,314 @@
+"""The agent loop: one attempt at a task becomes a trajectory, `group_size` attempts become a group.
+
+    open ─▶ generate ─▶ parse ─▶ call tools ─▶ bridge ─▶ generate …   ─▶ score
+            (engine)             (environment)                          (environment)
+
+Every token enters the `TokenStream` once, as shown or as sampled. Failures are attributed here: what the policy caused
+is scored, anything an engine, environment or scorer raises is retried with a fresh episode and then becomes an
+infra_error; nothing but a cancellation leaves these functions as an exception.
+
+The deadline `trajectory_timeout_s` covers the acting of all tries together. When it passes while the engine is
+sampling, or within one tool call that alone took more than half of it, the machine is at fault: infra_error. When it
+passes in a shorter tool call, the policy spent its time on many of them: truncated, and scored without an answer.
+Scoring has as much time again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rewards.compose import compose
+from rewards.errors import InfrastructureError
+from rewards.sandbox import Sandbox
+from rollout.config import RolloutConfig
+from rollout.environment import AssistantTurn, Chat, Engine, Environment, EpisodeEnded, ToolCall
+from rollout.envs import ENVIRONMENTS
+from rollout.stream import TokenStream
+from rollout.types import Group, Message, Outcome, SamplingParams, Span, StopReason, Task, Trajectory
+
+log = logging.getLogger(__name__)
+
+CLOSE_S = 10.0
+TRUNCATED: frozenset[StopReason] = frozenset({"turn_limit", "token_limit", "time_limit"})
+
+
+async def run_group(
+    task: Task,
+    chat: Chat,
+    engine: Engine,
+    sandbox: Sandbox,
+    config: RolloutConfig,
+    *,
+    group_id: str,
+    seed: int,
+    reward_weights: Mapping[str, float],
+) -> Group:
+    """Run `config.group_size` attempts at `task` at the same time. `seed` is the run's.
+
+    Raises ValueError for a task of an unknown environment; nothing else but a cancellation.
+    """
+    if task.environment not in ENVIRONMENTS:
+        raise ValueError(f"task {task.id}: no environment {task.environment!r}; there are {sorted(ENVIRONMENTS)}")
+    spec = ENVIRONMENTS[task.environment]
+    async with asyncio.TaskGroup() as members:
+        running = [
+            members.create_task(
+                run_agent(
+                    task,
+                    lambda: spec.make(task, sandbox),
+                    chat,
+                    engine,
+                    config,
+                    group_id=group_id,
+                    request_id=f"{group_id}/{member}",
+                    seed=seed,
+                    reward_weights=reward_weights,
+                )
+            )
+            for member in range(config.group_size)
+        ]
+    return Group(id=group_id, task=task, trajectories=tuple(member.result() for member in running))
+
+
+async def run_agent(
+    task: Task,
+    make_environment: Callable[[], Environment],
+    chat: Chat,
+    engine: Engine,
+    config: RolloutConfig,
+    *,
+    group_id: str,
+    request_id: str,
+    seed: int,
+    reward_weights: Mapping[str, float],
+) -> Trajectory:
+    """One trajectory. After an infrastructure failure it starts over, `config.infra_retries` times.
+
+    `request_id` is unique in the run; each try and turn derives its own id and sampling seed from it. Never raises but
+    for a cancellation, which reaches the caller after the environment is closed.
+    """
+    deadline = asyncio.get_running_loop().time() + config.trajectory_timeout_s
+    failures: list[str] = []
+    for attempt in range(config.infra_retries + 1):
+        episode = _Episode(task, chat, engine, config, f"{request_id}/{attempt}", seed)
+        try:
+            return await _attempt(episode, make_environment, group_id, reward_weights, deadline, attempt)
+        except Exception as error:  # the edge of a rollout: attributed, counted, kept as text
+            failures.append(f"try {attempt + 1}: {type(error).__name__}: {error}")
+            log.warning("trajectory %s: %s", request_id, failures[-1], exc_info=error)
+        if asyncio.get_running_loop().time() >= deadline:
+            break
+    return Trajectory(
+        task_id=task.id,
+        group_id=group_id,
+        samples=(),
+        messages=tuple(episode.messages),
+        stop_reason="aborted",
+        outcome="infra_error",
+        reward=None,
+        error="; ".join(failures),
+        spans=tuple(episode.spans),
+        metrics=episode.metrics(attempt),
+    )
+
+
+async def _attempt(
+    episode: _Episode,
+    make_environment: Callable[[], Environment],
+    group_id: str,
+    reward_weights: Mapping[str, float],
+    deadline: float,
+    attempt: int,
+) -> Trajectory:
+    """Act and score once, with an environment of its own."""
+    environment = make_environment()
+    try:
+        stop_reason, answer = await episode.act(environment, deadline)
+        parts = await episode.score(environment, answer)
+        reward = compose(parts, reward_weights)
+    finally:
+        await _close(environment)
+    outcome: Outcome = "truncated" if stop_reason in TRUNCATED else "scored"
+    return Trajectory(
+        task_id=episode.task.id,
+        group_id=group_id,
+        samples=(episode.stream.finish(),),
+        messages=tuple(episode.messages),
+        stop_reason=stop_reason,
+        outcome=outcome,
+        reward=reward,
+        reward_parts=parts,
+        spans=tuple(episode.spans),
+        metrics=episode.metrics(attempt),
+    )
+
+
+async def _close(environment: Environment) -> None:
+    """A close that fails spoils no trajectory, and must not take the place of a cancellation under way."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await environment.close()
+    except Exception:
+        log.exception("environment %s did not close", type(environment).__name__)
+
+
+@dataclass(slots=True)
+class _Episode:
+    """One try: the growing stream, its readable messages, and what took how long."""
+
+    task: Task
+    chat: Chat
+    engine: Engine
+    config: RolloutConfig
+    request_id: str
+    seed: int
+    stream: TokenStream = field(default_factory=TokenStream)
+    messages: list[Message] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("turns", "tool_calls", "tool_errors", "tokens_sampled"), 0)
+    )
+
+    async def act(self, environment: Environment, deadline: float) -> tuple[StopReason, str | None]:
+        """Loop until something ends it. Returns why, and the answer if there is one."""
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await self._turns(environment)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        if self._policy_spent_the_time():
+            return "time_limit", None
+        stage = self.spans[-1].name if self.spans else "start"
+        raise InfrastructureError(f"trajectory_timeout_s={self.config.trajectory_timeout_s:g} passed in {stage}")
+
+    async def score(self, environment: Environment, answer: str | None) -> dict[str, float]:
+        with self.span("reward"):
+            try:
+                async with asyncio.timeout(self.config.trajectory_timeout_s) as limit:
+                    return await environment.score(answer)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise InfrastructureError(
+                    f"scoring took longer than trajectory_timeout_s={self.config.trajectory_timeout_s:g}"
+                ) from None
+
+    async def _turns(self, environment: Environment) -> tuple[StopReason, str | None]:
+        self.messages += self.task.messages
+        prompt = self.chat.open(self.task.messages, environment.tools, self.config.thinking)
+        if len(prompt) >= self.config.max_context:
+            raise InfrastructureError(
+                f"the prompt of task {self.task.id} has {len(prompt)} tokens: raise "
+                f"rollout.max_context={self.config.max_context}"
+            )
+        self.stream.observe(prompt)
+        while True:
+            turn, finished = await self._speak(environment)
+            if not finished:
+                return "token_limit", None
+            if turn.malformed is not None:
+                return "malformed", None
+            if not turn.tool_calls:
+                return "answered", turn.content
+            try:
+                results = [await self._call(environment, call) for call in turn.tool_calls]
+            except EpisodeEnded:
+                return "environment", None
+            if self.counts["turns"] == self.config.max_turns:
+                return "turn_limit", None
+            try:
+                shown = self.chat.bridge(self.stream.token_ids, results)
+            except ValueError as error:
+                # Nothing can follow what was sampled (a role marker within a turn, say): the policy's doing.
+                self.messages[-len(results) - 1]["malformed"] = str(error)
+                return "malformed", None
+            if len(self.stream) + len(shown) >= self.config.max_context:
+                return "token_limit", None
+            self.stream.observe(shown)
+
+    async def _speak(self, environment: Environment) -> tuple[AssistantTurn, bool]:
+        """One completion, appended as sampled. Returns what it says, and whether it was finished."""
+        request_id = f"{self.request_id}/{self.counts['turns']}"
+        sampling = self.config.sampling
+        with self.span("generate"):
+            completion = await self.engine.generate(
+                request_id,
+                self.stream.token_ids,
+                SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    max_tokens=min(sampling.max_tokens, self.config.max_context - len(self.stream)),
+                    stop_token_ids=self.chat.stop_token_ids,
+                    seed=_sampling_seed(self.seed, request_id),
+                ),
+            )
+        if completion.finish_reason == "abort":
+            raise InfrastructureError(f"the engine aborted request {request_id}")
+        self.stream.sampled(completion)
+        self.counts["turns"] += 1
+        self.counts["tokens_sampled"] += len(completion.token_ids)
+        turn = self.chat.parse(completion.token_ids, environment.tools)
+        self.messages.append(_message(turn))
+        return turn, completion.finish_reason == "stop"
+
+    async def _call(self, environment: Environment, call: ToolCall) -> str:
+        self.counts["tool_calls"] += 1
+        with self.span("environment"):
+            result = await environment.call(call)
+        self.counts["tool_errors"] += result.startswith("error:")
+        self.messages.append({"role": "tool", "content": result})
+        return result
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spans.append(Span(name=name, start=start, end=time.monotonic()))
+
+    def _policy_spent_the_time(self) -> bool:
+        """After the deadline: the span that it cut short is the last one."""
+        if not self.spans or self.spans[-1].name != "environment":
+            return False
+        return self.spans[-1].end - self.spans[-1].start < self.config.trajectory_timeout_s / 2
+
+    def metrics(self, attempt: int) -> dict[str, float]:
+        seconds = dict.fromkeys(("generate", "environment", "reward"), 0.0)
+        for span in self.spans:
+            seconds[span.name] += span.end - span.start
+        return {
+            **{name: float(count) for name, count in self.counts.items()},
+            **{f"{name}_s": total for name, total in seconds.items()},
+            "tokens_observed": float(len(self.stream) - self.counts["tokens_sampled"]),
+            "infra_retries": float(attempt),
+        }
+
+
+def _sampling_seed(seed: int, request_id: str) -> int:
+    """31 bits that depend on the run's seed and on group, member, try and turn (the parts of the request id) only."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{request_id}".encode()).digest()[:4]) >> 1
+
+
+def _message(turn: AssistantTurn) -> Message:
+    """A turn for people to read; nothing is ever rendered from it."""
+    message: Message = {"role": "assistant", "content": turn.content}
+    if turn.reasoning:
+        message["reasoning_content"] = turn.reasoning
+    if turn.tool_calls:
+        message["tool_calls"] = _tool_calls(turn.tool_calls)
+    if turn.malformed is not None:
+        message["malformed"] = turn.malformed
+    return message
+
+
+def _tool_calls(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
+    return [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
