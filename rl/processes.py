@@ -6,8 +6,8 @@
 A process belongs to a run when it descends from the driver or guardian, or carries the run's id in its environment
 (RUN_ID_VARIABLE): daemons that forked twice and called setsid are found either way. Processes are identified by pid and
 start time, never by name. Files belong to a run when their name starts with `resource_prefix`. The remaining hole is a
-kill -9 of guardian and driver at once; `kill_run(previous_run_id)` closes it at the next start. The kernel shows the
-environment a program was started with, so launch.sh sets RUN_ID_VARIABLE: set later, forks without exec don't show it.
+kill -9 of guardian and driver at once; `kill_run(previous_run_id)` closes it at the next start, but for orphans that
+forked from the driver without exec: the kernel shows only the environment that a program was started with.
 """
 
 from __future__ import annotations
@@ -44,11 +44,6 @@ _POLL_S = 0.05
 def new_run_id() -> str:
     """Eight hex digits: short, because Ray's socket paths under a directory with this name may have 107 bytes."""
     return uuid.uuid4().hex[:8]
-
-
-def own_run_id() -> str:
-    """The id that launch.sh started this process with, else a new one."""
-    return os.environ.get(RUN_ID_VARIABLE) or new_run_id()
 
 
 def resource_prefix(run_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -59,13 +60,13 @@ def tree():
 
 GUARDED = """
 import sys
-from rl.processes import own_run_id, run_guarded
+from rl.processes import run_guarded
 def driver():
     tree()
     print("driver", os.getpid(), flush=True)
     {body}
 if __name__ == "__main__":
-    sys.exit(run_guarded(driver, run_id=own_run_id(), grace_s={grace_s}, kill_s=1.0))
+    sys.exit(run_guarded(driver, run_id=sys.argv[1], grace_s={grace_s}, kill_s=1.0))
 """
 
 
@@ -84,7 +85,7 @@ class GuardedRun:
             RUN_ID_VARIABLE: self.run_id,
         }
         self.guardian = subprocess.Popen(
-            [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(script), self.run_id], env=environment, stdout=subprocess.PIPE, text=True
         )
         assert self.guardian.stdout is not None
         self.driver = int(self.guardian.stdout.readline().split()[1])
@@ -172,6 +173,34 @@ def test_a_driver_that_ignores_the_signal_is_killed_after_the_grace(tmp_path: Pa
     run.guardian.send_signal(signal.SIGTERM)
     assert run.guardian.wait(60) == 137
     assert run.survivors() == []
+
+
+def test_a_terminals_ctrl_c_reaches_the_driver_once(tmp_path: Path) -> None:
+    script = tmp_path / "guarded.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from rl.processes import install_signal_handlers, run_guarded\n"
+        "def driver():\n"
+        "    seen = []\n"
+        "    install_signal_handlers(seen.append)\n"
+        "    print('stdin is a terminal:', os.isatty(0), flush=True)\n"
+        "    while not seen: time.sleep(0.05)\n"
+        "    time.sleep(1.0)\n"
+        "    return 40 + len(seen)\n"
+        "sys.exit(run_guarded(driver, run_id=sys.argv[1]))\n"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        os.execve(sys.executable, [sys.executable, str(script), new_run_id()], environment)
+    try:
+        seen = b""
+        while b"terminal: False" not in seen:
+            seen += os.read(terminal, 1024)
+        os.write(terminal, b"\x03")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 41
+    finally:
+        os.close(terminal)
 
 
 def test_a_killed_guardian_takes_the_driver_along(tmp_path: Path, runs: list[GuardedRun]) -> None:
