@@ -153,7 +153,7 @@ class Buffer:
         """
         if self._version is not None and version < self._version:
             raise ValueError(f"version {version} published after version {self._version}")
-        if self._taken_at is not None and version > self._taken_at:
+        if version != self._version:  # a push that is announced twice frees its places once
             self._in_training = 0
         self._version = version
 

@@ -87,6 +87,8 @@ def test_staleness_zero_is_exactly_on_policy() -> None:
             assert buffer.issue() is None
         taken = buffer.take(version)
         assert taken is not None and buffer.issue() is None
+        buffer.published(version)  # once more: it frees nothing
+        assert buffer.issue() is None
         buffer.mark_trained([g.id for g in taken], version + 1)
         assert buffer.issue() is None
     assert buffer.ledger.counts() == {"issued": 6, "open": 0, "trained": 6, "dropped": 0, "reissued": 0}
@@ -377,4 +379,4 @@ class Pipeline(RuleBasedStateMachine):
 
 
 TestPipeline = Pipeline.TestCase
-TestPipeline.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestPipeline.settings = settings(max_examples=80, stateful_step_count=50)
