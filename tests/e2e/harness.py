@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rl.metrics import read_metrics
 from rl.processes import kill_run, processes_of_run, resource_prefix
 
@@ -80,6 +82,10 @@ class Launched:
             if os.readlink(f"/proc/{process.pid}/fd/2") == log:
                 return process.pid
         raise AssertionError(f"no process of this run writes to {log}")
+
+    def driver_pid(self) -> int:
+        """launch.sh became the guardian, whose first child is the driver."""
+        return psutil.Process(self.process.pid).children()[0].pid
 
     def finish(self, deadline_s: float = DEADLINE_S) -> Run:
         code = self.process.wait(deadline_s)

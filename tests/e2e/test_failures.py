@@ -1,0 +1,72 @@
+"""Every way a run can break ends in a message that names the process and its log, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import SHORT, Launched, Run, launch, launched, leftovers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ENDLESS = ("run.steps=500", "tasks.eval_size=8", "checkpoint.every=1000")
+END_S = 45.0
+"""The promise is 30 s on a quiet machine."""
+
+
+def in_the_loop(run: Launched) -> None:
+    run.wait_until(lambda: run.steps_done() >= 1, "the first step")
+
+
+def check_end(run: Launched, code: int, *texts: str) -> Run:
+    run_id = run.run_id
+    ended = run.finish(END_S)
+    assert ended.code == code, ended.output[-3000:]
+    for text in texts:
+        assert text in ended.output, f"{text!r} is not in:\n{ended.output[-3000:]}"
+    assert ended.summary["exit_reason"] != "finished"
+    assert leftovers(run_id) == []
+    return ended
+
+
+def test_ctrl_c(tmp_path: Path, cold_start_cache: Path) -> None:
+    with launched(tmp_path / "run", cold_start_cache, *ENDLESS) as run:
+        in_the_loop(run)
+        run.process.send_signal(signal.SIGINT)
+        check_end(run, 130, "SIGINT")
+
+
+@pytest.mark.parametrize("role", ["worker-0", "engine-0", "trainer-1"])
+def test_a_process_is_killed(tmp_path: Path, cold_start_cache: Path, role: str) -> None:
+    with launched(tmp_path / "run", cold_start_cache, *ENDLESS) as run:
+        in_the_loop(run)
+        os.kill(run.pid_of(role), signal.SIGKILL)
+        check_end(run, 1, role, f"logs/{role}.log")
+
+
+def test_a_stall_dumps_all_stacks_and_says_who_waits(tmp_path: Path, cold_start_cache: Path) -> None:
+    with launched(tmp_path / "run", cold_start_cache, *ENDLESS, "run.stall_s=60") as run:
+        in_the_loop(run)
+        run_id = run.run_id
+        os.kill(run.pid_of("engine-0"), signal.SIGSTOP)
+        ended = run.finish(60 + 60 + END_S)
+        assert ended.code == 75 and "no progress for" in ended.output and "Waiting for:" in ended.output
+        stacks = next((ended.directory / "logs").glob("stacks-*.txt")).read_text()
+        assert "worker-0" in stacks and "trainer-0" in stacks and "Thread" in stacks
+        assert leftovers(run_id) == []
+
+
+def test_an_environment_that_always_fails_stops_the_run(tmp_path: Path, cold_start_cache: Path) -> None:
+    rows = tmp_path / "broken.jsonl"
+    message = {"role": "user", "content": "Please set slot 1 to 2."}
+    rows.write_text(
+        "".join(json.dumps({"id": f"t{i}", "messages": [message | {"content": f"Set slot {i}."}]}) + "\n" for i in range(64))
+    )
+    broken = f"tasks.sources=[{{environment: store, dataset: {rows}}}]"
+    run = launch(tmp_path / "run", cold_start_cache, broken, "sft=null", *SHORT)
+    assert run.code == 1
+    assert "lost to infrastructure failures" in run.output and "failure_share_limit" in run.output

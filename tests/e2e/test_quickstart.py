@@ -1,0 +1,124 @@
+"""The quickstart, shortened: it learns, and everything a run promises holds on real components."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from rl.rundir import read_groups
+from rollout.types import OBSERVED
+from tests.e2e.harness import Run, launch, leftovers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SUMMARY_KEYS = {
+    "exit_reason",
+    "steps",
+    "policy_version",
+    "wall_s",
+    "eval_success_before",
+    "eval_success_after",
+    "staleness_max",
+    "mismatch_logprob_abs_mean",
+    "trained_tokens",
+    "tasks_issued",
+    "tasks_trained",
+    "tasks_dropped",
+    "checkpoint",
+    "hf_export",
+}
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
+    """Two thirds of the recipe's steps: enough to see it learn (the full length over five seeds is a benchmark)."""
+    directory = tmp_path_factory.mktemp("quickstart") / "run"
+    run = launch(directory, cold_start_cache, "run.steps=16", "checkpoint.every=8")
+    assert run.code == 0, run.output[-4000:]
+    return run
+
+
+def test_it_learns_and_says_so(quickstart: Run) -> None:
+    summary = quickstart.summary
+    assert summary.keys() >= SUMMARY_KEYS
+    assert summary["exit_reason"] == "finished" and summary["steps"] == summary["policy_version"] == 16
+    gain = summary["eval_success_after"] - summary["eval_success_before"]
+    assert gain >= 0.15, f"held-out success rose by {gain:.2f}"
+    assert "held-out success" in quickstart.output and summary["hf_export"] in quickstart.output
+
+
+def test_the_engine_samples_from_what_the_trainer_trains(quickstart: Run) -> None:
+    assert quickstart.summary["mismatch_logprob_abs_mean"] < 1e-5
+    per_step = quickstart.column("mismatch/logprob_abs_mean")
+    assert len(per_step) >= 8 and max(per_step) < 1e-5
+
+
+def test_no_trained_token_is_older_than_the_bound(quickstart: Run) -> None:
+    groups = [g for path in trajectory_files(quickstart) for g in read_groups(path)]
+    assert quickstart.summary["staleness_max"] <= 1
+    assert max(quickstart.column("staleness/max")) == quickstart.summary["staleness_max"]
+    for path in trajectory_files(quickstart):
+        trained_at = int(path.name[6:12]) - 1
+        ages = [
+            trained_at - v for g in read_groups(path) for t in g.usable for s in t.samples for v in s.versions if v != OBSERVED
+        ]
+        assert 0 <= min(ages) and max(ages) <= 1
+    straddling = [s for g in groups for t in g.usable for s in t.samples if len({*s.versions} - {OBSERVED}) > 1]
+    assert straddling, "no trajectory was in flight across a weight push: the run was not asynchronous"
+
+
+def test_the_ledger_balances_and_no_group_is_trained_twice(quickstart: Run) -> None:
+    summary = quickstart.summary
+    ids = [g.id for path in trajectory_files(quickstart) for g in read_groups(path)]
+    assert len(ids) == len(set(ids)) == summary["tasks_trained"]
+    ledger = quickstart.state["buffer"]
+    ended = ledger["trained"] + sum(ledger["dropped"].values()) + sum(ledger["reissued"].values())
+    assert ledger["issued"] == ended + len(ledger["open"])
+
+
+def test_tools_really_ran_and_rewards_came_from_them(quickstart: Run) -> None:
+    with gzip.open(trajectory_files(quickstart)[-1], "rt") as file:
+        text = file.read()
+    assert '"role": "tool"' in text
+    groups = read_groups(trajectory_files(quickstart)[-1])
+    parts = {name for g in groups for t in g.usable for name in t.reward_parts}
+    assert parts == {"code", "state"}
+    assert {g.task.environment for g in groups} == {"python", "store"}
+
+
+def test_the_export_is_what_was_trained(quickstart: Run) -> None:
+    """AutoModelForCausalLM loads it and gives the logprobs that the engine sampled the last evaluation with."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(quickstart.summary["hf_export"], dtype=torch.float32).eval()
+    last = sorted((quickstart.directory / "trajectories").glob("eval-*.gz"))[-1]
+    worst = 0.0
+    for group in read_groups(last)[:8]:
+        sample = group.trajectories[0].samples[0]
+        ids = torch.tensor([sample.token_ids])
+        with torch.no_grad():
+            logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        for position, mask in enumerate(sample.loss_mask[1:]):
+            if mask:
+                worst = max(worst, abs(logprobs[position].item() - sample.logprobs[position + 1]))
+    assert 0 < worst < 1e-4
+
+
+def test_metrics_are_there_for_people_and_for_wandb(quickstart: Run) -> None:
+    lines = [json.loads(line) for line in (quickstart.directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "time/step_s" in line] == list(range(1, 17))
+    assert list((quickstart.directory / "wandb").glob("offline-run-*/*.wandb"))
+    assert "16/16" in quickstart.output and "→" in quickstart.output
+    assert (quickstart.directory / "config.yaml").exists()
+
+
+def test_nothing_is_left_behind(quickstart: Run) -> None:
+    assert leftovers((quickstart.directory / "run.lock").read_text().strip()) == []
+
+
+def trajectory_files(run: Run) -> list[Path]:
+    return sorted((run.directory / "trajectories").glob("train-*.gz"))

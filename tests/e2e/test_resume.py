@@ -1,0 +1,59 @@
+"""kill -9 in the middle of a step, then `resume=auto`: the run goes on, no task is lost and none is trained twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from rl.metrics import read_metrics
+from rl.rundir import read_groups
+from tests.e2e.harness import launch, launched, leftovers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+OVERRIDES = ("tasks.eval_size=8", "checkpoint.every=2")
+
+
+def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_cache: Path) -> None:
+    directory = tmp_path / "run"
+    with launched(directory, cold_start_cache, "run.steps=500", *OVERRIDES) as run:
+        run.wait_until(lambda: run.steps_done() >= 3, "step 3")
+        run_id = run.run_id
+        os.kill(run.pid_of("trainer-0"), signal.SIGSTOP)  # the step under way can't end before the kill
+        os.kill(run.driver_pid(), signal.SIGKILL)
+        run.process.wait(60)
+        assert leftovers(run_id) == []
+    done_before = max(step for step, _ in read_metrics(directory / "metrics.jsonl"))
+
+    refused = launch(directory, cold_start_cache, "run.steps=6", *OVERRIDES)
+    assert refused.code == 2 and "resume=auto" in refused.output
+
+    run = launch(directory, cold_start_cache, "run.steps=6", "resume=auto", *OVERRIDES)
+    assert run.code == 0, run.output[-4000:]
+    assert "resuming after step" in run.output
+    assert run.summary["steps"] == run.summary["policy_version"] == 6 >= done_before
+    steps = [step for step, values in read_metrics(directory / "metrics.jsonl") if "time/step_s" in values]
+    assert steps == [1, 2, 3, 4, 5, 6], "every step once, whichever session did it"
+
+    trained = [g for path in sorted((directory / "trajectories").glob("train-*.gz")) for g in read_groups(path)]
+    assert len({g.id for g in trained}) == len(trained) == run.summary["tasks_trained"]
+    tasks = [g.task.id for g in trained]
+    assert len(set(tasks)) == len(tasks), "a task was trained twice"
+    ledger = run.state["buffer"]
+    assert ledger["reissued"].get("interrupted", 0) > 0, "what was in flight at the checkpoint was handed out again"
+
+
+def test_a_resumed_run_publishes_the_checkpoint_weights(tmp_path: Path, cold_start_cache: Path) -> None:
+    """At lr 0 nothing moves: before and after a resume, engine and trainer agree on every fresh token."""
+    directory = tmp_path / "run"
+    first = launch(directory, cold_start_cache, "run.steps=2", "trainer.optimizer.lr=0", *OVERRIDES)
+    assert first.code == 0, first.output[-4000:]
+    second = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", "trainer.optimizer.lr=0", *OVERRIDES)
+    assert second.code == 0, second.output[-4000:]
+    gaps = second.column("mismatch/logprob_abs_mean")
+    assert len(gaps) >= 5
+    assert max(gaps) < 2e-6, f"the engine/trainer gap does not stay flat over pushes: {gaps}"
+    assert second.summary["eval_success_before"] == first.summary["eval_success_before"]
