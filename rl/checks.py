@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.compose import check_weights
 from rl.config import Recipe
 from rl.deepspeed_config import refuse_owned
 from rollout.envs import ENVIRONMENTS
@@ -135,6 +136,14 @@ def _environments(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+def _reward_weights(recipe: Recipe) -> Iterator[Problem]:
+    chosen = (ENVIRONMENTS[s.environment] for s in recipe.tasks.sources if s.environment in ENVIRONMENTS)
+    try:
+        check_weights(recipe.rewards.weights, {part for spec in chosen for part in spec.reward_parts})
+    except ValueError as error:
+        yield Problem("rewards.weights", str(error))
+
+
 def _files(recipe: Recipe) -> Iterator[Problem]:
     named = [("model.path", recipe.model.path)]
     if recipe.sft is not None and recipe.sft.dataset != "oracle":
@@ -165,5 +174,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _passed_through,
     _resume,
     _environments,
+    _reward_weights,
     _files,
 )

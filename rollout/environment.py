@@ -73,6 +73,11 @@ class EnvironmentSpec(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def reward_parts(self) -> tuple[str, ...]:
+        """The names of the parts that `Environment.score` returns: what `rewards.weights` may name."""
+        ...
+
     def generate(self, index: int, seed: int, split: Split) -> Task:
         """Task `index` of a split: a pure function of its arguments. No task is in both splits."""
         ...

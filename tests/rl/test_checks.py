@@ -50,6 +50,7 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"resume": "auto"}, "resume", "set run.dir"),
         ({"model": {"path": "./no/such"}}, "model.path", "model.path=./no/such does not exist"),
         ({"tasks": {"sources": [{"environment": "pyton"}]}}, "tasks.sources.0.environment", "'python'"),
+        ({"rewards": {"weights": {"coed": 1.0}}}, "rewards.weights", "did you mean 'code'"),
         (
             {"sft": {"dataset": "no.jsonl", "optimizer": {"lr": 1e-3}}},
             "sft.dataset",

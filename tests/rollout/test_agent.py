@@ -341,6 +341,7 @@ def test_cancellation_closes_the_environment_and_propagates() -> None:
 
 class CounterSpec:
     name = "counter"
+    reward_parts = ("right", "counted")
 
     def generate(self, index: int, seed: int, split: str) -> Task:
         return TASK
