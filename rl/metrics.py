@@ -79,7 +79,7 @@ _METRICS = (
     Metric("time/weight_sync_s", "s", "Publishing the new weights, from pause to resume."),
     Metric("time/generate_s", "s", "Time an average trajectory spent waiting for the engine (beside the other times)."),
     Metric("time/environment_s", "s", "Time an average trajectory spent in its environment, tools and rewards."),
-    Metric("time/checkpoint_s", "s", "Writing a checkpoint and its export; 0 in steps without one."),
+    Metric("time/checkpoint_s", "s", "Writing the checkpoint and export that were due after the step before this one."),
     Metric("memory/driver_rss_mb", "MB", "Resident memory of the driver process."),
     Metric("memory/trainer_rss_mb", "MB", "Largest resident memory among the trainer ranks."),
     Metric("eval/success", "share", "Held-out tasks solved."),

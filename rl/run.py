@@ -53,11 +53,14 @@ def train(run: Session) -> None:
     while run.progress.step < run.recipe.run.steps:
         groups = take(run)
         learn(run, groups)
-        publish(run, verify=verify_due(run))
+        publish(run, verify=due(run, run.recipe.weight_sync.verify_every))
         open_gate(run)
-        if run.progress.step % run.recipe.checkpoint.every == 0:
-            checkpoint(run)
         run.end_step(groups)
+        # Written down first: a checkpoint must never know of a step that metrics and trajectories lack.
+        if due(run, run.recipe.checkpoint.every):
+            checkpoint(run)
+        if due(run, run.recipe.eval.every):
+            evaluate(run)
     run.progress.eval_success_after = evaluate(run)
     checkpoint(run)
 
@@ -166,9 +169,10 @@ def evaluate(run: Session) -> float:
     return values["eval/success"]
 
 
-def verify_due(run: Session) -> bool:
-    every = run.recipe.weight_sync.verify_every
-    return every > 0 and run.progress.version % every == 0
+def due(run: Session, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one; not after the last."""
+    step = run.progress.step
+    return every > 0 and step % every == 0 and step < run.recipe.run.steps
 
 
 def checkpoint(run: Session) -> None:
