@@ -223,5 +223,4 @@ class Console:
             self._display.stop()
 
     def _print(self, text: Text) -> None:
-        text.rstrip()
         self._rich.print(text, soft_wrap=True)
