@@ -20,17 +20,23 @@ def forget_packed_experts(model: nn.Module) -> int:
     """Make the coming reload pack the experts anew. Returns the number of expert layers; 0 where not on CPU.
 
     Raises:
-        RuntimeError: another vLLM than the one this was tried with, and the model has experts.
+        RuntimeError: the model has experts, and this vLLM is not the one that this was tried with.
     """
     if not current_platform.is_cpu():
         return 0
     # A quant method is itself a module (vLLM's CustomOp), so it is among the model's.
     methods = [module for module in model.modules() if isinstance(module, UnquantizedFusedMoEMethod)]
-    if methods and not vllm.__version__.startswith(TRIED_WITH):
+    if methods:
+        check_version()
+    for method in methods:
+        method.moe_kernel = None
+    return len(methods)
+
+
+def check_version() -> None:
+    """Raise RuntimeError under a vLLM that this was not tried with."""
+    if not vllm.__version__.startswith(TRIED_WITH):
         raise RuntimeError(
             f"vLLM {vllm.__version__}: reloading MoE experts on CPU was tried with {TRIED_WITH} only. Run "
             "tests/rollout/test_inference_prepack.py and set rollout.vllm_prepack.TRIED_WITH when it passes"
         )
-    for method in methods:
-        method.moe_kernel = None
-    return len(methods)
