@@ -1,7 +1,7 @@
 """Ray actor shells around the learning side: one trainer rank, and the engines as rank 0 calls them.
 
-The shell gives its process a log, joins torch.distributed and forwards to `rl.learner`, `rl.publish` and
-`rl.checkpoint`. Heavy imports happen inside the methods, after the environment of the process is set.
+The shell gives its process a log, joins torch.distributed and forwards to `rl.learner` and `rl.publish`. Heavy imports
+happen inside the methods, after the environment of the process is set.
 """
 
 from __future__ import annotations

@@ -30,11 +30,12 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from rl.batch import PackedBatch
-from rl.checkpoint import SHARD_BYTES, restore_rng, rng_state, write_hf_export
 from rl.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.deepspeed_config import deepspeed_config
+from rl.export import SHARD_BYTES, write_hf_export
 from rl.loss import BatchTensors, to_tensors
 from rl.model import PolicyModel, load_model, resolve_model
+from rl.rng import restore_rng, rng_state
 from rl.weights import WeightSource
 
 _TAG = "shards"
