@@ -124,6 +124,7 @@ class Tracker:
             self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
 
     def _start(self) -> wandb.Run:
+        os.environ.setdefault("WANDB_SILENT", "true")  # it greets from before it has read the settings below
         import wandb
 
         match self.mode:
@@ -175,5 +176,6 @@ def _end_service() -> None:
         try:
             if Path(child.exe()).name == "wandb-core":
                 child.kill()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+                child.wait(timeout=2.0)
+        except psutil.Error:
             continue
