@@ -39,6 +39,12 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes some line breaks (U+0085 for one) bare in plain and single-quoted style, and reads them as spaces.
+    return dumper.represent_scalar(_STRING, text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 for _name, (_pattern, _first, _) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(

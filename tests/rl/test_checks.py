@@ -21,7 +21,7 @@ BASE: dict[str, Any] = {
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {
         key: merged(base.get(key, {}), over[key]) if isinstance(over.get(key), dict) else over.get(key, base.get(key))
-        for key in base.keys() | over.keys()
+        for key in {**base, **over}
     }
 
 

@@ -20,7 +20,25 @@ def test_what_is_written_reads_back(data: object) -> None:
 
 
 @given(
-    st.sampled_from(["1e-5", "yes", "on", "~", "null", "2024-01-01", "0x1f", ".inf", "", "12", "1_000", "<<", "1:30"])
+    st.sampled_from(
+        [
+            "\x85",
+            "a\nb",
+            "1e-5",
+            "yes",
+            "on",
+            "~",
+            "null",
+            "2024-01-01",
+            "0x1f",
+            ".inf",
+            "",
+            "12",
+            "1_000",
+            "<<",
+            "1:30",
+        ]
+    )
 )
 def test_strings_that_look_like_something_else_stay_strings(text: str) -> None:
     assert parse(dump({"key": text})).data == {"key": text}
