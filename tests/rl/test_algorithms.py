@@ -42,11 +42,6 @@ def group(*members: float | Trajectory | None) -> Group:
     return Group(id="g", task=Task(id="t", environment="e", messages=()), trajectories=trajectories)
 
 
-def advantages(groups: list[Group], *, name: str = "grpo", normalize_std: bool = False) -> list[float]:
-    config = AlgorithmConfig.model_validate({"name": name, "normalize_std": normalize_std})
-    return [row.advantage for row in train_rows(groups, config)[0]]
-
-
 def test_grpo_by_hand() -> None:
     assert grpo([[1.0, 0.0, 0.0, 0.0], [2.0, 4.0]], False) == [[0.75, -0.25, -0.25, -0.25], [-1.0, 1.0]]
 
@@ -72,8 +67,14 @@ def test_what_teaches_nothing_is_none(algorithm: object, rewards: list[list[floa
 
 
 def test_failures_leave_both_loss_and_baseline() -> None:
-    """With the failure counted as 0 the baseline would be 1/3."""
-    assert advantages([group(1.0, FAILED, 0.0)]) == [0.5, -0.5]
+    """With the failure counted as 0 the baseline would be 1/3. What it had sampled before it failed isn't trained."""
+    members = (
+        trajectory(1.0, samples=(sample(1),)),
+        trajectory(FAILED, samples=(sample(2),)),
+        trajectory(0.0, samples=(sample(3),)),
+    )
+    rows, _ = train_rows([group(*members)], AlgorithmConfig(normalize_std=False))
+    assert [(row.sample.trained_tokens, row.advantage) for row in rows] == [(1, 0.5), (3, -0.5)]
 
 
 def test_counts_of_groups_that_leave_the_loss() -> None:

@@ -28,7 +28,7 @@ def sample(tokens: list[int], mask: list[int], version: int = 3) -> Sample:
 def train_rows(draw: st.DrawFn) -> list[TrainRow]:
     """Rows whose token ids are unique over the whole list, so that a token can be followed through packing."""
     rows, next_token = [], 1
-    for length in draw(st.lists(st.integers(1, BUDGET), max_size=40)):
+    for length in draw(st.lists(st.integers(1, BUDGET), max_size=20)):
         mask = [0, *draw(st.lists(st.integers(0, 1), min_size=length - 1, max_size=length - 1))]
         tokens = list(range(next_token, next_token + length))
         rows.append(TrainRow(sample=sample(tokens, mask, version=length % 5), advantage=float(len(rows) + 1)))
@@ -131,6 +131,12 @@ def test_equal_rows_are_spread_evenly() -> None:
     rows = [SftRow(token_ids=(1,) * 8, loss_mask=(0,) + (1,) * 7)] * 12
     packed = pack(rows, ranks=2, token_budget=32)
     assert [[b.tokens for b in rank] for rank in packed] == [[24, 24], [24, 24]]
+
+
+def test_totals_of_the_ranks_are_evened_out() -> None:
+    """Large and small micro-batches alternate: 8 + 5 and 7 + 6, not 8 + 6 and 7 + 5; the first two run together."""
+    rows = [SftRow(token_ids=(1,) * n, loss_mask=(0,) * n) for n in (5, 8, 6, 7)]
+    assert [[b.tokens for b in rank] for rank in pack(rows, ranks=2, token_budget=8)] == [[8, 5], [7, 6]]
 
 
 def test_the_tight_fit_is_found_where_balancing_would_need_one_more() -> None:

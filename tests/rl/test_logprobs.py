@@ -78,6 +78,14 @@ def test_bfloat16_inputs_give_float32_logprobs_and_bfloat16_gradients() -> None:
     torch.testing.assert_close(grads, expected_grads, rtol=0.02, atol=0.02)
 
 
+def test_a_bfloat16_weight_gradient_does_not_depend_on_the_chunks() -> None:
+    """Summed in bfloat16, 512 equal terms stop growing at 256 of them: 8 bits of mantissa."""
+    hidden = torch.ones(512, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    chunked_logprobs(hidden, weight, torch.zeros(512, dtype=torch.int64), 1.0, 1)[0].sum().backward()
+    assert weight.grad is not None and weight.grad.flatten().tolist() == [256.0, -256.0]
+
+
 def test_extreme_logits_stay_finite() -> None:
     hidden, weight = torch.tensor([[1e4]], requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
     logprobs, entropy = chunked_logprobs(hidden, weight, torch.tensor([1]), 1.0, 1)
