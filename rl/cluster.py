@@ -7,6 +7,7 @@ all end the wait within about a second with an error that names the process and 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import sys
@@ -32,7 +33,8 @@ from rollout.actors import BufferActor, InferenceActor, WorkerActor
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local Ray instance; groups and packed batches are the only large objects, and they live for one step."""
-SHUTDOWN_S = 8.0
+SHUTDOWN_S = 5.0
+CLOSE_S = 20.0
 POLL_S = 0.5
 PING_S = 2.0
 
@@ -65,8 +67,7 @@ class Resources:
 
 
 class Cluster:
-    """Every actor of one run. `connect`, then use as a context manager: leaving it kills
-    them and stops a local Ray instance."""
+    """Every actor of one run. Between `connect` and `close`."""
 
     def __init__(self, recipe: Recipe, logs_dir: Path, run_id: str) -> None:
         self._recipe, self._logs_dir, self._run_id = recipe, logs_dir, run_id
@@ -102,19 +103,27 @@ class Cluster:
             )
         self.device = resolve_device(self._recipe, self._gpus())
 
-    def __enter__(self) -> Cluster:
-        return self
+    def close(self) -> None:
+        """Kill the actors and stop a local Ray instance. Never raises; if it hangs, the process ends hard after
+        CLOSE_S with its stacks on standard error, and the guardian sweeps up.
+        """
+        faulthandler.dump_traceback_later(CLOSE_S, exit=True)
+        if ray.is_initialized():
+            self._end_actors()
+            ray.shutdown()
+        shutil.rmtree(self._temp_dir, ignore_errors=True)
+        faulthandler.cancel_dump_traceback_later()
 
-    def __exit__(self, *_: object) -> None:
-        """End whoever asks before whoever answers, so that no log ends in errors that mean nothing. Never raises."""
+    def _end_actors(self) -> None:
+        """Who asks ends before who answers, so that no log ends in errors that mean nothing."""
         for actor in self._roles:
             if actor not in self.engines:
                 ray.kill(actor)
         endings = [engine.shutdown.remote() for engine in self.engines]
         if endings:
             ray.wait(endings, num_returns=len(endings), timeout=SHUTDOWN_S)
-        ray.shutdown()
-        shutil.rmtree(self._temp_dir, ignore_errors=True)
+        for engine in self.engines:
+            ray.kill(engine)
 
     def _gpus(self) -> int:
         return int(ray.cluster_resources().get("GPU", 0))
@@ -232,7 +241,7 @@ class Cluster:
         return [self._check(reference, role, what) for reference, role in calls.items()]
 
     def _ping_trainers(self) -> None:
-        """A rank does one thing at a time, so it cannot be watched; a ping it never answers is queued behind its work."""
+        """A rank does one thing at a time and cannot be watched; a ping waits behind its work, or fails if it died."""
         if time.monotonic() - self._pinged < PING_S:
             return
         self._pinged = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 
@@ -12,7 +12,8 @@ class Progress:
     """`version` counts weight pushes that trained something: version 0 is what training starts from.
 
     `mismatch_sum` is the sum of |engine logprob - trainer logprob| over `mismatch_tokens` tokens that were sampled by
-    the very version that was being trained.
+    the very version that was being trained. `eval_before` and `eval_after` are held-out success (0 to 1) under the
+    names of `rl.stepstats.eval_metrics`.
     """
 
     step: int = 0
@@ -22,8 +23,8 @@ class Progress:
     staleness_max: int = 0
     mismatch_sum: float = 0.0
     mismatch_tokens: int = 0
-    eval_success_before: float | None = None
-    eval_success_after: float | None = None
+    eval_before: dict[str, float] = field(default_factory=dict)
+    eval_after: dict[str, float] = field(default_factory=dict)
 
     def add_step(self, stats: Mapping[str, float] | None, staleness_max: int) -> None:
         """Account for one step; `stats` are the learner's global sums, None when there was nothing to learn."""

@@ -83,9 +83,7 @@ def publish(
 class _Push:
     """Rank 0's half of one push: the first error wins, later stages are skipped."""
 
-    def __init__(
-        self, source: Source, version: int, cfg: WeightSyncConfig, engines: Engines, sender: Sender
-    ) -> None:
+    def __init__(self, source: Source, version: int, cfg: WeightSyncConfig, engines: Engines, sender: Sender) -> None:
         self._source, self._version, self._engines, self._sender = source, version, engines, sender
         self._manifest = source.manifest()
         self._bytes = sum(spec.nbytes for spec in self._manifest)

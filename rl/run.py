@@ -46,8 +46,7 @@ def train(run: Session) -> None:
     start_processes(run)
     prepare_policy(run, cold_start(run.recipe, run.cluster, run.supervised_step))
     publish(run, verify=True)
-    if run.progress.eval_success_before is None:
-        run.progress.eval_success_before = evaluate(run)
+    run.progress.eval_before = run.progress.eval_before or evaluate(run)
     open_gate(run)
     run.begin_steps()
     while run.progress.step < run.recipe.run.steps:
@@ -61,7 +60,7 @@ def train(run: Session) -> None:
             checkpoint(run)
         if due(run, run.recipe.eval.every):
             evaluate(run)
-    run.progress.eval_success_after = evaluate(run)
+    run.progress.eval_after = evaluate(run)
     checkpoint(run)
 
 
@@ -124,7 +123,9 @@ def take(run: Session) -> list[Group]:
     cluster = run.cluster
     with run.timed("wait_rollouts"):
         while True:
-            answer = cluster.wait(cluster.call([cluster.buffer], "take", run.progress.version, TAKE_POLL_S), "taking")[0]
+            answer = cluster.wait(cluster.call([cluster.buffer], "take", run.progress.version, TAKE_POLL_S), "taking")[
+                0
+            ]
             run.observe_buffer(answer)
             if answer.groups is not None:
                 return list(answer.groups)
@@ -154,8 +155,8 @@ def learn(run: Session, groups: list[Group]) -> None:
     run.count_tasks(cluster.wait(calls, "writing the ledger")[0])
 
 
-def evaluate(run: Session) -> float:
-    """Held-out success (0 to 1) of the version that the engines hold now."""
+def evaluate(run: Session) -> dict[str, float]:
+    """Held-out success of the version that the engines hold now (rl.stepstats.eval_metrics)."""
     recipe, cluster = run.recipe, run.cluster
     tasks = task_stream(recipe.tasks, "eval")[:]
     shares = [tasks[i :: len(cluster.workers)] for i in range(len(cluster.workers))]
@@ -166,7 +167,7 @@ def evaluate(run: Session) -> float:
     run.directory.write_groups(run.progress.step, groups, split="eval")
     values = eval_metrics(groups, recipe.eval.success_reward)
     run.log(values)
-    return values["eval/success"]
+    return values
 
 
 def due(run: Session, every: int) -> bool:

@@ -37,7 +37,6 @@ from rollout.types import Group
 STATE_NAME = "run.json"
 NOTHING_STARTED = 2
 TRACKER_S = 10.0
-HELD_OUT = "held-out success"
 
 
 @dataclass(slots=True)
@@ -140,8 +139,8 @@ class Session:
             "steps": self.progress.step,
             "policy_version": self.progress.version,
             "wall_s": round(self.wall_s(), 1),
-            "eval_success_before": self.progress.eval_success_before,
-            "eval_success_after": self.progress.eval_success_after,
+            "eval_success_before": self.progress.eval_before.get("eval/success"),
+            "eval_success_after": self.progress.eval_after.get("eval/success"),
             "staleness_max": self.progress.staleness_max,
             "mismatch_logprob_abs_mean": self.progress.mismatch_mean,
             "trained_tokens": self.progress.trained_tokens,
@@ -167,7 +166,12 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
             kill_run(directory.previous_run_id)
         session = _open(recipe, run_id, directory, console)
         ending = _run(session, train)
-        _close(session, ending)
+        session.metrics.close()
+        summary = session.summary(ending.reason)
+        atomic_write_json(directory.summary, summary)
+        session.cluster.close()
+        session.tracker.finish(ending.code, summary, deadline_s=TRACKER_S)
+        _report(session, ending, summary)
     return ending.code
 
 
@@ -180,17 +184,16 @@ class Ending:
 
 
 def _run(session: Session, train: Callable[[Session], None]) -> Ending:
-    """Everything between the first process and the last. Whatever is raised in there becomes an `Ending`."""
+    """Start the processes and train. Whatever is raised in there becomes an `Ending`."""
     cluster = session.cluster
     try:
         with session.phase("starting Ray"):
             cluster.connect()
-        with cluster:
-            if missing := cluster.missing_hardware():
-                return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
-            install_signal_handlers(lambda signum: cluster.request_stop(signum.name, 128 + signum))
-            with session.watchdog:
-                train(session)
+        if missing := cluster.missing_hardware():
+            return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
+        install_signal_handlers(lambda signum: cluster.request_stop(signum.name, 128 + signum))
+        with session.watchdog:
+            train(session)
         return Ending(code=0, reason="finished")
     except Stopped as stop:
         return Ending(code=stop.code, reason=str(stop))
@@ -241,21 +244,16 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     return session
 
 
-def _close(session: Session, ending: Ending) -> None:
-    """Write down how it ended, for programs (summary.json), for wandb and for people."""
-    session.metrics.close()
-    summary = session.summary(ending.reason)
-    atomic_write_json(session.directory.summary, summary)
-    session.tracker.finish(ending.code, summary, deadline_s=TRACKER_S)
+def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> None:
+    """Tell people how it ended; programs read summary.json."""
     if ending.code != 0:
         session.console.error(ending.reason)
         session.console.note(f"summary: {session.directory.summary}")
         return
-    before, after = session.progress.eval_success_before, session.progress.eval_success_after
     session.console.summary(
         f"finished in {duration(summary['wall_s'])}",
-        before={HELD_OUT: before} if before is not None else {},
-        after={HELD_OUT: after} if after is not None else {},
+        before=_labelled(session.progress.eval_before),
+        after=_labelled(session.progress.eval_after),
         facts={
             "steps": str(summary["steps"]),
             "trained tokens": f"{summary['trained_tokens']:,}",
@@ -269,6 +267,11 @@ def _close(session: Session, ending: Ending) -> None:
             "Hugging Face export": str(summary["hf_export"]),
         },
     )
+
+
+def _labelled(success: Mapping[str, float]) -> dict[str, float]:
+    """`eval/success/python` becomes "held-out success, python"."""
+    return {name.replace("eval/success", "held-out success").replace("/", ", "): v for name, v in success.items()}
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def test_an_environment_that_always_fails_stops_the_run(tmp_path: Path, cold_sta
     rows = tmp_path / "broken.jsonl"
     message = {"role": "user", "content": "Please set slot 1 to 2."}
     rows.write_text(
-        "".join(json.dumps({"id": f"t{i}", "messages": [message | {"content": f"Set slot {i}."}]}) + "\n" for i in range(64))
+        "".join(
+            json.dumps({"id": f"t{i}", "messages": [message | {"content": f"Set slot {i}."}]}) + "\n" for i in range(64)
+        )
     )
     broken = f"tasks.sources=[{{environment: store, dataset: {rows}}}]"
     run = launch(tmp_path / "run", cold_start_cache, broken, "sft=null", *SHORT)

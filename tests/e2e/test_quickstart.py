@@ -63,7 +63,12 @@ def test_no_trained_token_is_older_than_the_bound(quickstart: Run) -> None:
     for path in trajectory_files(quickstart):
         trained_at = int(path.name[6:12]) - 1
         ages = [
-            trained_at - v for g in read_groups(path) for t in g.usable for s in t.samples for v in s.versions if v != OBSERVED
+            trained_at - v
+            for g in read_groups(path)
+            for t in g.usable
+            for s in t.samples
+            for v in s.versions
+            if v != OBSERVED
         ]
         assert 0 <= min(ages) and max(ages) <= 1
     straddling = [s for g in groups for t in g.usable for s in t.samples if len({*s.versions} - {OBSERVED}) > 1]
