@@ -53,7 +53,8 @@ def test_the_cluster_recipe_without_its_hardware_starts_nothing(tmp_path: Path) 
         "assert not {'ray', 'vllm', 'deepspeed', 'torch'} & set(sys.modules); sys.exit(code)"
     )
     command = [sys.executable, "-c", script, CLUSTER, f"run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    without_gpus = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=without_gpus, timeout=60)
     assert done.returncode == 2, done.stderr
     assert "error: this recipe wants 64 GPUs and 68 CPU cores; here are 0 GPUs" in done.stderr
     assert not (tmp_path / "run").exists()
