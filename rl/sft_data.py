@@ -104,7 +104,7 @@ def _checked_tools(row: Row, where: str) -> tuple[ToolSpec, ...]:
 
 
 def _cycles(messages: list[Message]) -> Iterator[list[Message]]:
-    """One conversation per user message that is answered: earlier turns are history, as an agent loop would see them."""
+    """One conversation per answered user message: earlier turns are history, as an agent loop would see them."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     for start, end in zip(users, [*users[1:], len(messages)], strict=True):
         if end > start + 1 and messages[start + 1]["role"] == "assistant":

@@ -75,7 +75,7 @@ class Chat:
         return list(rendered)
 
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> AssistantTurn:
-        """What one completion says. With `tools`, arguments are typed by their schemas; without, by JSON where possible.
+        """What one completion says. With `tools`, arguments are typed by their schemas; without, by JSON if possible.
 
         `malformed` is set when a tool call cannot be parsed or the reasoning is never closed; the turn then has no
         tool calls, so that nothing half-read is executed.

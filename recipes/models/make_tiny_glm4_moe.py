@@ -3,8 +3,10 @@
     python -m recipes.models.make_tiny_glm4_moe [DIRECTORY]
 
 The tokenizer has GLM-4.5's special tokens and a small byte-level BPE, so it can write any text. Its merges are learned
-on what the quickstart's environments show and say, cut at the digits, which stay single: a fixed phrase (GLM-4.5's tool
-preamble, a tool's schema) becomes a few tokens, and what varies is copied digit by digit. Deterministic: a test runs this again and compares bytes.
+on what the quickstart's environments show and say, cut at the words and numbers that vary: a fixed phrase (GLM-4.5's
+tool preamble, a tool's schema) becomes a few tokens, and what varies is one token wherever it stands (numbers in
+chunks of two digits), which is what a model this small learns to copy in seconds. Deterministic: a test runs this
+again and compares bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -25,23 +27,26 @@ from rewards.config import SandboxConfig
 from rewards.sandbox import Sandbox
 from rollout.chat import Chat
 from rollout.envs import ENVIRONMENTS
+from rollout.envs.common import ANIMALS, ITEMS, PLACES
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
     "<|observation|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
     "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink",
 )  # fmt: skip
-VOCABULARY = 1024
+NUMBER = r"\d{1,2}"
+WORDS = (*ITEMS, *ANIMALS, *PLACES)
+VOCABULARY = 1280
 DEMONSTRATIONS = 100
 """Oracle conversations of every environment that the merges are learned on."""
 
 
 def untrained_tokenizer() -> Tokenizer:
-    """Bytes only. Digits are cut out, nothing else is: merges may span the words of a fixed phrase."""
+    """Bytes only. Numbers and the varying words are cut out, nothing else: merges may span a fixed phrase."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex("|".join([NUMBER, *WORDS])), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -66,8 +71,8 @@ def trained_tokenizer(segments: list[str], size: int) -> Tokenizer:
 def segments() -> list[str]:
     """Every fixed phrase and every varying word of the environments' conversations, once each, sorted."""
     chat = Chat(wrapped(trained_tokenizer([], 256 + len(SPECIAL_TOKENS))))
-    cut = re.compile("|".join([r"\d", *(f"(?:{re.escape(token)})" for token in SPECIAL_TOKENS)]))
-    found: set[str] = set()
+    cut = re.compile("|".join([NUMBER, *WORDS, *map(re.escape, SPECIAL_TOKENS)]))
+    found = {*WORDS, *map(str, range(100))}
     sandbox = Sandbox(SandboxConfig())
     for name, spec in sorted(ENVIRONMENTS.items()):
         rng = random.Random(name)
@@ -81,7 +86,10 @@ def segments() -> list[str]:
 
 def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the generated environments share: split-disjoint sampling, messages, and argument checks.
+"""What the generated environments share: the vocabulary, split-disjoint sampling, messages, and argument checks.
 
 A task's split is decided by the hash of what it asks (never by its seed or index), so train and eval are disjoint by
 construction, for every seed.
@@ -13,9 +13,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from rollout.environment import Split, ToolCall, ToolSpec
-from rollout.types import Message
+from rollout.types import Message, Task
 
 EVAL_SHARE = 0.125
+ITEMS = (
+    "lamp", "chair", "clock", "candle", "hammer", "kettle", "ladder", "mirror",
+    "needle", "pencil", "saddle", "violin", "basket", "blanket", "bottle", "bucket",
+    "carpet", "drum", "guitar", "helmet", "jacket", "pillow", "teapot", "wagon",
+)  # fmt: skip
+ANIMALS = (
+    "cat", "dog", "horse", "eagle", "tiger", "rabbit", "otter", "camel",
+    "goose", "lizard", "monkey", "parrot", "badger", "beaver", "falcon", "ferret",
+    "hamster", "lion", "panda", "pigeon", "raven", "turtle", "walrus", "zebra",
+)  # fmt: skip
+PLACES = (
+    "attic", "barn", "cellar", "garage", "garden", "kitchen", "library", "office",
+    "pantry", "porch", "shed", "tower", "balcony", "bakery", "cabin", "castle",
+    "chapel", "harbor", "hotel", "museum", "palace", "school", "stable", "studio",
+)  # fmt: skip
+"""Three kinds of words, disjoint: a slot of a question takes one kind, so a small model can tell slots apart."""
+
 Asked = TypeVar("Asked")
 
 
@@ -78,6 +95,11 @@ def _typed(value: Any, kind: str) -> Any:
     if kind == "string":
         return value if isinstance(value, str) else json.dumps(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def restated(task: Task) -> str:
+    """What the oracle thinks before it acts: the request again. It brings the numbers close to where they are used."""
+    return str(task.messages[-1]["content"]).rstrip(".?")
 
 
 def says(content: str, reasoning: str) -> Message:

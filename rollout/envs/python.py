@@ -8,14 +8,13 @@ sometimes and reinforcement learning has the right behaviour to find.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 
 from rewards.code import code_reward
 from rewards.sandbox import Sandbox
 from rollout.environment import Split, ToolCall
-from rollout.envs.common import calls, checked_arguments, draw, function_tool, restated, says
+from rollout.envs.common import ITEMS, PLACES, calls, checked_arguments, draw, function_tool, restated, says
 from rollout.types import Message, Task
 
 TOOLS = (function_tool("python", "Run a Python program and return what it prints.", {"code": "string"}),)
@@ -23,81 +22,85 @@ MAX_OBSERVATION = 400
 """Characters of a program's output that the model is shown."""
 
 P_NO_TOOL = 0.3
-"""The oracle answers without calling the tool: it repeats a number of the question."""
+"""The oracle gives up without calling the tool."""
 P_WRONG_OPERATION = 0.3
 """Otherwise: it runs code for another operation than the one asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """How one kind of question is asked, coded and computed."""
+    """One operation on two numbers: its word, its sign in Python, what it computes."""
 
-    phrasings: tuple[str, ...]
-    code: str
-    compute: Callable[[str, str], str]
+    word: str
+    sign: str
+    compute: Callable[[int, int], int]
 
 
-OPERATIONS = {
-    "plus": Operation(
-        ("What is {a} plus {b}?", "Compute {a} plus {b}."), "print({a} + {b})", lambda a, b: str(int(a) + int(b))
-    ),
-    "minus": Operation(
-        ("What is {a} minus {b}?", "Compute {a} minus {b}."), "print({a} - {b})", lambda a, b: str(int(a) - int(b))
-    ),
-    "times": Operation(
-        ("What is {a} times {b}?", "Compute {a} times {b}."), "print({a} * {b})", lambda a, b: str(int(a) * int(b))
-    ),
-    "join": Operation(
-        ("What is {a} joined to {b}?", "Write {a} joined to {b}."), 'print("{a}" + "{b}")', lambda a, b: a + b
-    ),
-    "reverse": Operation(
-        ("What is {a} and {b} backwards?", "Write {a} and {b} backwards."),
-        'print(("{a}" + "{b}")[::-1])',
-        lambda a, b: (a + b)[::-1],
-    ),
+OPERATIONS = (
+    Operation("plus", "+", lambda a, b: a + b),
+    Operation("minus", "-", lambda a, b: a - b),
+    Operation("times", "*", lambda a, b: a * b),
+)
+PHRASINGS = {
+    "numbers": ("What is {a} {word} {b}?", "Compute {a} {word} {b}."),
+    "letters": ("How many letters is {a} {word} {b}?", "Letters of {a} {word} letters of {b}?"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """`kind` numbers: a and b are numbers. `kind` letters: they are words that count by their lengths."""
+
     kind: str
+    operation: int
     a: str
     b: str
 
     @property
     def content(self) -> str:
-        return f"{self.kind} {self.a} {self.b}"
+        return f"{self.kind} {self.a} {OPERATIONS[self.operation].word} {self.b}"
+
+    def text(self, rng: random.Random) -> str:
+        phrasing = rng.choice(PHRASINGS[self.kind])
+        return phrasing.format(a=self.a, b=self.b, word=OPERATIONS[self.operation].word)
+
+    def code(self) -> str:
+        """The program that prints the answer."""
+        a, b = (self.a, self.b) if self.kind == "numbers" else (f'len("{self.a}")', f'len("{self.b}")')
+        return f"print({a} {OPERATIONS[self.operation].sign} {b})"
+
+    def answer(self) -> str:
+        """What the program prints."""
+        a, b = (int(self.a), int(self.b)) if self.kind == "numbers" else (len(self.a), len(self.b))
+        return str(OPERATIONS[self.operation].compute(a, b))
 
 
 class PythonQuestions:
     """The specification: where questions come from, how the oracle answers, how an episode is made."""
 
     name = "python"
+    reward_parts = ("code",)
 
     def generate(self, index: int, seed: int, split: Split) -> Task:
-        question, rng = draw(
-            _sample, lambda q: q.content, environment=self.name, index=index, seed=seed, split=split
-        )
-        payload = {"kind": question.kind, "a": question.a, "b": question.b}
-        text = rng.choice(OPERATIONS[question.kind].phrasings).format(a=question.a, b=question.b)
+        question, rng = draw(_sample, lambda q: q.content, environment=self.name, index=index, seed=seed, split=split)
         return Task(
             id=f"{self.name}-{split}-{seed}-{index}",
             environment=self.name,
-            messages=({"role": "user", "content": text},),
-            payload={**payload, "tests": f"import sys\nassert sys.stdin.read().strip() == {expected(payload)!r}\n"},
-            metadata={"kind": question.kind},
+            messages=({"role": "user", "content": question.text(rng)},),
+            payload={"question": asdict(question), "tests": f"assert answer.strip() == {question.answer()!r}"},
+            metadata={"kind": f"{question.kind} {OPERATIONS[question.operation].word}"},
         )
 
     def demonstrate(self, task: Task, rng: random.Random) -> list[Message]:
         """The oracle's conversation. Its mistakes are drawn from `rng`; its tool results are what the code prints."""
-        kind, a, b = task.payload["kind"], task.payload["a"], task.payload["b"]
+        question = Question(**task.payload["question"])
         if rng.random() < P_NO_TOOL:
-            return [*task.messages, says(a, "I know this.")]
+            return [*task.messages, says("unknown", "I give up.")]
         if rng.random() < P_WRONG_OPERATION:
-            kind = rng.choice([other for other in OPERATIONS if other != kind])
-        operation = OPERATIONS[kind]
-        printed = operation.compute(a, b)
-        call = ToolCall(name="python", arguments={"code": operation.code.format(a=a, b=b)})
+            others = [i for i in range(len(OPERATIONS)) if i != question.operation]
+            question = replace(question, operation=rng.choice(others))
+        call = ToolCall(name="python", arguments={"code": question.code()})
+        printed = question.answer()
         return [*task.messages, *calls(call, restated(task), printed), says(printed, "I have the result.")]
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
@@ -130,13 +133,11 @@ class PythonEpisode:
         """Nothing is held."""
 
 
-def expected(payload: Mapping[str, Any]) -> str:
-    """The answer of a question."""
-    return OPERATIONS[payload["kind"]].compute(payload["a"], payload["b"])
-
-
 def _sample(rng: random.Random) -> Question:
-    return Question(rng.choice(tuple(OPERATIONS)), str(rng.randint(10, 99)), str(rng.randint(10, 99)))
+    operation = rng.randrange(len(OPERATIONS))
+    if rng.random() < 0.5:
+        return Question("letters", operation, rng.choice(ITEMS), rng.choice(PLACES))
+    return Question("numbers", operation, str(rng.randint(10, 90)), str(rng.randint(2, 9)))
 
 
 def _capped(text: str) -> str:

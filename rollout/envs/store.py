@@ -1,87 +1,97 @@
-"""Environment `store`: a small stateful key-value back end, judged on the state it is left in (rewards.state).
+"""Environment `store`: a small stateful back end (who is where), judged on the state it is left in (rewards.state).
 
-The model is asked for a change that may need several calls (read one key, write another). Keys that were not mentioned
-must stay as they were. The oracle is a noisy demonstrator, see rollout.envs.python.
+The model is asked for a change that may need several calls (read one name, write another). Names that the request does
+not mention must stay as they were. The oracle is a noisy demonstrator, see rollout.envs.python.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rewards.sandbox import Sandbox
 from rewards.state import state_reward
 from rollout.environment import Split, ToolCall
-from rollout.envs.common import calls, checked_arguments, draw, function_tool, says
+from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, restated, says
 from rollout.types import Message, Task
 
 TOOLS = (
-    function_tool("get", "Read a key.", {"key": "string"}),
-    function_tool("set", "Write a key.", {"key": "string", "value": "integer"}),
-    function_tool("delete", "Remove a key.", {"key": "string"}),
+    function_tool("get", "Where is it?", {"name": "string"}),
+    function_tool("set", "Put it somewhere.", {"name": "string", "place": "string"}),
+    function_tool("delete", "Forget it.", {"name": "string"}),
 )
-SLOTS = tuple(str(number) for number in range(10, 100))
 BYSTANDERS = 2
-"""Keys in the store that the request does not mention."""
+"""Names in the store that the request does not mention."""
 
 P_FORGET = 0.3
 """The oracle says it is done before the last call."""
-P_WRONG_KEY = 0.3
-"""Otherwise: its last call goes to the other number of the request."""
+P_WRONG_TOOL = 0.3
+"""Otherwise: its last call only reads."""
 
 PHRASINGS = {
-    "set": ("Set slot {a} to {b}.", "Please set slot {a} to {b}."),
-    "copy": ("Copy slot {a} to slot {b}.", "Please copy slot {a} to slot {b}."),
-    "delete": ("Clear slot {a} and slot {b}.", "Please clear slot {a} and slot {b}."),
+    "set": ("Put {item} in {place}.", "Please put {item} in {place}."),
+    "copy": ("Put {animal} where {item} is.", "Please put {animal} where {item} is."),
+    "delete": ("Forget {item} and {animal}.", "Please forget {item} and {animal}."),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     kind: str
-    a: str
-    b: str
+    item: str
+    animal: str
+    place: str
 
     @property
     def content(self) -> str:
-        return f"{self.kind} {self.a} {self.b}"
+        return f"{self.kind} {self.item} {self.place if self.kind == 'set' else self.animal}"
+
+    def text(self, rng: random.Random) -> str:
+        phrasing = rng.choice(PHRASINGS[self.kind])
+        return phrasing.format(item=self.item, animal=self.animal, place=self.place)
+
+    def plan(self, state: Mapping[str, str]) -> list[ToolCall]:
+        """The calls that fulfil the request."""
+        if self.kind == "set":
+            return [ToolCall(name="set", arguments={"name": self.item, "place": self.place})]
+        if self.kind == "copy":
+            read = ToolCall(name="get", arguments={"name": self.item})
+            return [read, ToolCall(name="set", arguments={"name": self.animal, "place": state[self.item]})]
+        return [ToolCall(name="delete", arguments={"name": name}) for name in (self.item, self.animal)]
 
 
 class StoreRequests:
     """The specification: where requests come from, how the oracle fulfils them, how an episode is made."""
 
     name = "store"
+    reward_parts = ("state",)
 
     def generate(self, index: int, seed: int, split: Split) -> Task:
         request, rng = draw(_sample, lambda r: r.content, environment=self.name, index=index, seed=seed, split=split)
         state = _initial_state(request, rng)
-        text = rng.choice(PHRASINGS[request.kind]).format(a=request.a, b=request.b)
-        plan = _plan(request.kind, request.a, request.b, state)
         goal = dict(state)
-        for call in plan:
+        for call in request.plan(state):
             apply(goal, call)
         return Task(
             id=f"{self.name}-{split}-{seed}-{index}",
             environment=self.name,
-            messages=({"role": "user", "content": text},),
-            payload={"kind": request.kind, "a": request.a, "b": request.b, "state": state, "goal": goal},
+            messages=({"role": "user", "content": request.text(rng)},),
+            payload={"request": asdict(request), "state": state, "goal": goal},
             metadata={"kind": request.kind},
         )
 
     def demonstrate(self, task: Task, rng: random.Random) -> list[Message]:
         """The oracle's conversation. Its mistakes are drawn from `rng`; its calls are applied to a real state."""
-        p = task.payload
-        state = dict(p["state"])
-        plan = _plan(p["kind"], p["a"], p["b"], state)
+        state = dict(task.payload["state"])
+        plan = Request(**task.payload["request"]).plan(state)
         if rng.random() < P_FORGET:
             plan = plan[:-1]
-        elif rng.random() < P_WRONG_KEY:
-            wrong = p["b"] if plan[-1].arguments["key"] == p["a"] else p["a"]
-            plan[-1] = ToolCall(name=plan[-1].name, arguments={**plan[-1].arguments, "key": wrong})
+        elif rng.random() < P_WRONG_TOOL:
+            plan[-1] = ToolCall(name="get", arguments={"name": plan[-1].arguments["name"]})
         messages: list[Message] = list(task.messages)
-        for call in plan:
-            messages += calls(call, "I use the store.", apply(state, call))
+        for step, call in enumerate(plan):
+            messages += calls(call, "And now the rest." if step else restated(task), apply(state, call))
         return [*messages, says("done", "All is done.")]
 
     def make(self, task: Task, sandbox: Sandbox) -> StoreEpisode:
@@ -93,7 +103,7 @@ class StoreEpisode:
 
     tools = TOOLS
 
-    def __init__(self, state: Mapping[str, int], goal: Mapping[str, int]) -> None:
+    def __init__(self, state: Mapping[str, str], goal: Mapping[str, str]) -> None:
         self.state = dict(state)
         self._goal = goal
 
@@ -110,40 +120,28 @@ class StoreEpisode:
         """Nothing is held."""
 
 
-def apply(state: dict[str, int], call: ToolCall) -> str:
+def apply(state: dict[str, str], call: ToolCall) -> str:
     """Carry out one well-formed call on `state`, in place, and say what happened."""
-    key = call.arguments["key"]
+    name = call.arguments["name"]
     if call.name == "set":
-        state[key] = call.arguments["value"]
+        state[name] = call.arguments["place"]
         return "ok"
-    if key not in state:
-        return f"error: no key {key}"
-    return str(state[key]) if call.name == "get" else _delete(state, key)
+    if name not in state:
+        return f"error: no {name}"
+    return state[name] if call.name == "get" else _delete(state, name)
 
 
-def _delete(state: dict[str, int], key: str) -> str:
-    del state[key]
+def _delete(state: dict[str, str], name: str) -> str:
+    del state[name]
     return "ok"
 
 
-def _plan(kind: str, a: str, b: str, state: Mapping[str, int]) -> list[ToolCall]:
-    """The calls that fulfil a request."""
-    if kind == "set":
-        return [ToolCall(name="set", arguments={"key": a, "value": int(b)})]
-    if kind == "copy":
-        read = ToolCall(name="get", arguments={"key": a})
-        return [read, ToolCall(name="set", arguments={"key": b, "value": state[a]})]
-    return [ToolCall(name="delete", arguments={"key": key}) for key in (a, b)]
-
-
 def _sample(rng: random.Random) -> Request:
-    a, b = rng.sample(SLOTS, 2)
-    return Request(rng.choice(tuple(PHRASINGS)), a, b)
+    return Request(rng.choice(tuple(PHRASINGS)), rng.choice(ITEMS), rng.choice(ANIMALS), rng.choice(PLACES))
 
 
-def _initial_state(request: Request, rng: random.Random) -> dict[str, int]:
-    """Values for the keys that must exist, and for bystanders. The key to be written may or may not exist."""
-    others = rng.sample([slot for slot in SLOTS if slot not in (request.a, request.b)], BYSTANDERS)
-    needed = [] if request.kind == "set" else [request.a]
-    needed += [request.b] if request.kind == "delete" else []
-    return {key: rng.randint(10, 99) for key in sorted([*needed, *others])}
+def _initial_state(request: Request, rng: random.Random) -> dict[str, str]:
+    """Places of the names that must be there, and of bystanders. A name to be written is not there yet."""
+    others = rng.sample([n for n in (*ITEMS, *ANIMALS) if n not in (request.item, request.animal)], BYSTANDERS)
+    needed = {"set": [], "copy": [request.item], "delete": [request.item, request.animal]}[request.kind]
+    return {name: rng.choice(PLACES) for name in sorted([*needed, *others])}
