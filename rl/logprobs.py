@@ -85,7 +85,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             normalizer[part] = logits.logsumexp(dim=-1)
             logprobs[part] = logits.gather(1, labels[part, None]).squeeze(1) - normalizer[part]
             probabilities = (logits - normalizer[part, None]).exp_()
-            entropy[part] = normalizer[part] - torch.linalg.vecdot(probabilities, logits)
+            entropy[part] = normalizer[part] - probabilities.mul_(logits).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, labels, normalizer)
         ctx.temperature, ctx.chunk, ctx.weight_shape = temperature, chunk, weight.shape
         ctx.mark_non_differentiable(entropy)
