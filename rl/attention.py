@@ -1,8 +1,8 @@
 """Causal attention over a packed row: segments laid end to end attend only within themselves.
 
 Owns the attention function that every learner model runs, registered with transformers as `PACKED_ATTENTION`. No
-T x T mask is ever built and nothing is padded: each segment is one `is_causal` SDPA call, so the result of a segment
-is bit for bit what it would be alone. Gather-free: queries, keys and values are split as views.
+T x T mask is ever built and nothing is padded: each segment is one `is_causal` SDPA call on views, so the result
+of a segment is bit for bit what it would be alone.
 
 transformers builds a mask only for attention implementations it has a mask function for; we register none, so the
 model's `create_causal_mask` returns None for ours (a test pins that).
@@ -50,16 +50,12 @@ def packed_attention(
     if query.shape[0] != 1 or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens:
         raise ValueError(f"cu_seqlens {cu_seqlens} does not span one row of {tokens} tokens (query {query.shape})")
     grouped = query.shape[1] != key.shape[1]
+    lengths = [end - start for start, end in pairwise(cu_seqlens)]
+    # split, not slices: the gradient of a slice is a full-size tensor of zeros, one for each segment.
+    segments = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
-        scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        for start, end in pairwise(cu_seqlens)
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in segments
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 

@@ -207,7 +207,7 @@ class Learner:
         return self._optimizer_cfg.lr * min(1.0, (self.steps + 1) / (warmup + 1))
 
     def _require_lockstep(self, count: int, denominator: float) -> None:
-        """ZeRO-3 gathers parameters in every forward: a rank with fewer micro-batches would leave the others waiting."""
+        """ZeRO-3 gathers parameters in every forward: a rank with fewer micro-batches leaves the others waiting."""
         mine = torch.tensor([count, -count, denominator, -denominator], dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
         most, least, high, low = mine[0].item(), -mine[1].item(), mine[2].item(), -mine[3].item()

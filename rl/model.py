@@ -46,7 +46,7 @@ def load_model(path: str, dtype: str, seed: int) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION)
-    model.config.use_cache = False
+    model.config.architectures = [type(model).__name__]
     return model.train()
 
 
@@ -62,8 +62,8 @@ class PolicyModel(nn.Module):
                 "supported are decoders of the Llama/Qwen/GLM-4.5 kind"
             )
         self.config: PreTrainedConfig = causal_lm.config
-        self.model = causal_lm.base_model
-        self.lm_head = ChunkedLMHead(head, chunk)
+        self.model: nn.Module = causal_lm.base_model
+        self.lm_head: nn.Module = ChunkedLMHead(head, chunk)
 
     def forward(
         self,

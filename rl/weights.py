@@ -97,9 +97,9 @@ class WeightSource:
 
 
 def _checkpoint_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and persistent buffers, each once; tied ones (and AutoEP's alias of the router) by their first name."""
+    """Parameters and persistent buffers, each once: tied ones and AutoEP's alias of the router by their first name."""
     persistent = set(module.state_dict(keep_vars=True))
-    found = dict(module.named_parameters())
+    found: dict[str, torch.Tensor] = dict(module.named_parameters())
     found.update((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
     return list(found.items())
 
@@ -117,15 +117,12 @@ def _pieces(name: str, tensor: torch.Tensor, max_bytes: int | None) -> list[_Pie
     group_bytes = ranks * tensor.element_size() * torch.Size(shape[1:]).numel()
     step = local if max_bytes is None else min(local, max(1, max_bytes // group_bytes))
     pattern = f"{expert['block']}.experts.{{}}.{_PROJECTION[expert['matrix']]}.weight"
-    return [
-        _Piece(
-            tensor,
-            tuple(pattern.format(rank * local + i) for rank in range(ranks) for i in range(start, min(start + step, local))),
-            shape[1:],
-            slice(start, min(start + step, local)),
-        )
-        for start in range(0, local, step)
-    ]
+    pieces = []
+    for start in range(0, local, step):
+        experts = slice(start, min(start + step, local))
+        indices = [rank * local + i for rank in range(ranks) for i in range(experts.start, experts.stop)]
+        pieces.append(_Piece(tensor, tuple(pattern.format(i) for i in indices), shape[1:], experts))
+    return pieces
 
 
 def full_shape(tensor: torch.Tensor) -> tuple[int, ...]:

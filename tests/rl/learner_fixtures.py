@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from rl.batch import SftRow, TrainRow
+from rl.batch import TrainRow
 from rl.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner import Learner
 from rollout.types import Sample
@@ -77,13 +77,22 @@ def make_model(kind: str, directory: Path) -> Path:
     return directory / kind
 
 
-def learner(path: Path, ranks: int, expert_parallel: int, **trainer: object) -> Learner:
-    settings = {"ranks": ranks, "expert_parallel": expert_parallel, "logprob_chunk": 11, "timeout_s": 60.0, **trainer}
+def learner(
+    path: Path, ranks: int, expert_parallel: int, persist: int = 100_000, optimizer: OptimizerConfig = OPTIMIZER
+) -> Learner:
+    """A learner on gloo; parameters of up to `persist` elements stay whole between steps."""
+    settings = {
+        "ranks": ranks,
+        "expert_parallel": expert_parallel,
+        "logprob_chunk": 11,
+        "timeout_s": 60.0,
+        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": persist}},
+    }
     return Learner(
         model_path=str(path),
         model_cfg=ModelConfig(path=str(path), dtype="float32"),
-        trainer_cfg=TrainerConfig.model_validate({**settings, "optimizer": OPTIMIZER.model_dump()}),
-        optimizer_cfg=OPTIMIZER,
+        trainer_cfg=TrainerConfig.model_validate({**settings, "optimizer": optimizer.model_dump()}),
+        optimizer_cfg=optimizer,
         seed=5,
         device="cpu",
     )
@@ -136,7 +145,7 @@ def checkpoint_names(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict
 
 def plain_answer(path: Path) -> Answer:
     """One step over `rows()`, one sequence at a time, with full logits."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").train()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=OPTIMIZER.lr,
@@ -167,11 +176,3 @@ def plain_answer(path: Path) -> Answer:
         first_moment=checkpoint_names(model, moments),
         weights=checkpoint_names(model, model.state_dict()),
     )
-
-
-def token_rows(count: int, length: int) -> list[SftRow]:
-    generator = np.random.default_rng(2)
-    return [
-        SftRow(token_ids=tuple(generator.integers(0, VOCAB, length).tolist()), loss_mask=(0,) + (1,) * (length - 1))
-        for _ in range(count)
-    ]

@@ -1,59 +1,133 @@
 """What one rank does in each multi-process test of the learner; see `tests.rl.learner_worker.run_ranks`.
 
-Starting a rank costs seconds, so each scenario checks many configurations, building one learner after another in the
-same process (which is itself what an SFT stage followed by reinforcement learning does).
+Starting a rank costs seconds, so a scenario checks many configurations, building one learner after another in the
+same process, which is itself what an SFT stage followed by reinforcement learning does.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from deepspeed.utils import groups, safe_get_full_optimizer_state
 from torch import Tensor
 
-from rl.batch import denominator, pack
+from rl.batch import PackedBatch, denominator, filler, pack
 from rl.learner import Learner
 from rl.weights import _pieces
 from tests.rl import learner_fixtures as fixtures
+from tests.rl.learner_cases import CASES, SMALL_BUCKET
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
-CASES = {
-    1: [("glm", 1, 64), ("glm", 1, 17), ("qwen", 1, 64), ("llama", 1, 20)],
-    2: [("glm", 1, 20), ("glm", 2, 64), ("glm", 2, 17), ("qwen", 1, 64), ("qwen", 2, 17), ("glm-skewed", 2, 20), ("llama", 1, 20)],
-}
-"""By world size: model, expert-parallel size, token budget of a micro-batch."""
 
-
-def parity(directory: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
+def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """One step of every case, with all that can be compared with plain Hugging Face; and then a second step."""
     results = {}
-    for kind, expert_parallel, budget in CASES[WORLD]:
-        learner = fixtures.learner(directory.parent / kind, WORLD, expert_parallel)
-        packed = pack(fixtures.rows(), WORLD, budget)
-        count = denominator(packed)
-        # One row per call: every rank runs the same rows, so the results do not depend on the packing.
-        logprobs = [learner.logprobs(pack([row], 1, 64)[0][0], fixtures.TEMPERATURE)[:-1] for row in fixtures.rows()]
-        stats = learner.train_step(packed[RANK], fixtures.objective, count, temperature=fixtures.TEMPERATURE)
-        export = directory / f"export-{kind}-{expert_parallel}-{budget}"
+    for case in CASES[WORLD]:
+        kind, expert_parallel, budget, persist = case
+        learner = fixtures.learner(directory.parent / kind, WORLD, expert_parallel, persist)
+        batches, count = with_fillers(budget)
+        before = row_logprobs(learner)
+        stats = learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+        export = directory / ("export-" + "-".join(map(str, case)))
         learner.export_hf(export, shard_bytes=100_000)
-        results[kind, expert_parallel, budget] = {
-            "logprobs": [torch.from_numpy(row) for row in logprobs],
+        results[case] = {
+            "logprobs": before,
             "stats": stats,
             "first_moment": first_moments(learner),
             "weights": full_weights(learner),
-            "specs": learner.weights.manifest(),
-            "fillers": sum(batch.trained_tokens == 0 for batch in packed[RANK]),
+            "manifest": learner.weights.manifest(),
+            "streaming": stream_in_small_buckets(learner),
+            "logprobs_after": row_logprobs(learner),
             "export": export,
         }
+        second = learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+        results[case]["second_loss"] = second["loss"]
         learner.close()
     return results
 
 
+def lockstep(directory: Path) -> dict[str, Any]:
+    """Wrong calls are refused on every rank, and the learner still works afterwards."""
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
+    batches, count = with_fillers(64)
+    errors = []
+    for wrong, number in [(batches * (RANK + 1), count), ([], count), (batches, count + RANK), (batches, 0)]:
+        try:
+            learner.train_step(wrong, fixtures.objective, number)
+        except ValueError as error:
+            errors.append(str(error))
+    stats = learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+    learner.close()
+    return {"errors": errors, "loss": stats["loss"]}
+
+
+def resume_first(directory: Path) -> dict[str, Any]:
+    """One step, save, another step."""
+    learner = resumable(directory)
+    step(learner)
+    learner.save(directory.parent / "checkpoint")
+    return after_checkpoint(learner)
+
+
+def resume_second(directory: Path) -> dict[str, Any]:
+    """What a new process makes of that checkpoint."""
+    learner = resumable(directory)
+    for draw in range(3):
+        torch.rand(draw + 1), random.random(), np.random.random()
+    learner.load(directory.parent / "checkpoint")
+    return after_checkpoint(learner)
+
+
+def resumable(directory: Path) -> Learner:
+    warming_up = fixtures.OPTIMIZER.model_copy(update={"warmup_steps": 5})
+    return fixtures.learner(directory.parent / "glm", WORLD, WORLD, optimizer=warming_up)
+
+
+def after_checkpoint(learner: Learner) -> dict[str, Any]:
+    draws = [torch.rand(3).tolist(), random.random(), np.random.random()]
+    stats = step(learner)
+    return {"draws": draws, "stats": stats, "weights": full_weights(learner), "steps": learner.steps}
+
+
+def step(learner: Learner) -> dict[str, float]:
+    batches, count = with_fillers(20)
+    return learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+
+
+def with_fillers(budget: int) -> tuple[list[PackedBatch], int]:
+    """This rank's micro-batches and the denominator. At a budget of 17 a filler comes first or last, by rank."""
+    packed = pack(fixtures.rows(), WORLD, budget)
+    mine = packed[RANK]
+    if budget == 17:
+        mine = [filler(), *mine] if RANK == 0 else [*mine, filler()]
+    return mine, denominator(packed)
+
+
+def row_logprobs(learner: Learner) -> list[Tensor]:
+    """One row per call, the same on every rank: [L - 1] each."""
+    packed = [pack([row], 1, 64)[0][0] for row in fixtures.rows()]
+    return [torch.from_numpy(learner.logprobs(batch, fixtures.TEMPERATURE)[:-1]) for batch in packed]
+
+
 def full_weights(learner: Learner, max_bytes: int = 1 << 30) -> dict[str, Tensor]:
     return {name: tensor.clone() for bucket in learner.weights.buckets(max_bytes) for name, tensor in bucket}
+
+
+def stream_in_small_buckets(learner: Learner) -> dict[str, Any]:
+    """The weights through small buckets, with the bytes of each and those of parameters that are whole meanwhile."""
+    weights, bucket_bytes, whole_bytes = {}, [], []
+    for bucket in learner.weights.buckets(SMALL_BUCKET):
+        weights.update({name: tensor.clone() for name, tensor in bucket})
+        bucket_bytes.append([tensor.nbytes for _, tensor in bucket])
+        whole_bytes.append(sum(parameter.data.nbytes for parameter in learner._engine.module.parameters()))
+    left = sum(parameter.data.nbytes for parameter in learner._engine.module.parameters())
+    return {"weights": weights, "bucket_bytes": bucket_bytes, "whole_bytes": whole_bytes, "left": left}
 
 
 def first_moments(learner: Learner) -> dict[str, Tensor]:
