@@ -163,10 +163,12 @@ class _Tree:
             in_time = bool(done)
         finally:
             self._kill()
-            reaped = await self._reap(ended, readers)
             flooded.cancel()
-            for pidfd in self._pidfds:
-                os.close(pidfd)
+            try:
+                reaped = await self._reap(ended, readers)
+            finally:
+                for pidfd in self._pidfds:
+                    os.close(pidfd)
         stdout, stderr = (
             r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers
         )

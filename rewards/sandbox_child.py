@@ -20,9 +20,14 @@ PAGE = resource.getpagesize()
 
 
 def read_all(fd: int) -> bytes:
-    data = os.pread(fd, os.fstat(fd).st_size, 0)
-    os.close(fd)
-    return data
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def close_all_but(kept: int) -> None:
+    """Close what the host leaked: not every event loop (uvloop does not) closes the host's inheritable descriptors."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd != kept:
+            os.closerange(fd, fd + 1)  # ignores that the descriptor of the listing itself is closed by now
 
 
 def set_limits(cpu_s: int, memory: int, processes: int, file_bytes: int) -> None:
@@ -99,6 +104,7 @@ def classify(code: int, cpu_spent: bool) -> tuple[str, int]:
 def main() -> None:
     code_fd, status, cpu_s, memory, processes, file_bytes = map(int, sys.argv[1:])
     source = read_all(code_fd)
+    close_all_but(status)
     os.write(status, b"READY\n")
     child = os.fork()
     if child == 0:

@@ -10,9 +10,11 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from rewards import bubblewrap
 from rewards.config import SandboxConfig
@@ -149,6 +151,29 @@ def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(seen.splitlines()[0].strip("[]").replace("'", "").split(", ")) <= {
         "PATH", "HOME", "LANG", "PWD", "LC_CTYPE", "OLDPWD",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_no_descriptor_of_the_host_leaks(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Also under uvloop, which Ray's actors use and which does not close inheritable descriptors by itself."""
+    leaky = os.open(ROOT / "pyproject.toml", os.O_RDONLY)
+    os.set_inheritable(leaky, True)
+    code = """
+import os
+seen = {}
+for pid in ("self", "1"):
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try: seen[pid, fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except OSError: pass
+assert not [name for name in seen.values() if "pyproject" in name], seen
+assert {fd for pid, fd in seen if pid == "self"} == {"0", "1", "2"}, seen
+"""
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            result = runner.run(Sandbox(LIMITS).run(code))
+    finally:
+        os.close(leaky)
+    assert result.outcome is Outcome.OK, result.stderr
 
 
 def test_no_privileges_and_own_namespaces() -> None:
