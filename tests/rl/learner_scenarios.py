@@ -53,7 +53,7 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def lockstep(directory: Path) -> dict[str, Any]:
-    """Wrong calls are refused on every rank, and the learner still works afterwards."""
+    """Wrong calls are refused on every rank, the learner still works afterwards, and lr=0 moves no weight."""
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
     batches, count = with_fillers(64)
     errors = []
@@ -62,9 +62,15 @@ def lockstep(directory: Path) -> dict[str, Any]:
             learner.train_step(wrong, fixtures.objective, number)
         except ValueError as error:
             errors.append(str(error))
-    stats = learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+    before = full_weights(learner)
+    stats = learner.train_step(batches, fixtures.objective, count, lr=0.0, temperature=fixtures.TEMPERATURE)
+    after = full_weights(learner)
     learner.close()
-    return {"errors": errors, "loss": stats["loss"]}
+    return {
+        "errors": errors,
+        "loss": stats["loss"],
+        "unmoved": all(torch.equal(after[name], before[name]) for name in before),
+    }
 
 
 def resume_first(directory: Path) -> dict[str, Any]:
