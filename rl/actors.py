@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import psutil
 import ray
 from ray.actor import ActorHandle
 
@@ -19,6 +19,7 @@ from rl.batch import PackedBatch
 from rl.config import Recipe
 from rl.publish import PublishReport, publish
 from rollout.process import enter_role
+from rollout.types import Device
 
 Stage = Literal["sft", "rl"]
 
@@ -39,7 +40,7 @@ class RayEngines:
 class TrainerActor:
     """One trainer rank: a DeepSpeed engine shard, its optimizer and its RNG."""
 
-    def __init__(self, role: str, logs_dir: str, rank: int, recipe: Recipe, run_id: str, device: str) -> None:
+    def __init__(self, role: str, logs_dir: str, rank: int, recipe: Recipe, run_id: str, device: Device) -> None:
         enter_role(role, logs_dir, recipe.trainer.cpu_threads)
         self._rank, self._recipe, self._run_id, self._device = rank, recipe, run_id, device
         self._learner: Any = None
@@ -87,14 +88,15 @@ class TrainerActor:
     def train(
         self, batches: Sequence[PackedBatch], stage: Stage, denominator: float, lr: float, version: int
     ) -> dict[str, float]:
-        """One optimizer step. Returns globally summed statistics, the same on every rank."""
+        """One optimizer step. Returns the learner's statistics, the same on every rank, and this rank's `rss_mb`."""
         from rl.objectives import policy_objective, sft_objective
 
         temperature = self._recipe.rollout.sampling.temperature if stage == "rl" else 1.0
         objective = policy_objective(self._recipe.algorithm, version) if stage == "rl" else sft_objective()
-        started = time.monotonic()
-        stats = self._learner.train_step(list(batches), objective, denominator, lr=lr, temperature=temperature)
-        return {**stats, "seconds": time.monotonic() - started}
+        stats: dict[str, float] = self._learner.train_step(
+            list(batches), objective, denominator, lr=lr, temperature=temperature
+        )
+        return stats | {"rss_mb": psutil.Process().memory_info().rss / 2**20}
 
     def publish(self, version: int, replicas: Sequence[ActorHandle], verify: bool) -> PublishReport | None:
         engines = RayEngines(replicas) if self._rank == 0 else None

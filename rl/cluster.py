@@ -26,9 +26,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.actors import TrainerActor
 from rl.config import Recipe
-from rl.plan import Device, missing_hardware, resolve_device
+from rl.plan import missing_hardware, resolve_device
 from rl.processes import resource_prefix
 from rollout.actors import BufferActor, InferenceActor, WorkerActor
+from rollout.types import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20

@@ -110,7 +110,7 @@ class Learner:
             lr: None takes the warm-up schedule of the optimizer's configuration.
 
         Returns:
-            `loss`, `grad_norm` (before clipping), `lr`, the objective's sums and `moe/load_max_ratio` (most loaded
+            `loss`, `grad_norm` (before clipping), `lr`, the objective's sums and `moe/load_max_over_mean` (most loaded
             expert over the mean, worst layer), all global and equal on every rank.
 
         Raises:
@@ -231,7 +231,7 @@ class Learner:
         load = torch.stack([layer.tokens_per_expert for layer in self._moe_layers])
         torch.distributed.all_reduce(load)
         ratio = load.max(dim=1).values / load.mean(dim=1).clamp_min(1.0)
-        return {"moe/load_max_ratio": ratio.max().item()}
+        return {"moe/load_max_over_mean": ratio.max().item()}
 
     def _state_file(self, directory: Path) -> Path:
         return directory / f"learner-rank{self.rank:05d}.json"

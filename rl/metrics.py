@@ -51,7 +51,6 @@ _METRICS = (
         "nats",
         "Mean |engine logprob - trainer logprob| over tokens sampled by the very version that is being trained.",
     ),
-    Metric("mismatch/logprob_abs_max", "nats", "Largest such difference in the step."),
     Metric("mismatch/fresh_tokens", "tokens", "How many tokens that comparison is over; stale ones can't be compared."),
     Metric("staleness/mean", "versions", "Mean age of the trained tokens: policy version minus sampling version."),
     Metric("staleness/max", "versions", "Age of the oldest trained token; never above buffer.max_staleness."),

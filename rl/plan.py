@@ -8,14 +8,12 @@ else cpu. rl.cli asks about this machine; rl.run asks about a cluster it has con
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from rl import marked_yaml
 from rl.checks import cpu_problems
 from rl.config import Recipe
 from rl.recipe import derived
-
-Device = Literal["cpu", "cuda"]
+from rollout.types import Device
 
 PUBLISHED_BILLIONS = {
     "zai-org/GLM-4.5": (355, 32),

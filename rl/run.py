@@ -147,7 +147,9 @@ def learn(run: Session, groups: list[Group]) -> None:
         answers = cluster.wait(calls, f"training step {progress.step + 1}")
     stats = answers[0] if answers else None
     progress.add_step(stats, oldest)
-    run.values |= learner_metrics(stats, lr, progress.version) if stats else {}
+    if stats is not None:
+        run.values |= learner_metrics(stats, lr, progress.version)
+        run.values["memory/trainer_rss_mb"] = max(answer["rss_mb"] for answer in answers)
     run.values |= rollout_metrics(groups, recipe.eval.success_reward) | counts
     run.values |= {"staleness/mean": mean_age, "staleness/max": float(oldest)}
     ids = [group.id for group in groups]

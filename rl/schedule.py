@@ -6,7 +6,7 @@ from rl.config import OptimizerConfig
 
 
 def learning_rate(cfg: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_steps`, then constant, or linear to zero at the end of `steps`. `step` starts at 0."""
+    """Linear warm-up over `warmup_steps`, then constant, or linear to zero after the last of `steps`; `step` from 0."""
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     if cfg.decay == "none":

@@ -257,7 +257,7 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
         facts={
             "steps": str(summary["steps"]),
             "trained tokens": f"{summary['trained_tokens']:,}",
-            "oldest trained token": f"{summary['staleness_max']} versions (bound {session.recipe.buffer.max_staleness})",
+            "oldest trained token": f"{summary['staleness_max']} versions",
             "engine/trainer |Δlogprob|": f"{summary['mismatch_logprob_abs_mean'] or 0.0:.1e}",
         },
         places={

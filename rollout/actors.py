@@ -22,7 +22,7 @@ from rollout.buffer import Buffer, BufferSpec
 from rollout.config import EvalConfig, InferenceConfig, RolloutConfig, WeightSyncConfig
 from rollout.ledger import Ledger
 from rollout.process import enter_role
-from rollout.types import Completion, Group, SamplingParams, Task
+from rollout.types import Completion, Device, Group, SamplingParams, Task
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class InferenceActor:
         config: InferenceConfig,
         sync: WeightSyncConfig,
         max_context: int,
-        device: str,
+        device: Device,
         seed: int,
     ) -> None:
         from rollout.inference import Inference
@@ -101,7 +101,7 @@ class WorkerSpec:
 
 
 class WorkerActor:
-    """Runs agent loops: no weights, no GPU. `run` takes groups from the buffer for ever; `evaluate` runs given tasks."""
+    """Runs agent loops: no weights, no GPU. `run` takes tasks from the buffer for ever; `evaluate` runs given ones."""
 
     def __init__(
         self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
@@ -124,7 +124,8 @@ class WorkerActor:
         while True:
             issue = await self._buffer.issue.remote(ISSUE_POLL_S)
             if issue is not None:
-                await self._buffer.put.remote(await self._group(*issue, self._spec.rollout))
+                group_id, task = issue
+                await self._buffer.put.remote(await self._group(group_id, task, self._spec.rollout))
 
     async def evaluate(self, tasks: Sequence[Task], label: str) -> list[Group]:
         """Held-out tasks, `samples_per_task` attempts each, at the evaluation's temperature."""

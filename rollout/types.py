@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Device = Literal["cpu", "cuda"]
+"""Where a run's trainers and engines compute."""
+
 Message = dict[str, Any]
 """One chat message in OpenAI form: role, content, and for an assistant optionally reasoning_content and tool_calls."""
 

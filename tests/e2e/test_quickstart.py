@@ -70,7 +70,7 @@ def test_no_trained_token_is_older_than_the_bound(quickstart: Run) -> None:
             for v in s.versions
             if v != OBSERVED
         ]
-        assert 0 <= min(ages) and max(ages) <= 1
+        assert min(ages) >= 0 and max(ages) <= 1
     straddling = [s for g in groups for t in g.usable for s in t.samples if len({*s.versions} - {OBSERVED}) > 1]
     assert straddling, "no trajectory was in flight across a weight push: the run was not asynchronous"
 
