@@ -77,6 +77,9 @@ def parse(text: str) -> Marked:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(mark.line + 1 if mark else 1, f"not valid YAML: {error.problem or error}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlError(line, f"not valid YAML: the character U+{error.character:04X} is not allowed") from None
     lines: dict[Path, int] = {(): 1}
     return Marked(data=None if node is None else _plain(node, (), lines), lines=lines)
 

@@ -68,6 +68,7 @@ def test_every_value_knows_its_line() -> None:
         ("a: 1\nb: [1,\n", 3, "not valid YAML"),
         ("a:\n  !!python/name:os.system x\n", 2, "is not supported"),
         ("a: &x\n  - *x\n", 1, "refer to itself"),
+        ("a: 1\nb: \x07\n", 2, "U+0007"),
         ("? [1]\n: 2\n", 1, "plain word"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rl.recipe import RecipeError, derived, load_recipe, save_resolved
 
@@ -115,6 +117,29 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert messages(tmp_path / "none.yaml") == (f"{tmp_path}/none.yaml: cannot be read: No such file or directory",)
 
 
+WORDS = st.sampled_from(["run", "steps", "model", "tasks", "sources", "0", "9", "sft", "trainer", "optimizer", "betas"])
+VALUES = st.sampled_from(["", "3", "x", "[1, 2]", "[]", "{a: 1}", "null", "{", "1e400", "&a [*a]", "!!set {a}", "[{}]"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.lists(WORDS, min_size=1, max_size=4).map(".".join), VALUES), min_size=1, max_size=3))
+def test_whatever_is_overridden_the_answer_is_a_recipe_or_a_recipe_error(
+    recipe_file: Path, written: list[tuple[str, str]]
+) -> None:
+    try:
+        load_recipe(recipe_file, [f"{key}={value}" for key, value in written])
+    except RecipeError as error:
+        assert error.messages and all(message for message in error.messages)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(st.text())
+def test_whatever_a_file_holds_the_answer_is_a_recipe_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert messages(path)
+
+
 def test_overrides_win_in_order(recipe_file: Path) -> None:
     recipe = load_recipe(
         recipe_file,
@@ -136,8 +161,8 @@ def test_a_short_override_keeps_the_rest_of_the_section(recipe_file: Path) -> No
 
 
 def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, ["inference.engine_args.max_num_seqs=7", "rewards.weights.format=0.5"])
-    assert recipe.inference.engine_args == {"max_num_seqs": 7} and recipe.rewards.weights == {"format": 0.5}
+    recipe = load_recipe(recipe_file, ["inference.engine_args.max_num_seqs=7", "rewards.weights.code=0.5"])
+    assert recipe.inference.engine_args == {"max_num_seqs": 7} and recipe.rewards.weights == {"code": 0.5}
 
 
 @pytest.mark.parametrize(
