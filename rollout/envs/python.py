@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from rewards.code import code_reward
-from rewards.sandbox import Sandbox
+from rewards.sandbox import Outcome, Sandbox
 from rollout.environment import Split, ToolCall
 from rollout.envs.common import ITEMS, PLACES, calls, checked_arguments, draw, function_tool, restated, says
 from rollout.types import Message, Task
@@ -41,6 +41,8 @@ OPERATIONS = (
     Operation("minus", "-", lambda a, b: a - b),
     Operation("times", "*", lambda a, b: a * b),
 )
+ASKED = {"numbers": (0, 1), "letters": (0, 1, 2)}
+"""Operations per kind of question, so that no answer has more than two digits."""
 PHRASINGS = {
     "numbers": ("What is {a} {word} {b}?", "Compute {a} {word} {b}."),
     "letters": ("How many letters is {a} {word} {b}?", "Letters of {a} {word} letters of {b}?"),
@@ -97,7 +99,7 @@ class PythonQuestions:
         if rng.random() < P_NO_TOOL:
             return [*task.messages, says("unknown", "I give up.")]
         if rng.random() < P_WRONG_OPERATION:
-            others = [i for i in range(len(OPERATIONS)) if i != question.operation]
+            others = [i for i in ASKED[question.kind] if i != question.operation]
             question = replace(question, operation=rng.choice(others))
         call = ToolCall(name="python", arguments={"code": question.code()})
         printed = question.answer()
@@ -121,7 +123,7 @@ class PythonEpisode:
         if isinstance(arguments, str):
             return arguments
         execution = (await self._sandbox.run(arguments["code"])).raise_for_infrastructure()
-        if execution.outcome == "ok":
+        if execution.outcome is Outcome.OK:
             return _capped(execution.stdout.strip()) or "(no output)"
         lines = execution.stderr.strip().splitlines()
         return _capped(f"error: {lines[-1] if lines else execution.outcome}")
@@ -134,10 +136,11 @@ class PythonEpisode:
 
 
 def _sample(rng: random.Random) -> Question:
-    operation = rng.randrange(len(OPERATIONS))
-    if rng.random() < 0.5:
-        return Question("letters", operation, rng.choice(ITEMS), rng.choice(PLACES))
-    return Question("numbers", operation, str(rng.randint(10, 90)), str(rng.randint(2, 9)))
+    kind = rng.choice(tuple(ASKED))
+    operation = rng.choice(ASKED[kind])
+    if kind == "letters":
+        return Question(kind, operation, rng.choice(ITEMS), rng.choice(PLACES))
+    return Question(kind, operation, str(rng.randint(10, 90)), str(rng.randint(2, 9)))
 
 
 def _capped(text: str) -> str:
