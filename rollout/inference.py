@@ -128,9 +128,7 @@ class Inference:
         """The policy version of the engine's weights; None before the first push."""
         return self._version
 
-    async def generate(
-        self, request_id: str, prompt_token_ids: Sequence[int], sampling: SamplingParams
-    ) -> Completion:
+    async def generate(self, request_id: str, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Completion:
         """Sample one completion. While the engine is paused the request waits; a push does not end it.
 
         `logprobs` are natural logs under the distribution sampled from. A sampled stop token is included.
@@ -251,7 +249,7 @@ class Inference:
         def read(llm: LLMEngine) -> tuple[int, int, float]:
             scheduler = engine_core(llm).scheduler
             running, waiting = scheduler.get_request_counts()
-            return running, waiting, scheduler.kv_cache_manager.usage  # type: ignore[attr-defined]
+            return running, waiting, scheduler.kv_cache_manager.usage
 
         running, waiting, usage = await self._call(read)
         return EngineStats(

@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 
 from rollout.config import WeightSyncConfig
-from rollout.types import WeightSpec
+from rollout.types import Device, WeightSpec
 
 _ALIGNMENT = 64
 _HEADER = struct.Struct("<QQ")
 _SLOTS = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Device = Literal["cpu", "cuda"]
 Transport = Literal["shm", "nccl"]
 
 
@@ -182,7 +181,9 @@ def read_bucket(bucket: ShmBucket) -> list[tuple[str, Tensor]]:
     try:
         fd = os.open(path, os.O_RDWR)
     except OSError as error:
-        raise RuntimeError(f"weight bucket {bucket.sequence}: its sender (pid {bucket.pid}) is gone: {error}") from error
+        raise RuntimeError(
+            f"weight bucket {bucket.sequence}: its sender (pid {bucket.pid}) is gone: {error}"
+        ) from error
     try:
         if os.fstat(fd).st_size < bucket.size:
             raise RuntimeError(f"weight bucket {bucket.sequence}: {path} is another file: its sender is gone")

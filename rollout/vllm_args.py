@@ -65,7 +65,6 @@ def check_engine_args(arguments: Mapping[str, Any], known: Collection[str] = ())
 def set_vllm_environment(environment: MutableMapping[str, str], device: str, threads: int, eager: bool) -> None:
     """Set what vLLM and torch read while they are imported. `environment` is os.environ, before `import vllm`."""
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    environment["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
     environment["VLLM_NO_USAGE_STATS"] = "1"
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device == "cpu":

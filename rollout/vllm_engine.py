@@ -263,7 +263,7 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
 
 def engine_core(engine: LLMEngine) -> EngineCore:
     """The in-process core. LLMEngine has no pause of its own; AsyncLLM's calls this core's, through a socket."""
-    return engine.engine_core.engine_core  # type: ignore[attr-defined,no-any-return]
+    return engine.engine_core.engine_core
 
 
 def add_request(

@@ -8,7 +8,8 @@ process, called by our weight-transfer engines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
 from vllm.config import ModelConfig
@@ -24,6 +25,16 @@ from rollout.vllm_prepack import forget_packed_experts
 _LISTED = 8
 
 
+class LoadableModel(Protocol):
+    """A vLLM model: an nn.Module that takes checkpoint tensors and says which of its weights they went to."""
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+
 class Reload:
     """The reloads of one model, one at a time."""
 
@@ -31,14 +42,14 @@ class Reload:
         self._known_names: frozenset[str] = frozenset()
         self._checked: set[str] = set()
 
-    def begin(self, model: nn.Module, model_config: ModelConfig) -> None:
+    def begin(self, model: LoadableModel, model_config: ModelConfig) -> None:
         """Undo a reload that was cut short, and start a new one."""
         self._roll_back(model, model_config)
         self._checked = set()
         forget_packed_experts(model)
         initialize_layerwise_reload(model)
 
-    def load(self, model: nn.Module, tensors: Sequence[tuple[str, Tensor]]) -> None:
+    def load(self, model: LoadableModel, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Load some tensors under checkpoint names.
 
         A name is loaded alone the first time, to see whether the model takes it: vLLM's models skip names they do not
@@ -50,12 +61,14 @@ class Reload:
         known = [pair for pair in tensors if pair[0] in self._known_names]
         if known:
             model.load_weights(known)
-        unmatched = [name for name, tensor in tensors if name not in self._known_names and not _takes(model, name, tensor)]
+        unmatched = [
+            name for name, tensor in tensors if name not in self._known_names and not _takes(model, name, tensor)
+        ]
         if unmatched:
             raise ValueError(f"the engine's model has no weights named {_listed(unmatched)}")
         self._checked.update(name for name, _ in tensors)
 
-    def finish(self, model: nn.Module, model_config: ModelConfig) -> None:
+    def finish(self, model: LoadableModel, model_config: ModelConfig) -> None:
         """Complete the reload.
 
         Raises:
@@ -67,7 +80,7 @@ class Reload:
         finalize_layerwise_reload(model, model_config)
         self._known_names = frozenset(self._checked)
 
-    def _roll_back(self, model: nn.Module, model_config: ModelConfig) -> None:
+    def _roll_back(self, model: LoadableModel, model_config: ModelConfig) -> None:
         started = [info for info in map(get_layerwise_info, model.modules()) if info.can_load()]
         for info in started:
             info.loaded_weights.clear()
@@ -76,29 +89,39 @@ class Reload:
             finalize_layerwise_reload(model, model_config)
 
 
-def incomplete_layers(model: nn.Module) -> list[str]:
+def incomplete_layers(model: LoadableModel) -> list[str]:
     """Weights of a model in the middle of a reload that still wait for tensors, as `module (parameters)`."""
     missing = []
+    owned: set[int] = set()
     for name, layer in model.named_modules():
         info = get_layerwise_info(layer)
-        if info.can_load() and not is_deferred_attention_layer(layer) and not _is_complete(layer, info):
+        # A weight that an earlier module has too (the router's bias, a tied head) is sent once, for that one.
+        own = [parameter for parameter, tensor in _running_weights(layer, info).items() if id(tensor) not in owned]
+        owned.update(id(tensor) for tensor in _running_weights(layer, info).values())
+        if info.can_load() and not is_deferred_attention_layer(layer) and not _is_complete(layer, info, own):
             loaded = {parameter for parameter, _ in info.loaded_weights}
-            absent = [p for p, _ in layer.named_parameters(recurse=False) if p not in loaded]
+            absent = [parameter for parameter in own if parameter not in loaded]
             missing.append(f"{name} ({', '.join(absent) or 'parts of ' + ', '.join(sorted(loaded))})")
     return missing
 
 
-def _is_complete(layer: nn.Module, info: LayerReloadingInfo) -> bool:
+def _running_weights(layer: nn.Module, info: LayerReloadingInfo) -> dict[str, Tensor]:
+    """The parameters that the engine computes with: set aside while the layer waits for tensors."""
+    return dict(layer.named_parameters(recurse=False)) if info.kernel_tensors is None else info.kernel_tensors[0]
+
+
+def _is_complete(layer: nn.Module, info: LayerReloadingInfo, own: Sequence[str]) -> bool:
     # Rows that pad the vocabulary are never sent, and the one tensor of an embedding arrives whole.
-    if isinstance(layer, VocabParallelEmbedding):
+    if isinstance(layer, VocabParallelEmbedding) and own:
         return info.load_numel > 0
     # Buffers (rotary tables, expert maps) are computed, not sent.
-    return info.load_numel >= sum(get_tensor_load_numel(weight) for weight in layer.parameters(recurse=False))
+    waiting = dict(layer.named_parameters(recurse=False))
+    return info.load_numel >= sum(get_tensor_load_numel(waiting[name]) for name in own if name in waiting)
 
 
-def _takes(model: nn.Module, name: str, tensor: Tensor) -> bool:
+def _takes(model: LoadableModel, name: str, tensor: Tensor) -> bool:
     try:
-        loaded: Iterable[str] = model.load_weights([(name, tensor)])
+        loaded = model.load_weights([(name, tensor)])
     except KeyError:
         return False
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -106,6 +107,7 @@ async def start(
     version: int | None = None,
     config: InferenceConfig | None = None,
     sync: WeightSyncConfig | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Inference:
     return await Inference.start(
         model_path=str(path),
@@ -113,7 +115,7 @@ async def start(
         config=config or InferenceConfig(cpu_threads=2),
         sync=sync or WeightSyncConfig(),
         max_context=MAX_CONTEXT,
-        device="cpu",
+        device=device,
         seed=0,
         version=version,
     )

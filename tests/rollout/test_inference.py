@@ -176,7 +176,7 @@ def test_a_seed_repeats_a_completion(bench: Bench) -> None:
 
 def test_prompts_and_ids_are_checked(bench: Bench) -> None:
     bench.push(bench.base)
-    with pytest.raises(ValueError, match="rollout.max_context is 512"):
+    with pytest.raises(ValueError, match=r"rollout\.max_context is 512"):
         bench.sample([[5] * support.MAX_CONTEXT], GREEDY)
 
     async def twice() -> None:
@@ -223,7 +223,9 @@ def test_a_failed_bucket_leaves_the_engine_paused_and_the_same_version_can_be_re
     version = next(bench.versions)
 
     async def fail_then_retry() -> list[Completion]:
-        waiting = asyncio.gather(*(engine.generate(f"retry-{i}", p, SamplingParams(max_tokens=40)) for i, p in enumerate(PROMPTS)))
+        waiting = asyncio.gather(
+            *(engine.generate(f"retry-{i}", p, SamplingParams(max_tokens=40)) for i, p in enumerate(PROMPTS))
+        )
         await support.open_update(engine, wrong, version)
         with pytest.raises(WeightUpdateError, match=f"update to version {version} failed in load"):
             for bucket in support.in_buckets(wrong):
