@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rewards.errors import InfrastructureError
 from rollout.config import InferenceConfig, WeightSyncConfig
-from rollout.transfer import Bucket, Device, NcclBucket, NcclRendezvous, resolve_transport
-from rollout.types import Completion, SamplingParams, WeightSpec
+from rollout.transfer import Bucket, NcclBucket, NcclRendezvous, resolve_transport
+from rollout.types import Completion, Device, SamplingParams, WeightSpec
 from rollout.vllm_engine import EngineSettings, EngineThread, engine_core
 
 if TYPE_CHECKING:

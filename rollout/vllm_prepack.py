@@ -8,6 +8,8 @@ then delete this module and its one call in `rollout.vllm_reload`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import vllm
 from torch import nn
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
@@ -16,8 +18,8 @@ from vllm.platforms import current_platform
 TRIED_WITH = "0.32.0"
 
 
-def forget_packed_experts(model: nn.Module) -> int:
-    """Make the coming reload pack the experts anew. Returns the number of expert layers; 0 where not on CPU.
+def forget_packed_experts(modules: Iterable[nn.Module]) -> int:
+    """Make the coming reload pack the experts among `modules` anew. Returns their number; 0 where not on CPU.
 
     Raises:
         RuntimeError: the model has experts, and this vLLM is not the one that this was tried with.
@@ -25,7 +27,7 @@ def forget_packed_experts(model: nn.Module) -> int:
     if not current_platform.is_cpu():
         return 0
     # A quant method is itself a module (vLLM's CustomOp), so it is among the model's.
-    methods = [module for module in model.modules() if isinstance(module, UnquantizedFusedMoEMethod)]
+    methods = [module for module in modules if isinstance(module, UnquantizedFusedMoEMethod)]
     if methods:
         check_version()
     for method in methods:

@@ -46,7 +46,7 @@ class Reload:
         """Undo a reload that was cut short, and start a new one."""
         self._roll_back(model, model_config)
         self._checked = set()
-        forget_packed_experts(model)
+        forget_packed_experts(model.modules())
         initialize_layerwise_reload(model)
 
     def load(self, model: LoadableModel, tensors: Sequence[tuple[str, Tensor]]) -> None:

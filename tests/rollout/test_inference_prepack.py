@@ -27,7 +27,7 @@ def pushed_and_fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     with asyncio.Runner() as run, pytest.MonkeyPatch.context() as patch:
         engine = run.run(support.start(path, version=0))
         fresh = run.run(engine.checksums())
-        patch.setattr("rollout.vllm_reload.forget_packed_experts", lambda model: 0)
+        patch.setattr("rollout.vllm_reload.forget_packed_experts", lambda modules: 0)
         run.run(support.push(engine, sender, weights, 1))
         without = run.run(engine.checksums())
         patch.undo()
