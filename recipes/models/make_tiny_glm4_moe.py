@@ -122,7 +122,7 @@ def model_config(vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
         "num_nextn_predict_layers": 0,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
-        "initializer_range": 0.02,
+        "initializer_range": 0.05,
         "tie_word_embeddings": False,
         "eos_token_id": [special["<|endoftext|>"], special["<|user|>"], special["<|observation|>"]],
         "pad_token_id": special["<|endoftext|>"],
