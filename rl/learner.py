@@ -17,6 +17,7 @@ import gc
 import json
 import os
 import random
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -210,7 +211,7 @@ class Learner:
         """ZeRO-3 gathers parameters in every forward: a rank with fewer micro-batches leaves the others waiting."""
         mine = torch.tensor([count, -count, denominator, -denominator], dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
-        most, least, high, low = mine[0].item(), -mine[1].item(), mine[2].item(), -mine[3].item()
+        most, least, high, low = mine[0].item(), 0.0 - mine[1].item(), mine[2].item(), 0.0 - mine[3].item()
         if most != least or most == 0:
             raise ValueError(
                 f"rank {self.rank} has {count} micro-batches, the ranks have {least:.0f} to {most:.0f}: "
@@ -245,6 +246,8 @@ def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.devi
     else:
         place, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl"
         torch.cuda.set_device(place)
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, and each call site would warn.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if not deepspeed.comm.is_initialized():
         # DeepSpeed would compile a shared-memory all-reduce with the machine's C++ compiler (minutes), whose segments
         # in /dev/shm outlive a killed rank. gloo does the same work.

@@ -139,6 +139,6 @@ def _full_tensors(piece: _Piece) -> list[tuple[str, torch.Tensor]]:
     ranks = torch.distributed.get_world_size(group)
     if ranks > 1:
         gathered = local.new_empty((ranks * local.shape[0], *local.shape[1:]))
-        torch.distributed.all_gather_into_tensor(gathered, local.contiguous(), group=group)
+        torch.distributed.all_gather_single(gathered, local.contiguous(), group=group)
         local = gathered
     return list(zip(piece.names, local.unbind(0), strict=True))
