@@ -103,7 +103,13 @@ class TrainerActor:
         if self._rank == 0 and self._sender is None:
             from rollout.transfer import make_sender
 
-            self._sender = make_sender(self._recipe.weight_sync, self._run_id, self._device)
+            self._sender = make_sender(
+                self._recipe.weight_sync,
+                self._run_id,
+                self._device,
+                replicas=len(replicas),
+                tensor_parallel=self._recipe.inference.tensor_parallel,
+            )
         return publish(self._learner.weights, version, self._recipe.weight_sync, engines, self._sender, verify)
 
     def save(self, directory: str) -> None:

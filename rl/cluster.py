@@ -168,7 +168,7 @@ class Cluster:
         on_gpu = Resources(cpus=1, gpus=config.tensor_parallel)
         resources = on_gpu if self.device == "cuda" else Resources()
         self.engines = [
-            self._spawn(InferenceActor, f"engine-{i}", resources, config.cpu_threads) for i in range(config.replicas)
+            self._spawn(InferenceActor, f"engine-{i}", resources, config.cpu_threads, i) for i in range(config.replicas)
         ]
 
     def start_workers(self, *args: Any) -> None:

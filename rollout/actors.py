@@ -33,8 +33,9 @@ ISSUE_POLL_S = 5.0
 class InferenceActor:
     """One replica: a vLLM engine and the version of its weights."""
 
-    def __init__(self, role: str, logs_dir: str, threads: int) -> None:
+    def __init__(self, role: str, logs_dir: str, threads: int, replica: int) -> None:
         enter_role(role, logs_dir, threads)
+        self._replica = replica
         self._engine: Any = None
 
     async def start(
@@ -49,7 +50,9 @@ class InferenceActor:
     ) -> None:
         from rollout.inference import Inference
 
-        self._engine = await Inference.start(model_path, dtype, config, sync, max_context, device, seed)
+        self._engine = await Inference.start(
+            model_path, dtype, config, sync, max_context, device, seed, replica=self._replica
+        )
 
     async def generate(self, request_id: str, prompt: list[int], sampling: SamplingParams) -> Completion:
         return await self._engine.generate(request_id, prompt, sampling)

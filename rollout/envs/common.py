@@ -17,19 +17,13 @@ from rollout.types import Message, Task
 
 EVAL_SHARE = 0.125
 ITEMS = (
-    "lamp", "chair", "clock", "candle", "hammer", "kettle", "ladder", "mirror",
-    "needle", "pencil", "saddle", "violin", "basket", "blanket", "bottle", "bucket",
-    "carpet", "drum", "guitar", "helmet", "jacket", "pillow", "teapot", "wagon",
+    "lamp", "chair", "clock", "candle", "hammer", "kettle", "ladder", "mirror", "needle", "pencil", "saddle", "violin",
 )  # fmt: skip
 ANIMALS = (
-    "cat", "dog", "horse", "eagle", "tiger", "rabbit", "otter", "camel",
-    "goose", "lizard", "monkey", "parrot", "badger", "beaver", "falcon", "ferret",
-    "hamster", "lion", "panda", "pigeon", "raven", "turtle", "walrus", "zebra",
+    "cat", "dog", "horse", "eagle", "tiger", "rabbit", "otter", "camel", "goose", "lizard", "monkey", "parrot",
 )  # fmt: skip
 PLACES = (
-    "attic", "barn", "cellar", "garage", "garden", "kitchen", "library", "office",
-    "pantry", "porch", "shed", "tower", "balcony", "bakery", "cabin", "castle",
-    "chapel", "harbor", "hotel", "museum", "palace", "school", "stable", "studio",
+    "attic", "barn", "cellar", "garage", "garden", "kitchen", "library", "office", "pantry", "porch", "shed", "tower",
 )  # fmt: skip
 """Three kinds of words, disjoint: a slot of a question takes one kind, so a small model can tell slots apart."""
 
@@ -95,11 +89,6 @@ def _typed(value: Any, kind: str) -> Any:
     if kind == "string":
         return value if isinstance(value, str) else json.dumps(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def restated(task: Task) -> str:
-    """What the oracle thinks before it acts: the request again. It brings the numbers close to where they are used."""
-    return str(task.messages[-1]["content"]).rstrip(".?")
 
 
 def says(content: str, reasoning: str) -> Message:

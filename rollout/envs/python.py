@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from rewards.code import code_reward
 from rewards.sandbox import Outcome, Sandbox
 from rollout.environment import Split, ToolCall
-from rollout.envs.common import ITEMS, PLACES, calls, checked_arguments, draw, function_tool, restated, says
+from rollout.envs.common import ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
 from rollout.types import Message, Task
 
 TOOLS = (function_tool("python", "Run a Python program and return what it prints.", {"code": "string"}),)
@@ -103,7 +103,7 @@ class PythonQuestions:
             question = replace(question, operation=rng.choice(others))
         call = ToolCall(name="python", arguments={"code": question.code()})
         printed = question.answer()
-        return [*task.messages, *calls(call, restated(task), printed), says(printed, "I have the result.")]
+        return [*task.messages, *calls(call, "I run code.", printed), says(printed, "I have the result.")]
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
         return PythonEpisode(str(task.payload["tests"]), sandbox)
@@ -140,7 +140,7 @@ def _sample(rng: random.Random) -> Question:
     operation = rng.choice(ASKED[kind])
     if kind == "letters":
         return Question(kind, operation, rng.choice(ITEMS), rng.choice(PLACES))
-    return Question(kind, operation, str(rng.randint(10, 90)), str(rng.randint(2, 9)))
+    return Question(kind, operation, str(rng.randint(10, 40)), str(rng.randint(2, 9)))
 
 
 def _capped(text: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from rewards.sandbox import Sandbox
 from rewards.state import state_reward
 from rollout.environment import Split, ToolCall
-from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, restated, says
+from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
 from rollout.types import Message, Task
 
 TOOLS = (
@@ -91,7 +91,7 @@ class StoreRequests:
             plan[-1] = ToolCall(name="get", arguments={"name": plan[-1].arguments["name"]})
         messages: list[Message] = list(task.messages)
         for step, call in enumerate(plan):
-            messages += calls(call, "And now the rest." if step else restated(task), apply(state, call))
+            messages += calls(call, "And now the rest." if step else "I use the store.", apply(state, call))
         return [*messages, says("done", "All is done.")]
 
     def make(self, task: Task, sandbox: Sandbox) -> StoreEpisode:
