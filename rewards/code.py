@@ -13,12 +13,17 @@ are too weak are passed by wrong answers. A sandbox that fails raises Infrastruc
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import secrets
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from rewards.errors import InfrastructureError
 from rewards.sandbox import Outcome, Sandbox
+
+VERDICTS = 4096
 
 _CALLS = """
 import json, sys
@@ -38,6 +43,32 @@ async def code_reward(sandbox: Sandbox, tests: str, answer: str | None) -> float
         return 0.0
     # ascii(): a Python literal of any text, lone surrogates included.
     return await _passes(sandbox, f"answer = {answer!a}", tests, stdin=answer)
+
+
+class CodeReward:
+    """`code_reward` that executes the same answer to the same tests once: the members of a group often agree.
+
+    For deterministic tests. Keeps the newest VERDICTS; a sandbox failure is not kept.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._verdicts: OrderedDict[tuple[str, str | None], asyncio.Task[float]] = OrderedDict()
+
+    async def __call__(self, tests: str, answer: str | None) -> float:
+        """As `code_reward`. A caller that is cancelled takes nobody else's verdict with it."""
+        key = (tests, answer)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict = asyncio.ensure_future(code_reward(self._sandbox, tests, answer))
+            self._verdicts[key] = verdict
+            while len(self._verdicts) > VERDICTS:
+                self._verdicts.popitem(last=False)
+        try:
+            return await asyncio.shield(verdict)
+        except (InfrastructureError, ValueError):
+            self._verdicts.pop(key, None)
+            raise
 
 
 async def solution_reward(

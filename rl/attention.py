@@ -54,8 +54,7 @@ def packed_attention(
     # split, not slices: the gradient of a slice is a full-size tensor of zeros, one for each segment.
     segments = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in segments
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in segments
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 

@@ -130,7 +130,7 @@ class Session:
 
     def wall_s(self) -> float:
         """Seconds this run has taken, sessions before a resume included."""
-        return self.progress.wall_s + time.monotonic() - self.started
+        return time.monotonic() - self.started
 
     def summary(self, exit_reason: str) -> dict[str, Any]:
         saved = self.checkpoints.latest()
@@ -238,7 +238,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         ),
         checkpoints=checkpoints,
         progress=progress,
-        started=now,
+        started=now - progress.wall_s,
         step_started=now,
     )
     return session

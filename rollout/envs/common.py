@@ -13,18 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from rollout.environment import Split, ToolCall, ToolSpec
-from rollout.types import Message, Task
+from rollout.types import Message
 
 EVAL_SHARE = 0.125
-ITEMS = (
-    "lamp", "chair", "clock", "candle", "hammer", "kettle", "ladder", "mirror", "needle", "pencil", "saddle", "violin",
-)  # fmt: skip
-ANIMALS = (
-    "cat", "dog", "horse", "eagle", "tiger", "rabbit", "otter", "camel", "goose", "lizard", "monkey", "parrot",
-)  # fmt: skip
-PLACES = (
-    "attic", "barn", "cellar", "garage", "garden", "kitchen", "library", "office", "pantry", "porch", "shed", "tower",
-)  # fmt: skip
+ITEMS = ("lamp", "chair", "clock", "candle", "hammer", "kettle", "ladder", "mirror")
+ANIMALS = ("cat", "dog", "horse", "eagle", "tiger", "rabbit", "otter", "camel")
+PLACES = ("attic", "barn", "cellar", "garage", "garden", "kitchen", "library", "office")
 """Three kinds of words, disjoint: a slot of a question takes one kind, so a small model can tell slots apart."""
 
 Asked = TypeVar("Asked")

@@ -9,72 +9,81 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from weakref import WeakKeyDictionary
 
-from rewards.code import code_reward
+from rewards.code import CodeReward
 from rewards.sandbox import Outcome, Sandbox
 from rollout.environment import Split, ToolCall
-from rollout.envs.common import ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
+from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
 from rollout.types import Message, Task
 
 TOOLS = (function_tool("python", "Run a Python program and return what it prints.", {"code": "string"}),)
 MAX_OBSERVATION = 400
 """Characters of a program's output that the model is shown."""
 
-P_NO_TOOL = 0.3
+P_NO_TOOL = 0.4
 """The oracle gives up without calling the tool."""
-P_WRONG_OPERATION = 0.3
-"""Otherwise: it runs code for another operation than the one asked."""
+P_NO_ANSWER = 0.4
+"""Otherwise: it runs the right code and gives up on the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation on two numbers: its word, its sign in Python, what it computes."""
+    """One kind of question about two words: how it is asked, the program that prints the answer, what it prints."""
 
-    word: str
-    sign: str
-    compute: Callable[[int, int], int]
+    phrasings: tuple[str, ...]
+    code: str
+    answer: Callable[[str, str], object]
 
 
-OPERATIONS = (
-    Operation("plus", "+", lambda a, b: a + b),
-    Operation("minus", "-", lambda a, b: a - b),
-    Operation("times", "*", lambda a, b: a * b),
-)
-ASKED = {"numbers": (0, 1), "letters": (0, 1, 2)}
-"""Operations per kind of question, so that no answer has more than two digits."""
-PHRASINGS = {
-    "numbers": ("What is {a} {word} {b}?", "Compute {a} {word} {b}."),
-    "letters": ("How many letters is {a} {word} {b}?", "Letters of {a} {word} letters of {b}?"),
+OPERATIONS = {
+    "plus": Operation(
+        ("How many letters is {a} plus {b}?", "Letters of {a} plus letters of {b}?"),
+        'print(len("{a}") + len("{b}"))',
+        lambda a, b: len(a) + len(b),
+    ),
+    "minus": Operation(
+        ("How many letters is {a} minus {b}?", "Letters of {a} minus letters of {b}?"),
+        'print(len("{a}") - len("{b}"))',
+        lambda a, b: len(a) - len(b),
+    ),
+    "times": Operation(
+        ("How many letters is {a} times {b}?", "Letters of {a} times letters of {b}?"),
+        'print(len("{a}") * len("{b}"))',
+        lambda a, b: len(a) * len(b),
+    ),
+    "join": Operation(
+        ("Write {a} and {b} as one word.", "Join {a} and {b}."),
+        'print("{a}" + "{b}")',
+        lambda a, b: a + b,
+    ),
 }
+"""Arithmetic on lengths, and strings; small results, which a small model can learn to copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`kind` numbers: a and b are numbers. `kind` letters: they are words that count by their lengths."""
+    """`kind` is a key of OPERATIONS, `a` and `b` are words."""
 
     kind: str
-    operation: int
     a: str
     b: str
 
     @property
     def content(self) -> str:
-        return f"{self.kind} {self.a} {OPERATIONS[self.operation].word} {self.b}"
+        return f"{self.kind} {self.a} {self.b}"
 
     def text(self, rng: random.Random) -> str:
-        phrasing = rng.choice(PHRASINGS[self.kind])
-        return phrasing.format(a=self.a, b=self.b, word=OPERATIONS[self.operation].word)
+        return rng.choice(OPERATIONS[self.kind].phrasings).format(a=self.a, b=self.b)
 
     def code(self) -> str:
         """The program that prints the answer."""
-        a, b = (self.a, self.b) if self.kind == "numbers" else (f'len("{self.a}")', f'len("{self.b}")')
-        return f"print({a} {OPERATIONS[self.operation].sign} {b})"
+        return OPERATIONS[self.kind].code.format(a=self.a, b=self.b)
 
     def answer(self) -> str:
         """What the program prints."""
-        a, b = (int(self.a), int(self.b)) if self.kind == "numbers" else (len(self.a), len(self.b))
-        return str(OPERATIONS[self.operation].compute(a, b))
+        return str(OPERATIONS[self.kind].answer(self.a, self.b))
 
 
 class PythonQuestions:
@@ -83,6 +92,9 @@ class PythonQuestions:
     name = "python"
     reward_parts = ("code",)
 
+    def __init__(self) -> None:
+        self._judges: WeakKeyDictionary[Sandbox, CodeReward] = WeakKeyDictionary()
+
     def generate(self, index: int, seed: int, split: Split) -> Task:
         question, rng = draw(_sample, lambda q: q.content, environment=self.name, index=index, seed=seed, split=split)
         return Task(
@@ -90,7 +102,7 @@ class PythonQuestions:
             environment=self.name,
             messages=({"role": "user", "content": question.text(rng)},),
             payload={"question": asdict(question), "tests": f"assert answer.strip() == {question.answer()!r}"},
-            metadata={"kind": f"{question.kind} {OPERATIONS[question.operation].word}"},
+            metadata={"kind": question.kind},
         )
 
     def demonstrate(self, task: Task, rng: random.Random) -> list[Message]:
@@ -98,15 +110,14 @@ class PythonQuestions:
         question = Question(**task.payload["question"])
         if rng.random() < P_NO_TOOL:
             return [*task.messages, says("unknown", "I give up.")]
-        if rng.random() < P_WRONG_OPERATION:
-            others = [i for i in ASKED[question.kind] if i != question.operation]
-            question = replace(question, operation=rng.choice(others))
         call = ToolCall(name="python", arguments={"code": question.code()})
         printed = question.answer()
-        return [*task.messages, *calls(call, "I run code.", printed), says(printed, "I have the result.")]
+        end = says("unknown", "I give up.") if rng.random() < P_NO_ANSWER else says(printed, "I have the result.")
+        return [*task.messages, *calls(call, "I run code.", printed), end]
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
-        return PythonEpisode(str(task.payload["tests"]), sandbox)
+        judge = self._judges.setdefault(sandbox, CodeReward(sandbox))
+        return PythonEpisode(str(task.payload["tests"]), sandbox, judge)
 
 
 class PythonEpisode:
@@ -114,9 +125,10 @@ class PythonEpisode:
 
     tools = TOOLS
 
-    def __init__(self, tests: str, sandbox: Sandbox) -> None:
+    def __init__(self, tests: str, sandbox: Sandbox, judge: CodeReward) -> None:
         self._tests = tests
         self._sandbox = sandbox
+        self._judge = judge
 
     async def call(self, call: ToolCall) -> str:
         arguments = checked_arguments(call, TOOLS)
@@ -129,18 +141,14 @@ class PythonEpisode:
         return _capped(f"error: {lines[-1] if lines else execution.outcome}")
 
     async def score(self, answer: str | None) -> dict[str, float]:
-        return {"code": await code_reward(self._sandbox, self._tests, answer)}
+        return {"code": await self._judge(self._tests, answer)}
 
     async def close(self) -> None:
         """Nothing is held."""
 
 
 def _sample(rng: random.Random) -> Question:
-    kind = rng.choice(tuple(ASKED))
-    operation = rng.choice(ASKED[kind])
-    if kind == "letters":
-        return Question(kind, operation, rng.choice(ITEMS), rng.choice(PLACES))
-    return Question(kind, operation, str(rng.randint(10, 40)), str(rng.randint(2, 9)))
+    return Question(rng.choice(tuple(OPERATIONS)), rng.choice((*ITEMS, *ANIMALS)), rng.choice(PLACES))
 
 
 def _capped(text: str) -> str:

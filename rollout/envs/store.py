@@ -24,9 +24,9 @@ TOOLS = (
 BYSTANDERS = 2
 """Names in the store that the request does not mention."""
 
-P_FORGET = 0.3
+P_FORGET = 0.4
 """The oracle says it is done before the last call."""
-P_WRONG_TOOL = 0.3
+P_WRONG_TOOL = 0.4
 """Otherwise: its last call only reads."""
 
 PHRASINGS = {

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards.code import code_reward, solution_reward
+from rewards.code import CodeReward, code_reward, solution_reward
 from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
-from rewards.sandbox import Sandbox
+from rewards.sandbox import Execution, Sandbox
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -99,3 +99,25 @@ def test_a_failing_sandbox_is_not_a_score(monkeypatch: pytest.MonkeyPatch, tmp_p
         asyncio.run(
             solution_reward(sandbox, "def f(): return 1", entry="f", inputs=[[]], tests="assert results == [1]")
         )
+
+
+class Counting(Sandbox):
+    """A real sandbox that counts its executions."""
+
+    executions = 0
+
+    async def run(self, code: str, *, stdin: str = "") -> Execution:
+        self.executions += 1
+        return await super().run(code, stdin=stdin)
+
+
+def test_a_group_that_agrees_is_judged_by_one_execution() -> None:
+    async def check() -> None:
+        sandbox = Counting(LIMITS)
+        judge = CodeReward(sandbox)
+        answers = ["42", "42", "41", "42", None]
+        assert await asyncio.gather(*(judge(FORTY_TWO, a) for a in answers)) == [1.0, 1.0, 0.0, 1.0, 0.0]
+        assert await judge("assert answer == '41'", "41") == 1.0
+        assert sandbox.executions == 3
+
+    asyncio.run(check())

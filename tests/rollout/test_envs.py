@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from rewards.code import CodeReward
 from rewards.config import SandboxConfig
 from rewards.sandbox import Sandbox
 from rollout.environment import ToolCall
@@ -21,7 +22,7 @@ needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bub
 NAMES = sorted(ENVIRONMENTS)
 MISTAKES = [
     (python_env, "P_NO_TOOL"),
-    (python_env, "P_WRONG_OPERATION"),
+    (python_env, "P_NO_ANSWER"),
     (store_env, "P_FORGET"),
     (store_env, "P_WRONG_TOOL"),
 ]
@@ -56,7 +57,7 @@ def test_train_and_eval_never_ask_the_same_for_any_seed(name: str) -> None:
     train = {asked(spec.generate(i, seed, "train")) for i in range(2000) for seed in (0, 1)}
     held_out = {asked(spec.generate(i, seed, "eval")) for i in range(300) for seed in (0, 1, 2)}
     assert not train & held_out
-    assert len(train) > 1500
+    assert len(train) > 300
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,17 +106,18 @@ def test_every_mistake_of_the_oracle_costs_the_reward(mistake: int, monkeypatch:
     asyncio.run(check())
 
 
-def test_the_oracle_succeeds_about_half_of_the_time() -> None:
+def test_the_oracle_succeeds_about_a_third_of_the_time() -> None:
     rng = random.Random(0)
     spec = store_env.StoreRequests()
     tasks = [spec.generate(i, 0, "train") for i in range(400)]
     sandbox = Sandbox(SandboxConfig(kind="unsafe-none"))
     scores = [asyncio.run(replay(spec.demonstrate(t, rng), t, sandbox))[1]["state"] for t in tasks]
-    assert 0.40 < sum(scores) / len(scores) < 0.58
+    assert 0.28 < sum(scores) / len(scores) < 0.44
 
 
 def python_episode(kind: str = "bubblewrap") -> python_env.PythonEpisode:
-    return python_env.PythonEpisode("assert answer.strip() == '7'", Sandbox(SandboxConfig.model_validate(kind)))
+    sandbox = Sandbox(SandboxConfig.model_validate(kind))
+    return python_env.PythonEpisode("assert answer.strip() == '7'", sandbox, CodeReward(sandbox))
 
 
 @needs_bubblewrap
