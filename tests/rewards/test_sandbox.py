@@ -20,7 +20,7 @@ from rewards import bubblewrap
 from rewards.config import SandboxConfig
 from rewards.sandbox import Execution, Outcome, Sandbox
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 ROOT = Path(__file__).parents[2]
 LIMITS = SandboxConfig(wall_s=20.0, cpu_s=2, memory_mb=96, processes=12, file_mb=1, output_kb=16)

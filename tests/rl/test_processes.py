@@ -25,7 +25,7 @@ from rl.processes import (
     sweep_files,
 )
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 REPOSITORY = Path(__file__).parents[2]
 
 TREE = """

@@ -13,7 +13,7 @@ import pytest
 
 from rl.watchdog import STALL_EXIT_CODE, Stall, Watchdog, process_table, role_of
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 REPOSITORY = Path(__file__).parents[2]
 
 STALLED = """

@@ -18,7 +18,7 @@ from rollout.config import RolloutConfig, SamplingConfig
 from rollout.envs import ENVIRONMENTS
 from rollout.types import Completion, SamplingParams, Trajectory
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 CHAT = Chat.load(Path(__file__).parents[2] / "recipes/models/tiny-glm4-moe")
 
