@@ -94,12 +94,8 @@ def main() -> None:
             summary = run(seed, Path(folder), arguments.overrides + unknown)
             failed += not reached(summary)
             cells = [show(summary[name]) for name in COLUMNS]
-            print(
-                f"| {seed} | {summary['seconds']:.0f} | {summary['stolen']:.0%} | "
-                + " | ".join(cells)
-                + f" | {reached(summary)} |",
-                flush=True,
-            )
+            first = [f"{seed}", f"{summary['seconds']:.0f}", f"{summary['stolen']:.0%}"]
+            print("| " + " | ".join([*first, *cells, str(reached(summary))]) + " |", flush=True)
     sys.exit(1 if failed else 0)
 
 
