@@ -34,7 +34,7 @@ SUMMARY_KEYS = {
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
-    """Two thirds of the recipe's steps: enough to see it learn (the full length over five seeds is a benchmark)."""
+    """A part of the recipe's steps: enough to see it learn (the full length over several seeds is a benchmark)."""
     directory = tmp_path_factory.mktemp("quickstart") / "run"
     run = launch(directory, cold_start_cache, "run.steps=16", "checkpoint.every=8")
     assert run.code == 0, run.output[-4000:]
