@@ -93,7 +93,8 @@ class Cluster:
         if self._recipe.run.ray_address is not None:
             ray.init(self._recipe.run.ray_address, log_to_driver=False, runtime_env={"env_vars": environment})
         else:
-            # Libraries leave files in the temp directory when they are killed (vLLM its rendezvous): ours is swept.
+            # Libraries leave files in the temp directory when they are killed (vLLM its rendezvous): ours is swept
+            # by the guardian (rl.processes.sweep_files).
             self._scratch.mkdir()
             os.environ.update(environment | {"TMPDIR": str(self._scratch)})
             ray.init(
@@ -116,7 +117,6 @@ class Cluster:
             self._end_actors()
             ray.shutdown()
         shutil.rmtree(self._temp_dir, ignore_errors=True)
-        shutil.rmtree(self._scratch, ignore_errors=True)
         faulthandler.cancel_dump_traceback_later()
 
     def _end_actors(self) -> None:

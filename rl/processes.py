@@ -177,6 +177,9 @@ def sweep_files(run_id: str, segments: Iterable[Path] = ()) -> list[Path]:
     victims = [segment for segment in segments if segment not in in_use and segment.exists()]
     for folder in {SHARED_MEMORY, Path(tempfile.gettempdir())}:
         victims += [path for path in folder.glob(resource_prefix(run_id) + "*") if path not in victims]
+    # vLLM names shared memory after the rendezvous file that it leaves in the run's temp directory when it is killed.
+    rendezvous = [entry.name for path in victims if path.is_dir() for entry in path.glob("vllm_dist_*")]
+    victims += [segment for name in rendezvous for segment in SHARED_MEMORY.glob(f"{name}-*")]
     for path in victims:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -17,6 +17,7 @@ import pytest
 
 from rl.processes import (
     RUN_ID_VARIABLE,
+    SHARED_MEMORY,
     kill_run,
     new_run_id,
     processes_of_run,
@@ -254,6 +255,20 @@ def test_files_with_the_runs_prefix_are_swept_and_no_others() -> None:
         assert (segment.exists(), folder.exists(), spared.exists()) == (False, False, True)
     finally:
         spared.unlink()
+
+
+def test_segments_named_after_a_rendezvous_in_the_runs_temp_directory_are_swept() -> None:
+    run_id = new_run_id()
+    folder = Path(tempfile.gettempdir()) / f"{resource_prefix(run_id)}tmp"
+    segment, other = SHARED_MEMORY / f"vllm_dist_{run_id}-tp0", SHARED_MEMORY / f"vllm_dist_x{run_id}-tp0"
+    folder.mkdir()
+    for path in (folder / f"vllm_dist_{run_id}", segment, other):
+        path.touch()
+    try:
+        sweep_files(run_id)
+        assert not folder.exists() and not segment.exists() and other.exists()
+    finally:
+        other.unlink()
 
 
 def test_segments_that_killed_processes_had_mapped_are_swept() -> None:

@@ -1,0 +1,28 @@
+"""Engines of these tests run without a guardian, so what vLLM leaves behind when it is killed is swept here."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rl.processes import new_run_id, resource_prefix, sweep_files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept_temp_dir() -> Iterator[None]:
+    """A temp directory of the module's own, as `rl.cluster` gives a run, and the sweep that its guardian does."""
+    run_id, before = new_run_id(), os.environ.get("TMPDIR")
+    folder = Path(tempfile.gettempdir()) / f"{resource_prefix(run_id)}tmp"
+    folder.mkdir()
+    os.environ["TMPDIR"], tempfile.tempdir = str(folder), None
+    yield
+    tempfile.tempdir = None
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    sweep_files(run_id)
