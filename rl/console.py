@@ -156,7 +156,7 @@ class Console:
             if task is not None:
                 self._phases.remove_task(task)
             took = duration(time.monotonic() - start)
-            self._print(Text.assemble((f"{mark} ", style), f"{name:<{_LABEL_WIDTH}}", (took, "dim")))
+            self._print(Text.assemble((f"{mark} ", style), f"{name:<{_LABEL_WIDTH}} ", (took, "dim")))
 
     def supervised_step(self, step: int, total: int, loss: float) -> None:
         """Progress of the supervised stage; into a pipe only about every tenth of it."""

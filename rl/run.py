@@ -44,7 +44,9 @@ def run(recipe: Recipe, recipe_path: str) -> int:
 def train(run: Session) -> None:
     """The whole run, from its processes to its last checkpoint."""
     start_processes(run)
-    prepare_policy(run, cold_start(run.recipe, run.cluster, run.supervised_step))
+    with run.phase("preparing the starting model"):
+        model = cold_start(run.recipe, run.cluster, run.supervised_step)
+    prepare_policy(run, model)
     publish(run, verify=True)
     run.progress.eval_before = run.progress.eval_before or evaluate(run)
     open_gate(run)
