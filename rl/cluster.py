@@ -96,7 +96,8 @@ class Cluster:
             # Libraries leave files in the temp directory when they are killed (vLLM its rendezvous): ours is swept
             # by the guardian (rl.processes.sweep_files).
             self._scratch.mkdir()
-            os.environ.update(environment | {"TMPDIR": str(self._scratch)})
+            # Ray would start its workers at niceness 15: whatever else runs on the machine would starve the run.
+            os.environ.update(environment | {"TMPDIR": str(self._scratch), "RAY_worker_niceness": "0"})
             ray.init(
                 "local",
                 include_dashboard=False,
