@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ENDLESS = ("run.steps=500", "tasks.eval_size=8", "checkpoint.every=1000")
 STALL_S = 120
 """Longer than any stage of a start-up on a busy machine."""
-END_S = 45.0
+END_S = 120.0
 """The promise is 30 s on a quiet machine."""
 
 

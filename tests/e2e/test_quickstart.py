@@ -36,7 +36,7 @@ SUMMARY_KEYS = {
 def quickstart(tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
     """A part of the recipe's steps: enough to see it learn (the full length over several seeds is a benchmark)."""
     directory = tmp_path_factory.mktemp("quickstart") / "run"
-    run = launch(directory, cold_start_cache, "run.steps=16", "checkpoint.every=8")
+    run = launch(directory, cold_start_cache, "run.steps=24", "checkpoint.every=8")
     assert run.code == 0, run.output[-4000:]
     return run
 
@@ -44,7 +44,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path)
 def test_it_learns_and_says_so(quickstart: Run) -> None:
     summary = quickstart.summary
     assert summary.keys() >= SUMMARY_KEYS
-    assert summary["exit_reason"] == "finished" and summary["steps"] == summary["policy_version"] == 16
+    assert summary["exit_reason"] == "finished" and summary["steps"] == summary["policy_version"] == 24
     gain = summary["eval_success_after"] - summary["eval_success_before"]
     assert gain >= 0.15, f"held-out success rose by {gain:.2f}"
     assert "held-out success" in quickstart.output and summary["hf_export"] in quickstart.output
@@ -115,9 +115,9 @@ def test_the_export_is_what_was_trained(quickstart: Run) -> None:
 
 def test_metrics_are_there_for_people_and_for_wandb(quickstart: Run) -> None:
     lines = [json.loads(line) for line in (quickstart.directory / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "time/step_s" in line] == list(range(1, 17))
+    assert [line["step"] for line in lines if "time/step_s" in line] == list(range(1, 25))
     assert list((quickstart.directory / "wandb").glob("offline-run-*/*.wandb"))
-    assert "16/16" in quickstart.output and "→" in quickstart.output
+    assert "24/24" in quickstart.output and "→" in quickstart.output
     assert (quickstart.directory / "config.yaml").exists()
 
 
