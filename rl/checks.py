@@ -99,6 +99,12 @@ def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
             f"inference.tensor_parallel={recipe.inference.tensor_parallel} on CPU: an engine is one "
             "process there; use inference.tensor_parallel=1 and more inference.replicas",
         )
+    if recipe.inference.engine_args.get("enable_chunked_prefill"):
+        yield Problem(
+            "inference.engine_args.enable_chunked_prefill",
+            "inference.engine_args.enable_chunked_prefill=true on CPU: vLLM would rewind a request's random generator "
+            "there, which torch can't; remove it",
+        )
     if recipe.weight_sync.transport == "nccl":
         yield Problem(
             "weight_sync.transport",

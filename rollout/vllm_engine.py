@@ -258,6 +258,9 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
     if settings.device == "cpu":
         # An explicit size also skips vLLM's profiling run.
         chosen["kv_cache_memory_bytes"] = settings.config.kv_cache_gib * 2**30
+        # vLLM rewinds the generator of a seeded request whose prompt was only partly computed in a step, and torch's
+        # CPU generators can't be rewound: the engine would die the first time a step is too small for all prompts.
+        chosen["enable_chunked_prefill"] = False
     return chosen | settings.config.engine_args
 
 

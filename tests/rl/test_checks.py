@@ -44,6 +44,11 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"trainer": {"ranks": 6, "expert_parallel": 4}}, "trainer.expert_parallel", "use one of [1, 2, 3, 6]"),
         ({"model": {"dtype": "bfloat16"}}, "model.dtype", "use model.dtype=float32"),
         ({"inference": {"tensor_parallel": 2}}, "inference.tensor_parallel", "use inference.tensor_parallel=1"),
+        (
+            {"inference": {"engine_args": {"enable_chunked_prefill": True}}},
+            "inference.engine_args.enable_chunked_prefill",
+            "remove it",
+        ),
         ({"weight_sync": {"transport": "nccl"}}, "weight_sync.transport", "use weight_sync.transport=auto"),
         ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
         ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),

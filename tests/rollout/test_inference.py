@@ -111,6 +111,18 @@ def test_logprobs_are_hugging_faces_after_every_push(bench: Bench, temperature: 
             assert judge.gaps(prompt, completion, temperature).max() < PARITY
 
 
+def test_seeded_prompts_that_do_not_fit_one_step_together(bench: Bench) -> None:
+    """vLLM would cut one of them in two, and on CPU die of it: it can't rewind a CPU generator."""
+    bench.push(bench.base)
+    judge = bench.judge(bench.base)
+    prompts = [[2 + i, *(2 + (i * j) % 400 for j in range(400))] for i in range(24)]
+    sampling = SamplingParams(max_tokens=4, seed=11)
+    completions = bench.sample(prompts, sampling)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert judge.gaps(prompt, completion).max() < PARITY
+    assert [c.token_ids for c in bench.sample(prompts, sampling)] == [c.token_ids for c in completions]
+
+
 def test_every_token_in_flight_has_the_version_that_sampled_it(bench: Bench) -> None:
     """Under `recompute` each token's logprob is that of its version's weights over the whole context before it."""
     judges = {}
