@@ -20,8 +20,10 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -94,34 +96,34 @@ class Sandbox:
 
     async def _execute(self, code: str, stdin: str, cwd: str) -> Execution:
         started = time.monotonic()
-        host, guest = socket.socketpair()
-        with host:
-            host.setblocking(False)
-            try:
-                process = await self._spawn(code, stdin, cwd, guest)
-            except OSError as error:
-                return _infrastructure(f"cannot start: {error}", started)
-            finally:
-                guest.close()
-            tree = _Tree(process, host, isolated=self.config.kind == "bubblewrap")
-            return await tree.attend(self.config.wall_s, self.config.output_kb * 1024, started)
+        try:
+            tree = self._start(code, stdin, cwd)
+        except OSError as error:
+            return _infrastructure(f"cannot start: {error}", started)
+        return await tree.attend(self.config.wall_s, self.config.output_kb * 1024, started)
 
-    async def _spawn(self, code: str, stdin: str, cwd: str, status: socket.socket) -> asyncio.subprocess.Process:
+    def _start(self, code: str, stdin: str, cwd: str) -> _Tree:
+        isolated = self.config.kind == "bubblewrap"
         with contextlib.ExitStack() as passed:
             # surrogatepass: a lone surrogate is the policy's text; the runner's compile() turns it down, not we.
             code_fd = _sealed_memfd("code", code.encode(errors="surrogatepass"))
             passed.callback(os.close, code_fd)
             stdin_fd = _sealed_memfd("stdin", stdin.encode(errors="surrogatepass"))
             passed.callback(os.close, stdin_fd)
+            host, guest = socket.socketpair()
+            passed.enter_context(guest)
             # bubblewrap closes the descriptor it writes its information to, hence one of its own.
-            info = passed.enter_context(status.dup())
-            isolated = self.config.kind == "bubblewrap"
-            return await asyncio.create_subprocess_exec(
-                *self._argv(code_fd, status.fileno(), info.fileno()),
-                stdin=stdin_fd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-                pass_fds=(code_fd, status.fileno(), *([info.fileno()] if isolated else [])),
-                start_new_session=True, cwd=cwd, env=bubblewrap.ENVIRONMENT,
-            )  # fmt: skip
+            info = passed.enter_context(guest.dup())
+            # subprocess rather than asyncio's: uvloop, which Ray's actors run on, forks this process and all its
+            # threads' locks with it, and the child may wait for one of them for ever. subprocess uses vfork.
+            with _closed_on_error(host):
+                process = subprocess.Popen(
+                    self._argv(code_fd, guest.fileno(), info.fileno()),
+                    stdin=stdin_fd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                    pass_fds=(code_fd, guest.fileno(), *([info.fileno()] if isolated else [])),
+                    start_new_session=True, cwd=cwd, env=bubblewrap.ENVIRONMENT,
+                )  # fmt: skip
+                return _Tree(process, host, isolated=isolated)
 
     def _argv(self, code_fd: int, status_fd: int, info_fd: int) -> list[str]:
         limits = self.config
@@ -135,26 +137,33 @@ class Sandbox:
 
 
 class _Tree:
-    """One running execution: reads what it says, and ends all of it."""
+    """One running execution: reads what it says, and ends all of it. Raises OSError, and leaves no process, where this
+    process is out of descriptors."""
 
-    def __init__(self, process: asyncio.subprocess.Process, status: socket.socket, *, isolated: bool) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], status: socket.socket, *, isolated: bool) -> None:
         self._process = process
         self._status_socket = status
         self._isolated = isolated
         self._status = b""
-        # Signals go through pidfds: Process.kill() would reap behind the back of asyncio's child watcher.
-        self._pidfds: list[int] = []
-        self._open_pidfd(process.pid)
         self._output_exceeded = asyncio.Event()
         self._room = 0
+        try:
+            # Signals go through pidfds, which never mean another process that got the same number.
+            self._pidfds = [os.pidfd_open(process.pid)]
+        except OSError:
+            process.kill()
+            process.communicate()
+            raise
 
     async def attend(self, wall_s: float, output_bytes: int, started: float) -> Execution:
         """Wait for the end, the deadline, too much output or a cancellation; then kill, reap and say what happened."""
         self._room = output_bytes
+        self._status_socket.setblocking(False)
         assert self._process.stdout is not None and self._process.stderr is not None
         ended = asyncio.create_task(self._read_status())
         flooded = asyncio.create_task(self._output_exceeded.wait())
-        readers = [asyncio.create_task(self._read_output(s)) for s in (self._process.stdout, self._process.stderr)]
+        outputs = (self._process.stdout, self._process.stderr)
+        readers = [asyncio.create_task(self._read_output(stream.fileno())) for stream in outputs]
         in_time = False
         try:
             done, _ = await asyncio.wait(
@@ -169,6 +178,8 @@ class _Tree:
             finally:
                 for pidfd in self._pidfds:
                     os.close(pidfd)
+                for resource in (*outputs, self._status_socket):
+                    resource.close()
         stdout, stderr = (
             r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers
         )
@@ -199,18 +210,15 @@ class _Tree:
                 return
             self._status += chunk
             if len(self._pidfds) == 1 and (found := _CHILD_PID.search(self._status)):
-                self._open_pidfd(int(found[1]))
+                with contextlib.suppress(OSError):  # then killing bubblewrap has to do
+                    self._pidfds.append(os.pidfd_open(int(found[1])))
             if _ENDED.search(self._status):
                 return
 
-    def _open_pidfd(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._pidfds.append(os.pidfd_open(pid))
-
-    async def _read_output(self, stream: asyncio.StreamReader) -> bytes:
+    async def _read_output(self, pipe: int) -> bytes:
         """Read to the end, keeping what fits in the room that both streams share."""
         kept: list[bytes] = []
-        while chunk := await stream.read(1 << 16):
+        while chunk := await _read(pipe, 1 << 16):
             kept.append(chunk[: self._room])
             if len(chunk) > self._room:
                 self._output_exceeded.set()
@@ -223,14 +231,14 @@ class _Tree:
         Where pid 1 is not known yet, bubblewrap is killed, and takes it along (--die-with-parent).
         """
         with contextlib.suppress(ProcessLookupError):
-            if self._isolated and self._pidfds:
+            if self._isolated:
                 signal.pidfd_send_signal(self._pidfds[-1], signal.SIGKILL)
             elif not self._isolated:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _reap(self, ended: asyncio.Task[None], readers: list[asyncio.Task[bytes]]) -> bool:
         """Wait until the tree is gone. False when the kernel did not let go of it in time."""
-        waiting = asyncio.create_task(self._process.wait())
+        waiting = asyncio.create_task(_readable(self._pidfds[0]))
         _, pending = await asyncio.wait({waiting, ended, *readers}, timeout=_REAP_S if self._isolated else _DRAIN_S)
         for task in pending:
             task.cancel()
@@ -238,7 +246,33 @@ class _Tree:
             await asyncio.wait(pending)
         if waiting in pending:
             log.error("sandbox: process %d did not end after SIGKILL", self._process.pid)
+        self._process.poll()
         return waiting not in pending or not self._isolated
+
+
+async def _readable(fd: int) -> None:
+    """Until there is something to read, or the end; of a pidfd, until the process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _read(fd: int, size: int) -> bytes:
+    await _readable(fd)
+    return os.read(fd, size)
+
+
+@contextlib.contextmanager
+def _closed_on_error(resource: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        resource.close()
+        raise
 
 
 def _sealed_memfd(name: str, data: bytes) -> int:

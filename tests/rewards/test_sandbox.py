@@ -153,6 +153,27 @@ def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
+def test_this_process_is_never_forked() -> None:
+    """A fork copies the locks that other threads hold at that moment: seen as a worker that waited for ever."""
+    script = """
+import asyncio, ctypes, os, uvloop
+from rewards.config import SandboxConfig
+from rewards.sandbox import Sandbox
+forks = []
+before_fork = ctypes.CFUNCTYPE(None)(lambda: forks.append(1))
+assert ctypes.CDLL(None).__register_atfork(before_fork, None, None, None) == 0
+for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+    with asyncio.Runner(loop_factory=factory) as runner:
+        print(runner.run(Sandbox(SandboxConfig()).run("print(6 * 7)")).stdout.strip())
+print(len(forks))
+if os.fork() == 0:
+    os._exit(0)
+print(len(forks))
+"""
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.split() == ["42", "42", "0", "1"]
+
+
 @pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_no_descriptor_of_the_host_leaks(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """Also under uvloop, which Ray's actors use and which does not close inheritable descriptors by itself."""
