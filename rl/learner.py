@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+from transformers import AutoConfig
 
 from rl.batch import PackedBatch
 from rl.config import ModelConfig, OptimizerConfig, TrainerConfig
@@ -82,14 +83,25 @@ class Learner:
         if self._world != trainer_cfg.ranks:
             raise ValueError(f"trainer.ranks={trainer_cfg.ranks} but WORLD_SIZE={self._world}")
         self._origin = resolve_model(model_path)
-        causal_lm = load_model(model_path, model_cfg.dtype, seed)
+        architecture = AutoConfig.from_pretrained(self._origin).to_dict()
+        config = deepspeed_config(architecture, trainer_cfg, optimizer_cfg, model_cfg.dtype, device)
+        # Partitioned parameter by parameter: whole, a large model fits neither a rank's memory nor its GPU.
+        zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
+        causal_lm = load_model(
+            model_path,
+            model_cfg.dtype,
+            seed,
+            place=lambda parameter: zero._convert_to_zero_parameters([parameter]),
+            read=self.rank == 0,
+        )
         if trainer_cfg.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         _seed(seed + self.rank)
         self._config = causal_lm.config
-        config = deepspeed_config(causal_lm.config.to_dict(), trainer_cfg, optimizer_cfg, model_cfg.dtype, device)
         policy = PolicyModel(causal_lm, trainer_cfg.logprob_chunk)
         self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=config)
+        for buffer in self._engine.module.buffers():  # DeepSpeed moves those of a whole model only
+            buffer.data = buffer.data.to(self._device)
         _set_deadlines(timeout)
         self.weights = WeightSource(self._engine.module)
         self._moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]

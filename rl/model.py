@@ -7,14 +7,18 @@ between engine, checkpoint and inference copy without prefixes. It refuses archi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rl.attention import PACKED_ATTENTION
+from rl.hf_checkpoint import HfCheckpoint, has_weights
 from rl.logprobs import ChunkedLMHead
 
 
@@ -30,24 +34,65 @@ def resolve_model(path: str) -> Path:
     return Path(snapshot_download(path))
 
 
-def load_model(path: str, dtype: str, seed: int) -> PreTrainedModel:
-    """The causal language model at `path` in `dtype`, with packed attention, in training mode, on the CPU.
+def load_model(
+    path: str, dtype: str, seed: int, place: Callable[[nn.Parameter], None] | None = None, read: bool = True
+) -> PreTrainedModel:
+    """The causal language model at `path` in `dtype`, with packed attention, in training mode.
 
     A directory without weights is initialised from `seed`, the same on every rank, leaving the global RNG as it was.
+
+    Args:
+        place: called with every parameter as soon as it is whole, on the CPU. It may move or partition the storage,
+            so that a model read from a checkpoint never has more than one whole parameter.
+        read: False leaves the parameters' values undefined, for a rank whose `place` takes them from another.
+
+    Raises:
+        ValueError: no model, or a checkpoint that does not fit it; on every rank alike, before `place` is called.
     """
     directory = resolve_model(path)
+    config = AutoConfig.from_pretrained(directory)
     torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    if any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")):
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION, low_cpu_mem_usage=True
-        )
+    stored = has_weights(directory)
+    with init_empty_weights(include_buffers=False) if stored else _seeded(seed):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION)
+    if stored:
+        _read(model, HfCheckpoint(directory), place or _stay, read)
     else:
-        config = AutoConfig.from_pretrained(directory)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION)
+        for parameter in model.parameters():
+            (place or _stay)(parameter)
     model.config.architectures = [type(model).__name__]
     return model.train()
+
+
+def _read(model: PreTrainedModel, checkpoint: HfCheckpoint, place: Callable[[nn.Parameter], None], read: bool) -> None:
+    """Give an empty model the checkpoint's values, parameter by parameter."""
+    tied = ["lm_head.weight"] if model.config.tie_word_embeddings else []
+    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
+    checkpoint.require(tensors, optional=tied, ignored=model._keys_to_ignore_on_load_unexpected or ())
+    for name, empty in tensors.items():
+        if not isinstance(empty, nn.Parameter):
+            checkpoint.read_into(empty, name)
+            continue
+        full = torch.empty(empty.shape, dtype=empty.dtype)
+        if read:
+            checkpoint.read_into(full, name)
+        owner, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(full)
+        setattr(model.get_submodule(owner), leaf, parameter)
+        place(parameter)
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+
+
+def _stay(parameter: nn.Parameter) -> None:
+    """Whole, on the CPU."""
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 class PolicyModel(nn.Module):

@@ -69,10 +69,11 @@ class WeightSource:
         return [[spec for piece in bucket for spec in piece.specs] for bucket in self._plan(max_bytes)]
 
     def buckets(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        """Full tensors, at most `max_bytes` of them at once unless a single one is larger. A collective of all ranks.
+        """Full tensors, at most `max_bytes` of them at once. A collective of all ranks.
 
+        What can't be cut any smaller may exceed that: one tensor, or one expert from each rank of the expert group.
         The tensors are valid until the next bucket is asked for and may alias live parameters: read or copy them,
-        never write. Experts of a layer that do not fit a bucket together are gathered a few per rank at a time.
+        never write.
         """
         for bucket in self._plan(max_bytes):
             parameters = [p.tensor for p in bucket if isinstance(p.tensor, nn.Parameter)]

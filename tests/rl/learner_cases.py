@@ -16,6 +16,8 @@ CASES = {
         ("glm-skewed", 2, 20, 0),
         ("llama", 1, 17, 100_000),
     ],
+    # Two ranks hold each expert: an expert's gradient is reduced over another group than the rest.
+    4: [("glm", 2, 20, 0), ("qwen", 2, 17, 100_000), ("glm", 4, 64, 0)],
 }
 """By world size: model, expert-parallel size, token budget of a micro-batch, persistence threshold of ZeRO-3."""
 
