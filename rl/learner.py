@@ -34,6 +34,7 @@ from transformers import AutoConfig
 from rl.batch import PackedBatch
 from rl.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.deepspeed_config import deepspeed_config
+from rl.deepspeed_router import route_in_float32
 from rl.export import SHARD_BYTES, write_hf_export
 from rl.loss import BatchTensors, to_tensors
 from rl.model import PolicyModel, load_model, resolve_model
@@ -75,7 +76,6 @@ class Learner:
         Raises:
             ValueError: the configuration does not fit the model or the world.
         """
-        self._optimizer_cfg = optimizer_cfg
         timeout = timedelta(seconds=trainer_cfg.timeout_s)
         self._device = _join(device, trainer_cfg, timeout)
         self.rank = torch.distributed.get_rank()
@@ -105,22 +105,21 @@ class Learner:
         _set_deadlines(timeout)
         self.weights = WeightSource(self._engine.module)
         self._moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
-        self.steps = 0
-        """Optimizer steps done."""
+        route_in_float32(self._moe_layers, self._config.model_type)
 
     def train_step(
         self,
         batches: Sequence[PackedBatch],
         objective: Objective,
         denominator: float,
-        lr: float | None = None,
+        lr: float,
         temperature: float = 1.0,
     ) -> dict[str, float]:
         """One optimizer step over this rank's micro-batches.
 
         Args:
             denominator: the global count the loss is divided by, equal on every rank (`rl.batch.denominator`).
-            lr: None takes the warm-up schedule of the optimizer's configuration.
+            lr: of this step (`rl.schedule`).
 
         Returns:
             `loss`, `grad_norm` (before clipping), `lr`, the objective's sums and `moe/load_max_over_mean` (most loaded
@@ -132,7 +131,6 @@ class Learner:
         self._require_lockstep(len(batches), denominator)
         for layer in self._moe_layers:
             layer.tokens_per_expert.zero_()
-        lr = self._scheduled_lr() if lr is None else lr
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, torch.Tensor] = {}
@@ -140,7 +138,6 @@ class Learner:
             for name, value in self._backward(batch, objective, denominator, temperature).items():
                 sums[name] = sums[name] + value if name in sums else value
         self._engine.step()
-        self.steps += 1
         return {
             **self._reduce(sums),
             "grad_norm": float(self._engine.get_global_grad_norm()),
@@ -155,10 +152,10 @@ class Learner:
         return logprobs.float().cpu().numpy()
 
     def save(self, directory: str | Path) -> None:
-        """Write this rank's shards, optimizer, generators and counters. The same ranks must load them."""
+        """Write this rank's shards, optimizer and generators. The same ranks must load them."""
         directory = Path(directory)
         self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=False)
-        state = {"steps": self.steps, "ranks": self._world, "rng": rng_state()}
+        state = {"ranks": self._world, "rng": rng_state()}
         self._state_file(directory).write_text(json.dumps(state))
         torch.distributed.barrier()
 
@@ -177,7 +174,6 @@ class Learner:
         loaded, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if loaded is None:
             raise ValueError(f"{directory} holds no DeepSpeed shards for rank {self.rank}")
-        self.steps = state["steps"]
         restore_rng(state["rng"])
 
     def export_hf(self, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -214,10 +210,6 @@ class Learner:
         # DeepSpeed averages gradients over the ranks; the loss is already divided by the global count.
         self._engine.backward(loss * self._world, scale_wrt_gas=False)
         return {"loss": loss.detach(), **stats}
-
-    def _scheduled_lr(self) -> float:
-        warmup = self._optimizer_cfg.warmup_steps
-        return self._optimizer_cfg.lr * min(1.0, (self.steps + 1) / (warmup + 1))
 
     def _require_lockstep(self, count: int, denominator: float) -> None:
         """ZeRO-3 gathers parameters in every forward: a rank with fewer micro-batches leaves the others waiting."""

@@ -78,7 +78,13 @@ def make_model(kind: str, directory: Path) -> Path:
 
 
 def learner(
-    path: Path, ranks: int, expert_parallel: int, persist: int = 100_000, optimizer: OptimizerConfig = OPTIMIZER
+    path: Path,
+    ranks: int,
+    expert_parallel: int,
+    persist: int = 100_000,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    gradient_checkpointing: bool = False,
+    dtype: str = "float32",
 ) -> Learner:
     """A learner on gloo; parameters of up to `persist` elements stay whole between steps."""
     settings = {
@@ -86,11 +92,12 @@ def learner(
         "expert_parallel": expert_parallel,
         "logprob_chunk": 11,
         "timeout_s": 60.0,
+        "gradient_checkpointing": gradient_checkpointing,
         "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": persist}},
     }
     return Learner(
         model_path=str(path),
-        model_cfg=ModelConfig(path=str(path), dtype="float32"),
+        model_cfg=ModelConfig.model_validate({"path": str(path), "dtype": dtype}),
         trainer_cfg=TrainerConfig.model_validate({**settings, "optimizer": optimizer.model_dump()}),
         optimizer_cfg=optimizer,
         seed=5,

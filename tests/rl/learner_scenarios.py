@@ -29,11 +29,16 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     """One step of every case, with all that can be compared with plain Hugging Face; and then a second step."""
     results = {}
     for case in CASES[WORLD]:
-        kind, expert_parallel, budget, persist = case
-        learner = fixtures.learner(directory.parent / kind, WORLD, expert_parallel, persist)
-        batches, count = with_fillers(budget)
+        learner = fixtures.learner(
+            directory.parent / case.kind,
+            WORLD,
+            case.expert_parallel,
+            case.persist,
+            gradient_checkpointing=case.checkpointing,
+        )
+        batches, count = with_fillers(case.budget)
         before = row_logprobs(learner)
-        stats = learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+        stats = learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
         export = directory / ("export-" + "-".join(map(str, case)))
         learner.export_hf(export, shard_bytes=100_000)
         results[case] = {
@@ -46,10 +51,28 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             "logprobs_after": row_logprobs(learner),
             "export": export,
         }
-        second = learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+        second = learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
         results[case]["second_loss"] = second["loss"]
         learner.close()
     return results
+
+
+def half_precision(directory: Path) -> dict[str, Any]:
+    """One step in bfloat16, and what the first router sees and says."""
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD, dtype="bfloat16")
+    router = learner._moe_layers[0].router
+    seen: dict[str, Tensor] = {}
+    router.gate.register_forward_hook(
+        lambda gate, inputs, logits: seen.update(
+            input=inputs[0].detach(), weight=gate.weight.detach().clone(), logits=logits.detach()
+        )
+    )
+    logprobs = row_logprobs(learner)
+    stats = step(learner)
+    buffers = {name: buffer.dtype for name, buffer in learner._engine.module.named_buffers()}
+    types = {spec.name: spec.dtype for spec in learner.weights.manifest()}
+    learner.close()
+    return {"logprobs": logprobs, "stats": stats, "router": seen, "buffers": buffers, "types": types}
 
 
 def lockstep(directory: Path) -> dict[str, Any]:
@@ -59,7 +82,7 @@ def lockstep(directory: Path) -> dict[str, Any]:
     errors = []
     for wrong, number in [(batches * (RANK + 1), count), ([], count), (batches, count + RANK), (batches, 0)]:
         try:
-            learner.train_step(wrong, fixtures.objective, number)
+            learner.train_step(wrong, fixtures.objective, number, lr=0.0)
         except ValueError as error:
             errors.append(str(error))
     before = full_weights(learner)
@@ -75,7 +98,7 @@ def lockstep(directory: Path) -> dict[str, Any]:
 
 def resume_first(directory: Path) -> dict[str, Any]:
     """One step, save, another step."""
-    learner = resumable(directory)
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
     step(learner)
     learner.save(directory.parent / "checkpoint")
     return after_checkpoint(learner)
@@ -83,27 +106,22 @@ def resume_first(directory: Path) -> dict[str, Any]:
 
 def resume_second(directory: Path) -> dict[str, Any]:
     """What a new process makes of that checkpoint."""
-    learner = resumable(directory)
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
     for draw in range(3):
         torch.rand(draw + 1), random.random(), np.random.random()
     learner.load(directory.parent / "checkpoint")
     return after_checkpoint(learner)
 
 
-def resumable(directory: Path) -> Learner:
-    warming_up = fixtures.OPTIMIZER.model_copy(update={"warmup_steps": 5})
-    return fixtures.learner(directory.parent / "glm", WORLD, WORLD, optimizer=warming_up)
-
-
 def after_checkpoint(learner: Learner) -> dict[str, Any]:
     draws = [torch.rand(3).tolist(), random.random(), np.random.random()]
     stats = step(learner)
-    return {"draws": draws, "stats": stats, "weights": full_weights(learner), "steps": learner.steps}
+    return {"draws": draws, "stats": stats, "weights": full_weights(learner)}
 
 
 def step(learner: Learner) -> dict[str, float]:
     batches, count = with_fillers(20)
-    return learner.train_step(batches, fixtures.objective, count, temperature=fixtures.TEMPERATURE)
+    return learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
 
 
 def with_fillers(budget: int) -> tuple[list[PackedBatch], int]:

@@ -137,6 +137,24 @@ def test_export_loads_as_a_hugging_face_model_with_equal_weights_and_logprobs(wo
             torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
 
 
+def test_in_bfloat16_routing_stays_float32_and_the_step_is_near(models: Path, answers) -> None:
+    """transformers and vLLM compute a GLM-4.5 router's logits in float32; in bfloat16 other experts would be chosen."""
+    plain = answers["glm"]
+    for rank in run_ranks("half_precision", 2, models / "half"):
+        router = rank["router"]
+        assert router["input"].dtype == router["weight"].dtype == torch.bfloat16
+        assert torch.equal(router["logits"], router["input"].float() @ router["weight"].float().T)
+        assert set(rank["buffers"].values()) == {torch.float32}
+        assert {name for name, dtype in rank["types"].items() if dtype == "float32"} == {
+            f"model.layers.{i}.mlp.gate.e_score_correction_bias" for i in (1, 2)
+        }
+        gaps = torch.cat([(a - b).abs() for a, b in zip(rank["logprobs"], plain.logprobs, strict=True)])
+        # bfloat16 has 8 bits: 0.4 % an operation. Seen: 0.011 on average, loss 0.9 % and norm 0.6 % off.
+        assert gaps.mean() < 0.03
+        assert rank["stats"]["loss"] == pytest.approx(plain.loss, rel=0.03)
+        assert rank["stats"]["grad_norm"] == pytest.approx(plain.grad_norm, rel=0.03)
+
+
 def test_ranks_that_disagree_are_refused_on_every_rank(models: Path, answers) -> None:
     for rank, result in enumerate(run_ranks("lockstep", 2, models / "lockstep")):
         uneven, none, denominators, zero = result["errors"]
@@ -151,10 +169,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(models: Path) -> None:
     straight = run_ranks("resume_first", 2, models / "straight")
     resumed = run_ranks("resume_second", 2, models / "resumed")
     for one, other in zip(straight, resumed, strict=True):
-        assert one["steps"] == other["steps"] == 2
         assert one["draws"] == other["draws"]
         assert one["stats"] == other["stats"]
-        assert one["stats"]["lr"] == pytest.approx(fixtures.OPTIMIZER.lr * 2 / 6)
         assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
     assert straight[0]["draws"] != straight[1]["draws"], "each rank has generators of its own"
 
