@@ -2,6 +2,13 @@
 
     pause(keep) → begin_update → every bucket → finish_update(version) → [verify] → resume
 
+`verify` proves two things. What arrived is what was sent: every worker of every engine hashes each tensor it received,
+by name, and compares that with the sender's hash of its own, before anything is loaded. And the replicas agree: their
+checksums of the weights as they compute with them, fused and packed, are equal. Always checked: that every announced
+tensor came, and that every weight of the model was filled. What only tests prove: that the names mean the same on both
+sides and that vLLM fuses and packs rightly (tests/rl/test_push_equals_export.py); at run time the gap between the
+engine's and the trainer's logprobs of fresh tokens (`mismatch/*`) would show it.
+
 Every rank walks the source's buckets, because gathering one is a collective; only rank 0 has `engines` and sends. A
 stage that fails or misses its deadline is remembered, the remaining buckets are still gathered (or the other ranks
 would wait in their collective for ever), and the error is raised at the end with the stage's name. `resume` is called
@@ -34,8 +41,12 @@ class Source(Protocol):
 class Sender(Protocol):
     """How a bucket reaches the engines: `rollout.transfer` has one for shared memory and one for nccl."""
 
-    def send(self, bucket: Sequence[tuple[str, Tensor]]) -> Any:
-        """The description that engines get as the argument of `load_bucket`."""
+    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool) -> Any:
+        """The description that engines get as the argument of `load_bucket`; with `verify` it carries digests."""
+        ...
+
+    def abandon(self) -> Exception | None:
+        """The push failed. What failed on this side, if anything; the next `send` starts afresh."""
         ...
 
 
@@ -95,7 +106,7 @@ class _Push:
         self._stage("pause")
         try:
             self._stage("begin_update", self._version, self._manifest)
-            count = self._send_all(max_bytes)
+            count = self._send_all(max_bytes, verify)
             self._stage("finish_update", self._version)
             if verify and self._error is None:
                 self._compare_replicas()
@@ -120,29 +131,34 @@ class _Push:
             return []
 
     def _fail(self, stage: str, error: Exception) -> None:
-        if self._error is None:
-            self._error = PublishError(
-                f"weights version {self._version}: stage {stage} failed "
-                f"(deadline {self._deadline_s:.0f} s, {self._bytes / 2**20:.1f} MiB): {type(error).__name__}: {error}"
-            )
-            self._error.__cause__ = error
+        if self._error is not None:
+            return
+        # An engine that waits for a broadcast which failed here says no more than that it waited.
+        own = self._sender.abandon()
+        self._error = PublishError(
+            f"weights version {self._version}: stage {stage} failed "
+            f"(deadline {self._deadline_s:.0f} s, {self._bytes / 2**20:.1f} MiB): {type(error).__name__}: {error}"
+            + ("" if own in (None, error) else f"; the sender: {type(own).__name__}: {own}")
+        )
+        self._error.__cause__ = error
 
-    def _send_all(self, max_bytes: int) -> int:
+    def _send_all(self, max_bytes: int, verify: bool) -> int:
         """Engines load one bucket while the ranks gather the next; at most two are alive."""
         count, loading = 0, None
         for bucket in self._source.buckets(max_bytes):
             if self._error is not None:
                 continue
+            if loading is not None:
+                self._wait("load_bucket", loading)
+            if self._error is not None:
+                continue
             try:
-                description = self._sender.send(bucket)
+                description = self._sender.send(bucket, verify)
             except Exception as error:
                 self._fail("send", error)
                 continue
-            if loading is not None:
-                self._wait("load_bucket", loading)
-            if self._error is None:
-                loading = self._engines.start("load_bucket", description)
-                count += 1
+            loading = self._engines.start("load_bucket", description)
+            count += 1
         if loading is not None and self._error is None:
             self._wait("load_bucket", loading)
         return count
@@ -151,7 +167,7 @@ class _Push:
         """Replicas of one version must hold the same weights, bit for bit."""
         checksums = self._stage("checksums")
         for replica, other in enumerate(checksums[1:], start=1):
-            names = sorted(name for name in checksums[0] if checksums[0][name] != other.get(name))
+            names = sorted(n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n))
             if names:
                 self._fail("verify", ValueError(f"engine {replica} differs from engine 0 in {', '.join(names[:5])}"))
 

@@ -56,7 +56,6 @@ class EngineStats:
     waiting: int
     generated_tokens: int
     kv_usage: float
-    version: int | None
 
 
 @dataclass(slots=True)
@@ -155,7 +154,7 @@ class Inference:
             raise EngineError(f"request {request_id} got no answer in inference.generate_timeout_s={timeout}") from None
         finally:
             if not running.done() or running.cancelled():
-                self._thread.abort([request_id], EngineError(f"request {request_id} was given up"))
+                self._thread.abort(request_id, EngineError(f"request {request_id} was given up"))
 
     async def pause(self) -> None:
         """Stop sampling between two steps and keep running requests. Idempotent."""
@@ -184,7 +183,8 @@ class Inference:
 
         Raises:
             WeightUpdateError: no update is open, names that were not announced or that the model does not have, a
-                tensor that does not fit, or a bucket that was lost. Begin the update again.
+                tensor that does not fit or was damaged on the way (if the bucket carries digests), or a bucket that
+                was lost. Begin the update again.
         """
         update = self._open_update("load_bucket")
         if bucket.sequence == update.last_sequence:
@@ -196,13 +196,7 @@ class Inference:
             self._fail_update(f"{_listed(unknown)}: not announced in the manifest, or sent twice")
         if isinstance(bucket, NcclBucket):
             await self._join(update.version, bucket.rendezvous)
-            payload = {
-                "names": [spec.name for spec in bucket.tensors],
-                "dtype_names": [spec.dtype for spec in bucket.tensors],
-                "shapes": [list(spec.shape) for spec in bucket.tensors],
-            }
-        else:
-            payload = {"bucket": bucket}
+        payload = {"bucket": bucket}
         await self._stage("load", update.version, lambda llm: _worker(llm, "update_weights", update_info=payload))
         update.loaded.update(bucket.names)
         update.last_sequence = bucket.sequence
@@ -241,8 +235,11 @@ class Inference:
         self._paused = False
 
     async def checksums(self) -> dict[str, str]:
-        """sha256 of every weight as the engine holds it (fused and packed), by vLLM's parameter name."""
-        workers = await self._call(lambda llm: llm.collective_rpc("compute_weight_checksums"))
+        """sha256 of every weight as the engine computes with it, fused and packed.
+
+        By vLLM's name behind the worker's place (`dp0:pp0:pcp0:tp1:model.norm.weight`), so workers do not collide.
+        """
+        workers = await self._call(lambda llm: llm.collective_rpc("sluice_checksums"))
         return {name: digest for worker in workers for name, digest in worker.items()}
 
     async def stats(self) -> EngineStats:
@@ -257,12 +254,7 @@ class Inference:
             waiting=waiting,
             generated_tokens=self._thread.generated_tokens,
             kv_usage=usage,
-            version=self._version,
         )
-
-    async def abort_all(self) -> int:
-        """End all requests; their callers get an EngineError. Returns how many there were."""
-        return await self._result(self._thread.abort(None, EngineError("all requests were aborted")))
 
     async def watch(self) -> None:
         """Wait for the engine's end: raises EngineDeadError if it dies, returns after `shutdown`."""
@@ -294,17 +286,10 @@ class Inference:
             raise WeightUpdateError(self._damage) from error
 
     async def _join(self, version: int, group: NcclRendezvous) -> None:
-        """Join the sender's group on its first bucket; all replicas do so at the same time."""
+        """Join the sender's group on its first bucket, all replicas at the same time; the sender may change groups."""
         if self._group == group:
             return
-        info = {
-            "master_address": group.address,
-            "master_port": group.port,
-            "rank_offset": 1 + self._replica * group.tensor_parallel,
-            "world_size": group.world_size,
-            "packed": True,
-            "packed_buffer_size_bytes": group.buffer_bytes,
-        }
+        info = membership(group, self._replica)
         await self._stage("load", version, lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=info))
         self._group = group
 
@@ -320,6 +305,18 @@ class Inference:
             if dead.done() and (error is dead.exception() or dead.exception() is None):
                 raise EngineDeadError(f"the vLLM engine is gone: {type(error).__name__}: {error}") from error
             raise
+
+
+def membership(group: NcclRendezvous, replica: int) -> dict[str, Any]:
+    """The fields of vLLM's NCCLWeightTransferInitInfo for the workers of one replica."""
+    return {
+        "master_address": group.address,
+        "master_port": group.port,
+        "rank_offset": group.first_rank(replica),
+        "world_size": group.world_size,
+        "packed": True,
+        "packed_buffer_size_bytes": group.buffer_bytes,
+    }
 
 
 def _worker(llm: LLMEngine, method: str, **arguments: Any) -> None:

@@ -12,6 +12,7 @@ kill -9 as well.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import secrets
@@ -29,7 +30,6 @@ from rollout.types import Device, WeightSpec
 
 _ALIGNMENT = 64
 _HEADER = struct.Struct("<QQ")
-_SLOTS = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Transport = Literal["shm", "nccl"]
@@ -40,7 +40,8 @@ class ShmBucket:
     """Where a bucket lies: file descriptor `fd` of process `pid`, which holds `size` bytes.
 
     The file starts with (`nonce`, `sequence`), so a reader notices a recycled process id, and a segment that the
-    sender has reused too early. `offsets[i]` is where the bytes of `tensors[i]` begin.
+    sender has reused too early. `offsets[i]` is where the bytes of `tensors[i]` begin, `digests[i]` what they must
+    hash to; `digests` is empty when the push is not verified.
     """
 
     pid: int
@@ -50,6 +51,7 @@ class ShmBucket:
     size: int
     tensors: tuple[WeightSpec, ...]
     offsets: tuple[int, ...]
+    digests: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,11 +60,12 @@ class ShmBucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NcclBucket:
-    """A bucket that trainer rank 0 broadcasts now. `rendezvous` lets an engine join the group on its first bucket."""
+    """A bucket that trainer rank 0 broadcasts now. An engine joins the group of `rendezvous` on its first bucket."""
 
     rendezvous: NcclRendezvous
     sequence: int
     tensors: tuple[WeightSpec, ...]
+    digests: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,7 +74,7 @@ class NcclBucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NcclRendezvous:
-    """The sender is rank 0; worker w of replica r is rank 1 + r * tensor_parallel + w."""
+    """The sender is rank 0; the workers of the replicas follow, replica by replica."""
 
     address: str
     port: int
@@ -83,14 +86,24 @@ class NcclRendezvous:
     def world_size(self) -> int:
         return 1 + self.replicas * self.tensor_parallel
 
+    def first_rank(self, replica: int) -> int:
+        """The rank of a replica's first worker; vLLM adds a worker's own rank to it."""
+        return 1 + replica * self.tensor_parallel
+
 
 Bucket = ShmBucket | NcclBucket
 
 
 class Sender(Protocol):
-    """Rank 0's end of a transport. At most two buckets are alive: send(k+2) needs bucket k loaded everywhere."""
+    """Rank 0's end of a transport. One bucket travels at a time: send(k+1) needs bucket k loaded everywhere."""
 
-    def send(self, bucket: Sequence[tuple[str, Tensor]]) -> Bucket: ...
+    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool = False) -> Bucket:
+        """The description that makes an engine load the bucket; with `verify` its workers check what arrives."""
+        ...
+
+    def abandon(self) -> Exception | None:
+        """A push failed: the last bucket may not be received any more. Returns what failed on this side, if it did."""
+        ...
 
     def close(self) -> None: ...
 
@@ -105,14 +118,24 @@ def resolve_transport(sync: WeightSyncConfig, device: Device) -> Transport:
 
 
 def make_sender(
-    sync: WeightSyncConfig, run_id: str, device: Device, replicas: int = 1, tensor_parallel: int = 1
+    sync: WeightSyncConfig,
+    run_id: str,
+    device: Device,
+    replicas: int = 1,
+    tensor_parallel: int = 1,
+    address: str | None = None,
 ) -> Sender:
-    """The sender of trainer rank 0. `replicas` and `tensor_parallel` describe the engines (nccl's group size)."""
+    """The sender of trainer rank 0.
+
+    Args:
+        replicas, tensor_parallel: the engines (nccl's group size).
+        address: where engines reach this process (nccl); None when all of them run on this host.
+    """
     if resolve_transport(sync, device) == "shm":
         return ShmSender(run_id)
     from rollout.transfer_nccl import NcclSender
 
-    return NcclSender(sync, replicas=replicas, tensor_parallel=tensor_parallel)
+    return NcclSender(sync, replicas=replicas, tensor_parallel=tensor_parallel, address=address)
 
 
 def describe(name: str, tensor: Tensor) -> WeightSpec:
@@ -123,50 +146,75 @@ def describe(name: str, tensor: Tensor) -> WeightSpec:
     return WeightSpec(name=name, dtype=dtype, shape=tuple(tensor.shape))
 
 
+def digest(tensor: Tensor) -> str:
+    """sha256 of the tensor's elements in row-major order, as hex; copies to the CPU what is not there."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def check_digests(bucket: Bucket, received: Sequence[tuple[str, Tensor]]) -> None:
+    """Compare received tensors, any part of the bucket, with what the sender held. Nothing where it sent no digests.
+
+    Raises:
+        ValueError: a tensor differs: it was damaged, or exchanged with another one, on the way.
+    """
+    if not bucket.digests:
+        return
+    sent = dict(zip(bucket.names, bucket.digests, strict=True))
+    damaged = [name for name, tensor in received if digest(tensor) != sent[name]]
+    if damaged:
+        raise ValueError(f"weight bucket {bucket.sequence}: not the bytes that were sent: {', '.join(damaged)}")
+
+
 class ShmSender:
-    """Writes buckets to two alternating anonymous shared-memory files, each as large as the largest bucket so far."""
+    """Writes buckets to one anonymous shared-memory file, each over the one before."""
 
     def __init__(self, run_id: str) -> None:
-        self._fds = [os.memfd_create(f"sluice-{run_id}-{slot}") for slot in range(_SLOTS)]
+        self._fd: int | None = os.memfd_create(f"sluice-{run_id}")
         self._nonce = secrets.randbits(64)
         self._sequence = 0
 
-    def send(self, bucket: Sequence[tuple[str, Tensor]]) -> ShmBucket:
-        """Copy the tensors (any device) into the next segment.
+    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool = False) -> ShmBucket:
+        """Copy the tensors (any device) into shared memory.
 
         Raises:
             RuntimeError: after close().
         """
-        if not self._fds:
+        if self._fd is None:
             raise RuntimeError("this sender is closed: make a new one")
         specs = tuple(describe(name, tensor) for name, tensor in bucket)
         offsets, end = [], _aligned(_HEADER.size)
         for spec in specs:
             offsets.append(end)
             end = _aligned(end + spec.nbytes)
-        fd = self._fds[self._sequence % _SLOTS]
-        os.ftruncate(fd, end)
-        with mmap.mmap(fd, end) as segment:
+        os.ftruncate(self._fd, end)
+        with mmap.mmap(self._fd, end) as segment:
             # The header is first: whoever still reads the bucket before the last one finds it changed.
             segment[: _HEADER.size] = _HEADER.pack(self._nonce, self._sequence)
             for (_, tensor), spec, offset in zip(bucket, specs, offsets, strict=True):
                 _view(segment, spec, offset).copy_(tensor.detach())
         sent = ShmBucket(
             pid=os.getpid(),
-            fd=fd,
+            fd=self._fd,
             nonce=self._nonce,
             sequence=self._sequence,
             size=end,
             tensors=specs,
             offsets=tuple(offsets),
+            digests=tuple(digest(tensor) for _, tensor in bucket) if verify else (),
         )
         self._sequence += 1
         return sent
 
+    def abandon(self) -> Exception | None:
+        """Nothing to undo: whoever reads the bucket after the next one was sent is told by its header."""
+        return None
+
     def close(self) -> None:
         """Free the memory. Idempotent."""
-        while self._fds:
-            os.close(self._fds.pop())
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
 
 def read_bucket(bucket: ShmBucket) -> list[tuple[str, Tensor]]:
@@ -204,7 +252,7 @@ def _check_header(segment: mmap.mmap, bucket: ShmBucket) -> None:
     if found != (bucket.nonce, bucket.sequence):
         raise RuntimeError(
             f"weight bucket {bucket.sequence} was overwritten (its segment holds bucket {found[1]}): "
-            "a sender may be two buckets ahead at most"
+            "a bucket must be loaded before the next one is sent"
         )
 
 

@@ -100,15 +100,13 @@ class EngineThread:
         self.submit(add).add_done_callback(forward)
         return finished
 
-    def abort(self, request_ids: Sequence[str] | None, reason: Exception) -> Future[int]:
-        """Fail some requests, or with None all of them, with `reason`. The result is their number."""
+    def abort(self, request_id: str, reason: Exception) -> Future[None]:
+        """Fail a request with `reason`; nothing when it has ended."""
 
-        def run(engine: LLMEngine) -> int:
-            chosen = [i for i in (self._requests if request_ids is None else request_ids) if i in self._requests]
-            engine.abort_request(chosen)
-            for request_id in chosen:
+        def run(engine: LLMEngine) -> None:
+            if request_id in self._requests:
+                engine.abort_request([request_id])
                 _fail(self._requests.pop(request_id), reason)
-            return len(chosen)
 
         return self.submit(run)
 

@@ -6,6 +6,7 @@ it builds the transfer engine. So registering the engines here needs no installe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_consumer
 
-from rollout.transfer import ShmBucket, read_bucket
+from rollout.transfer import DTYPES, NcclBucket, ShmBucket, check_digests, read_bucket
+from rollout.vllm_readback import packed_digests
 from rollout.vllm_reload import Reload
 
 BACKENDS = {"shm": "sluice_shm", "nccl": "sluice_nccl"}
@@ -59,8 +63,9 @@ class ShmTransferEngine(WeightTransferEngine[ShmInit, ShmUpdate]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: ShmUpdate) -> None:
-        tensors = [(name, tensor.to(self.device)) for name, tensor in read_bucket(update_info.bucket)]
-        self._reload.load(self.model, tensors)
+        tensors = read_bucket(update_info.bucket)
+        check_digests(update_info.bucket, tensors)
+        self._reload.load(self.model, [(name, tensor.to(self.device)) for name, tensor in tensors])
 
     def finish_weight_update(self) -> None:
         self._reload.finish(self.model, self.model_config)
@@ -69,8 +74,15 @@ class ShmTransferEngine(WeightTransferEngine[ShmInit, ShmUpdate]):
         pass
 
 
+@dataclass
+class NcclUpdate(WeightTransferUpdateInfo):
+    bucket: NcclBucket
+
+
 class NcclTransferEngine(NCCLWeightTransferEngine):
-    """vLLM's own NCCL engine, with a reload that can be repeated and that notices missing weights."""
+    """vLLM's own NCCL engine, with a group that can be replaced and our reload: repeatable, and no name goes amiss."""
+
+    update_info_cls = NcclUpdate
 
     def __init__(
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: nn.Module
@@ -78,8 +90,30 @@ class NcclTransferEngine(NCCLWeightTransferEngine):
         super().__init__(config, vllm_config, device, model)
         self._reload = Reload()
 
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        # The sender replaces the group after a failed push.
+        self.shutdown()
+        super().init_transfer_engine(init_info)
+
     def start_weight_update(self) -> None:
         self._reload.begin(self.model, self.model_config)
+
+    def receive_weights(self, update_info: NcclUpdate) -> None:
+        bucket = update_info.bucket
+
+        def load(tensors: list[tuple[str, torch.Tensor]]) -> None:
+            check_digests(bucket, tensors)
+            self._reload.load(self.model, tensors)
+
+        packed_nccl_broadcast_consumer(
+            iterator=iter([(spec.name, (list(spec.shape), DTYPES[spec.dtype])) for spec in bucket.tensors]),
+            group=self.model_update_group,
+            src=0,
+            post_unpack_func=load,
+            buffer_size_bytes=self.packed_buffer_size_bytes,
+            num_buffers=self.packed_num_buffers,
+            device=self.device,
+        )
 
     def finish_weight_update(self) -> None:
         self._reload.finish(self.model, self.model_config)
@@ -95,9 +129,18 @@ class WorkerExtension:
     """Methods added to vLLM's worker class, called through `collective_rpc`."""
 
     weight_transfer_engine: WeightTransferEngine[Any, Any]
+    model_runner: Any
+    compute_weight_checksums: Callable[[], dict[str, str]]
+    _weight_checksum_prefix: Callable[[], str]
     _weight_update_active: bool
 
     def sluice_abandon_update(self) -> None:
         """Forget a weight update that was not finished; the next one starts from the layers as they are."""
         self._weight_update_active = False
         self.weight_transfer_engine.reset_weight_update_target()
+
+    def sluice_checksums(self) -> dict[str, str]:
+        """vLLM's digests of the parameters, and ours of what the CPU's linear layers hold instead of one."""
+        prefix = self._weight_checksum_prefix()
+        packed = packed_digests(self.model_runner.get_model())
+        return self.compute_weight_checksums() | {prefix + name: found for name, found in packed.items()}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.config import WeightSyncConfig
-from rollout.transfer import ShmSender, describe, make_sender, read_bucket, resolve_transport
+from rollout.transfer import ShmSender, check_digests, describe, make_sender, read_bucket, resolve_transport
 
 
 @given(
@@ -40,12 +40,33 @@ def test_non_contiguous_tensors_arrive() -> None:
     assert torch.equal(received, tensor)
 
 
-def test_two_buckets_live_and_the_third_takes_the_place_of_the_first() -> None:
+def test_a_bucket_takes_the_place_of_the_one_before() -> None:
     sender = ShmSender("test")
-    first, second, third = (sender.send([("w", torch.full((1000,), float(i)))]) for i in range(3))
+    first, second = (sender.send([("w", torch.full((1000,), float(i)))]) for i in range(2))
     with pytest.raises(RuntimeError, match="bucket 0 was overwritten"):
         read_bucket(first)
-    assert read_bucket(second)[0][1][0] == 1 and read_bucket(third)[0][1][0] == 2
+    assert read_bucket(second)[0][1][0] == 1
+    sender.close()
+
+
+def test_digests_name_what_was_damaged_or_exchanged_on_the_way() -> None:
+    sender = ShmSender("test")
+    tensors = {
+        "a": torch.arange(12.0).reshape(3, 4).T,
+        "b": torch.zeros(3, 4),
+        "c": torch.tensor(1.0),
+        "d": torch.empty(0),
+    }
+    bucket = sender.send(list(tensors.items()), verify=True)
+    check_digests(bucket, read_bucket(bucket))
+    exchanged = replace(bucket, offsets=(bucket.offsets[1], bucket.offsets[0], *bucket.offsets[2:]))
+    with pytest.raises(ValueError, match=r"not the bytes that were sent: a, b$"):
+        check_digests(exchanged, read_bucket(exchanged))
+    os.pwrite(bucket.fd, b"\x01", bucket.offsets[1] + 5)
+    with pytest.raises(ValueError, match=r"bucket 0: not the bytes that were sent: b$"):
+        check_digests(bucket, read_bucket(bucket))
+    unverified = sender.send([("a", torch.zeros(2))])
+    check_digests(unverified, [("a", torch.ones(2))])
     sender.close()
 
 
