@@ -1,9 +1,12 @@
-"""A workaround for vLLM 0.32 on CPU: after a weight reload the experts of a MoE layer are silently wrong.
+"""Workarounds for vLLM 0.32 on CPU, where a weight reload leaves packed copies of the old weights in use, silently.
 
-`UnquantizedFusedMoEMethod._setup_kernel` packs the expert weights into the CPU kernel's layout only while `moe_kernel`
-is None, so on a reload the plain layout is copied over the packed one. Forgetting the kernel before the reload makes
-the next load build and pack it again. tests/rollout/test_inference_prepack.py fails when vLLM no longer needs this;
-then delete this module and its one call in `rollout.vllm_reload`.
+Experts of a MoE layer: `UnquantizedFusedMoEMethod._setup_kernel` packs them into the CPU kernel's layout only while
+`moe_kernel` is None, so on a reload the plain layout is copied over the packed one. Forgetting the kernel before the
+reload makes the next load build and pack it again. A head that shares the embedding's weight: nothing is loaded into
+it, so its own packed copy is not made anew; that is done after the reload.
+
+tests/rollout/test_inference_prepack.py fails when vLLM no longer needs one of them; then delete it, and its one call
+in `rollout.vllm_reload`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Iterable
 import vllm
 from torch import nn
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
 
 TRIED_WITH = "0.32.0"
@@ -35,10 +39,31 @@ def forget_packed_experts(modules: Iterable[nn.Module]) -> int:
     return len(methods)
 
 
+def repack_tied_heads(modules: Iterable[nn.Module]) -> int:
+    """Pack the weights of embeddings and heads that an earlier one of `modules` owns. Returns their number.
+
+    Raises:
+        RuntimeError: there are some, and this vLLM is not the one that this was tried with.
+    """
+    if not current_platform.is_cpu():
+        return 0
+    owned: set[int] = set()
+    tied = []
+    for module in modules:
+        if isinstance(module, VocabParallelEmbedding):
+            tied += [module] if id(module.weight) in owned else []
+            owned.add(id(module.weight))
+    if tied:
+        check_version()
+    for module in tied:
+        module.quant_method.process_weights_after_loading(module)
+    return len(tied)
+
+
 def check_version() -> None:
     """Raise RuntimeError under a vLLM that this was not tried with."""
     if not vllm.__version__.startswith(TRIED_WITH):
         raise RuntimeError(
-            f"vLLM {vllm.__version__}: reloading MoE experts on CPU was tried with {TRIED_WITH} only. Run "
+            f"vLLM {vllm.__version__}: reloading packed weights on CPU was tried with {TRIED_WITH} only. Run "
             "tests/rollout/test_inference_prepack.py and set rollout.vllm_prepack.TRIED_WITH when it passes"
         )

@@ -20,7 +20,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
-from rollout.vllm_prepack import forget_packed_experts
+from rollout.vllm_prepack import forget_packed_experts, repack_tied_heads
 
 _LISTED = 8
 
@@ -34,6 +34,8 @@ class LoadableModel(Protocol):
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
 
 class Reload:
     """The reloads of one model, one at a time."""
@@ -41,13 +43,18 @@ class Reload:
     def __init__(self) -> None:
         self._known_names: frozenset[str] = frozenset()
         self._checked: set[str] = set()
+        self._untouched: set[str] = set()
 
     def begin(self, model: LoadableModel, model_config: ModelConfig) -> None:
         """Undo a reload that was cut short, and start a new one."""
         self._roll_back(model, model_config)
         self._checked = set()
+        # Before the reload begins a shared weight (a tied head) is still one parameter, under its first name.
+        shared_once = {name for name, _ in model.named_parameters()}
         forget_packed_experts(model.modules())
         initialize_layerwise_reload(model)
+        # Parameters that the packing of a layer adds are not there now, and no checkpoint has them.
+        self._untouched = shared_once & {name for name, _ in model.named_parameters()}
 
     def load(self, model: LoadableModel, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Load some tensors under checkpoint names.
@@ -60,10 +67,13 @@ class Reload:
         """
         known = [pair for pair in tensors if pair[0] in self._known_names]
         if known:
-            model.load_weights(known)
-        unmatched = [
-            name for name, tensor in tensors if name not in self._known_names and not _takes(model, name, tensor)
-        ]
+            self._untouched -= model.load_weights(known)
+        unmatched = []
+        for name, tensor in tensors:
+            if name not in self._known_names:
+                filled = _load_alone(model, name, tensor)
+                self._untouched -= filled
+                unmatched += [] if filled else [name]
         if unmatched:
             raise ValueError(f"the engine's model has no weights named {_listed(unmatched)}")
         self._checked.update(name for name, _ in tensors)
@@ -74,10 +84,12 @@ class Reload:
         Raises:
             ValueError: weights of the model that nothing was loaded into.
         """
-        missing = incomplete_layers(model)
+        # Counting misses what vLLM loads in place (SKIP_LOAD_TENSORS: the router's bias), names miss parts of one.
+        missing = sorted(self._untouched) or incomplete_layers(model)
         if missing:
             raise ValueError(f"the engine's model got no complete weights for {_listed(missing)}")
         finalize_layerwise_reload(model, model_config)
+        repack_tied_heads(model.modules())
         self._known_names = frozenset(self._checked)
 
     def _roll_back(self, model: LoadableModel, model_config: ModelConfig) -> None:
@@ -119,18 +131,18 @@ def _is_complete(layer: nn.Module, info: LayerReloadingInfo, own: Sequence[str])
     return info.load_numel >= sum(get_tensor_load_numel(waiting[name]) for name in own if name in waiting)
 
 
-def _takes(model: LoadableModel, name: str, tensor: Tensor) -> bool:
+def _load_alone(model: LoadableModel, name: str, tensor: Tensor) -> set[str]:
+    """The model's parameters that took it; none when it does not know the name."""
     try:
-        loaded = model.load_weights([(name, tensor)])
+        return model.load_weights([(name, tensor)])
     except KeyError:
-        return False
+        return set()
     except ValueError as error:
         if "no module or parameter named" in str(error):
-            return False
+            return set()
         raise
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit the engine's model: {error}") from error
-    return bool(loaded)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,12 +1,13 @@
-"""The CPU expert-prepack workaround: still needed, and sufficient.
+"""The workarounds for what vLLM packs on CPU: still needed, and sufficient.
 
-When the first test fails, vLLM has cured the fault: delete rollout/vllm_prepack.py and this file.
+When a test of what happens without one fails, vLLM has cured that fault: delete the workaround in
+rollout/vllm_prepack.py and its test here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,37 +17,46 @@ from tests.rollout import inference_support as support
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+Checksums = dict[str, str]
 
-@pytest.fixture(scope="module")
-def pushed_and_fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], ...]]:
-    """Checksums of one checkpoint: freshly loaded, pushed without the workaround, and pushed with it."""
-    path: Path = tmp_path_factory.mktemp("prepack") / "glm"
-    support.make_glm(path)
-    weights = support.checkpoint_weights(path)
-    sender = ShmSender("test")
+
+def fresh_and_pushed(path: Path, workaround: str) -> tuple[Checksums, Checksums, Checksums]:
+    """Checksums of one checkpoint: freshly loaded, pushed over other weights without the workaround, and with it."""
+    weights, sender = support.checkpoint_weights(path), ShmSender("test")
     with asyncio.Runner() as run, pytest.MonkeyPatch.context() as patch:
         engine = run.run(support.start(path, version=0))
         fresh = run.run(engine.checksums())
-        patch.setattr("rollout.vllm_reload.forget_packed_experts", lambda modules: 0)
-        run.run(support.push(engine, sender, weights, 1))
+        run.run(support.push(engine, sender, support.perturbed(weights, seed=1), 1))
+        patch.setattr(f"rollout.vllm_reload.{workaround}", lambda modules: 0)
+        run.run(support.push(engine, sender, weights, 2))
         without = run.run(engine.checksums())
         patch.undo()
-        run.run(support.push(engine, sender, weights, 2))
-        yield fresh, without, run.run(engine.checksums())
+        run.run(support.push(engine, sender, weights, 3))
+        right = run.run(engine.checksums())
         run.run(engine.shutdown())
     sender.close()
+    return fresh, without, right
 
 
-def test_without_the_workaround_exactly_the_experts_are_wrong(
-    pushed_and_fresh: tuple[dict[str, str], ...],
+@pytest.mark.parametrize(
+    ("workaround", "make", "is_stale"),
+    [
+        ("forget_packed_experts", support.make_glm, lambda name: name.endswith(("w13_weight", "w2_weight"))),
+        (
+            "repack_tied_heads",
+            lambda path: support.make_llama(path, tied=True),
+            lambda name: name.endswith(":lm_head.cpu_linear"),
+        ),
+    ],
+    ids=["experts", "tied head"],
+)
+def test_each_workaround_is_needed_and_sufficient(
+    workaround: str, make: Callable[[Path], None], is_stale: Callable[[str], bool], tmp_path: Path
 ) -> None:
-    fresh, without, _ = pushed_and_fresh
+    make(tmp_path / "model")
+    fresh, without, right = fresh_and_pushed(tmp_path / "model", workaround)
     wrong = {name for name in fresh if fresh[name] != without[name]}
-    assert wrong == {name for name in fresh if name.endswith(("w13_weight", "w2_weight"))}
-
-
-def test_with_the_workaround_all_weights_are_right(pushed_and_fresh: tuple[dict[str, str], ...]) -> None:
-    fresh, _, right = pushed_and_fresh
+    assert wrong and wrong == {name for name in fresh if is_stale(name)}, "without the workaround exactly these are"
     assert right == fresh
 
 
