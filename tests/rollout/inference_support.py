@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -15,6 +16,10 @@ from rollout.config import InferenceConfig, WeightSyncConfig
 from rollout.inference import Inference
 from rollout.transfer import Sender, describe
 from rollout.types import Completion, SamplingParams
+from rollout.vllm_engine import engine_core
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 Weights = dict[str, Tensor]
 
@@ -57,9 +62,10 @@ def make_glm(path: Path) -> None:
     model.save_pretrained(path)
 
 
-def make_llama(path: Path) -> None:
+def make_llama(path: Path, tied: bool = False) -> None:
+    """A dense Llama; `tied` shares the embedding's weight with the head, so that a checkpoint has it once."""
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**_SHAPE)).float().save_pretrained(path)
+    LlamaForCausalLM(LlamaConfig(**{**_SHAPE, "tie_word_embeddings": tied})).float().save_pretrained(path)
 
 
 def checkpoint_weights(path: Path) -> Weights:
@@ -72,7 +78,7 @@ def perturbed(weights: Mapping[str, Tensor], seed: int) -> Weights:
     """Other weights of the same names: every tensor moves by a tenth of its own size."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: tensor + 0.1 * tensor.std(correction=0) * torch.randn(tensor.shape, generator=generator)
+        name: tensor + 0.1 * tensor.square().mean().sqrt() * torch.randn(tensor.shape, generator=generator)
         for name, tensor in weights.items()
     }
 
@@ -131,12 +137,53 @@ async def open_update(engine: Inference, weights: Weights, version: int) -> None
     await engine.begin_update(version, [describe(name, tensor) for name, tensor in weights.items()])
 
 
-async def push(engine: Inference, sender: Sender, weights: Weights, version: int) -> None:
+async def update(engine: Inference, sender: Sender, weights: Weights, version: int) -> None:
+    """A push up to its last step: the engine stays paused."""
     await open_update(engine, weights, version)
     for bucket in in_buckets(weights):
-        await engine.load_bucket(sender.send(bucket))
+        await engine.load_bucket(sender.send(bucket, verify=True))
     await engine.finish_update(version)
+
+
+async def push(engine: Inference, sender: Sender, weights: Weights, version: int) -> None:
+    await update(engine, sender, weights, version)
     await engine.resume()
+
+
+async def start_requests(
+    engine: Inference, prompts: Sequence[Sequence[int]], label: str, samplings: Sequence[SamplingParams]
+) -> asyncio.Future[list[Completion]]:
+    """Queue requests in an engine that is paused and stays so; `step` runs them."""
+    await engine.pause()
+    requests = asyncio.gather(
+        *(
+            engine.generate(f"{label}-{i}", prompt, sampling)
+            for i, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
+        )
+    )
+    while (await engine.stats()).waiting < len(prompts):
+        await asyncio.sleep(0.001)
+    return requests
+
+
+async def step(engine: Inference, steps: int) -> None:
+    """Run a paused engine for exactly so many steps, each a token of every request: no clock decides what is where."""
+
+    def run(llm: LLMEngine) -> None:
+        engine_core(llm).resume_scheduler()
+        for _ in range(steps):
+            engine._thread._step(llm)
+
+    await engine._call(run)
+    await engine.pause()
+
+
+def shared_memory_files() -> set[str]:
+    """Paths under /dev/shm that this process or a child of it has mapped or open."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    mapped = {region.path for process in processes for region in process.memory_maps()}
+    opened = {file.path for process in processes for file in process.open_files()}
+    return {path for path in mapped | opened if path.startswith("/dev/shm/")}
 
 
 async def sample(

@@ -65,12 +65,8 @@ def test_running_requests_go_on_with_their_cache_and_carry_both_versions(
 
     async def push_while_sampling() -> list[Completion]:
         await support.push(inference, sender, base, 10)
-        running = asyncio.gather(
-            *(inference.generate(f"keep-{i}", p, SamplingParams(max_tokens=300)) for i, p in enumerate(prompts))
-        )
-        while (await inference.stats()).running < len(prompts):
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        running = await support.start_requests(inference, prompts, "keep", [SamplingParams(max_tokens=100)] * 16)
+        await support.step(inference, 50)
         await support.push(inference, sender, support.perturbed(base, seed=3), 11)
         return await running
 
@@ -79,7 +75,26 @@ def test_running_requests_go_on_with_their_cache_and_carry_both_versions(
     support.export(support.perturbed(base, seed=3), like=llama, path=tmp_path / "new")
     old, new = Judge(llama), Judge(tmp_path / "new")
     for prompt, completion in zip(prompts, completions, strict=True):
-        assert set(completion.versions) == {10, 11}
+        assert completion.versions == (10,) * 50 + (11,) * 50
         is_old = torch.tensor(completion.versions) == 10
         assert (old.gaps(prompt, completion)[is_old] < PARITY).all()
         assert new.gaps(prompt, completion)[~is_old].max() > PARITY, "the cache was recomputed"
+
+
+def test_a_head_that_shares_the_embedding_follows_every_push(tmp_path: Path) -> None:
+    """The checkpoint has the shared weight once, under the embedding's name."""
+    support.make_llama(tmp_path / "tied", tied=True)
+    base, sender = support.checkpoint_weights(tmp_path / "tied"), ShmSender("test")
+    assert "lm_head.weight" not in base
+    with asyncio.Runner() as run:
+        inference = run.run(support.start(tmp_path / "tied"))
+        for version in (1, 2):
+            weights = support.perturbed(base, seed=version)
+            support.export(weights, like=tmp_path / "tied", path=tmp_path / f"v{version}")
+            judge = Judge(tmp_path / f"v{version}")
+            run.run(support.push(inference, sender, weights, version))
+            sampling = SamplingParams(max_tokens=20)
+            (completion,) = run.run(support.sample(inference, [PROMPT], f"tied{version}", sampling))
+            assert judge.gaps(PROMPT, completion).max() < PARITY
+        run.run(inference.shutdown())
+    sender.close()

@@ -38,10 +38,15 @@ def engine(glm: Path) -> Iterator[tuple[asyncio.Runner, Inference]]:
         run.run(started.shutdown())
 
 
-def test_two_workers_match_hugging_face_after_pushes(glm: Path, engine: tuple[asyncio.Runner, Inference]) -> None:
+def test_two_workers_match_hugging_face_after_pushes(
+    glm: Path, engine: tuple[asyncio.Runner, Inference], tmp_path: Path
+) -> None:
     run, inference = engine
-    weights, judge, sender = support.checkpoint_weights(glm), Judge(glm), ShmSender("test")
+    base, sender = support.checkpoint_weights(glm), ShmSender("test")
     for version in (1, 2):
+        weights = support.perturbed(base, seed=version)
+        support.export(weights, like=glm, path=tmp_path / f"v{version}")
+        judge = Judge(tmp_path / f"v{version}")
         run.run(support.push(inference, sender, weights, version))
         for prompt, completion in zip(
             PROMPTS,
@@ -50,6 +55,14 @@ def test_two_workers_match_hugging_face_after_pushes(glm: Path, engine: tuple[as
         ):
             assert judge.gaps(prompt, completion).max() < PARITY
     sender.close()
+
+
+def test_checksums_tell_the_workers_apart(engine: tuple[asyncio.Runner, Inference]) -> None:
+    run, inference = engine
+    checksums = run.run(inference.checksums())
+    halves = ["dp0:pp0:pcp0:tp0:lm_head.weight", "dp0:pp0:pcp0:tp1:lm_head.weight"]
+    assert checksums[halves[0]] != checksums[halves[1]]
+    assert len(checksums) == 2 * len([name for name in checksums if ":tp0:" in name])
 
 
 # Last: it kills the engine.
