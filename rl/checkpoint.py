@@ -6,34 +6,45 @@ import os
 import shutil
 from pathlib import Path
 
+_PARTIAL, _REPLACED, _DELETED = ".partial", ".replaced", ".deleted"
+"""Endings of hidden directories: being written; stepping aside for a new one of the same step; being deleted."""
+
 
 class CheckpointStore:
     """Checkpoints of one run: `<root>/step-000012`, complete or not there at all, the newest `keep` of them.
 
-    Written under a hidden name, synced to disk and renamed; a crash at any point leaves the older ones as they were.
+    Written under a hidden name, synced to disk and renamed; deleted under a hidden name too. A crash at any point
+    leaves the older ones as they were. One store at a time may use a root: opening it clears up after a crash.
     """
 
     def __init__(self, root: Path, keep: int) -> None:
         self._root, self._keep = root, keep
+        for replaced in root.glob(f".step-*{_REPLACED}"):
+            final = root / replaced.name.removeprefix(".").removesuffix(_REPLACED)
+            if not final.exists():  # the crash came before the new one had its name
+                replaced.rename(final)
+        self._clear_hidden()
 
     def begin(self, step: int) -> Path:
         """An empty directory to write into."""
-        partial = self._partial(step)
+        partial = self._hidden(self._final(step), _PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
 
     def publish(self, step: int) -> Path:
         """Make the checkpoint of `step` visible, then delete what is older than the newest `keep` and leftovers."""
-        partial, final = self._partial(step), self._root / f"step-{step:06d}"
+        final = self._final(step)
+        partial = self._hidden(final, _PARTIAL)
         _sync_tree(partial)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            final.rename(self._hidden(final, _REPLACED))
         partial.rename(final)
         _sync(self._root)
+        self._clear_hidden()
         for old in self._complete()[: -self._keep]:
-            shutil.rmtree(old)
-        for leftover in self._root.glob(".step-*.partial"):
-            shutil.rmtree(leftover)
+            old.rename(self._hidden(old, _DELETED))
+        self._clear_hidden()
         return final
 
     def latest(self) -> Path | None:
@@ -44,8 +55,15 @@ class CheckpointStore:
     def _complete(self) -> list[Path]:
         return sorted(self._root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
-    def _partial(self, step: int) -> Path:
-        return self._root / f".step-{step:06d}.partial"
+    def _final(self, step: int) -> Path:
+        return self._root / f"step-{step:06d}"
+
+    def _hidden(self, final: Path, ending: str) -> Path:
+        return final.with_name(f".{final.name}{ending}")
+
+    def _clear_hidden(self) -> None:
+        for leftover in self._root.glob(".step-*"):
+            shutil.rmtree(leftover)
 
 
 def _sync_tree(root: Path) -> None:
