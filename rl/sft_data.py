@@ -30,7 +30,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def sft_rows(recipe: Recipe) -> list[SftRow]:
-    """At most `sft.rows` rows. Raises ValueError naming the dataset row and field that cannot be used."""
+    """At most `sft.rows` rows. Raises ValueError naming the dataset row and field that cannot be used, or the row that
+    is too long for a micro-batch.
+    """
     if recipe.sft is None:
         raise ValueError("the recipe has no sft: section")
     chat = Chat.load(recipe.model.path, recipe.model.renderer)
@@ -41,6 +43,7 @@ def sft_rows(recipe: Recipe) -> list[SftRow]:
     for where, messages, tools in found:
         for cycle in _cycles(messages):
             rows.append(_render(chat, cycle, tools, thinking, where))
+            _check_length(rows[-1], recipe.trainer.token_budget, where)
             if len(rows) == recipe.sft.rows:
                 return rows
     if not rows:
@@ -117,6 +120,15 @@ def _render(chat: Chat, messages: list[Message], tools: tuple[ToolSpec, ...], th
     except ValueError as error:
         raise ValueError(f"{where}: field 'messages': {error}") from None
     return SftRow(token_ids=tuple(token_ids), loss_mask=tuple(loss_mask))
+
+
+def _check_length(row: SftRow, budget: int, where: str) -> None:
+    # Here and not where rows are packed: that would be at a random step, without the row's name.
+    if len(row) > budget:
+        raise ValueError(
+            f"{where}: {len(row)} tokens, but trainer.token_budget is {budget}: raise trainer.token_budget to at least "
+            f"{len(row)}, or shorten the row or leave it out"
+        )
 
 
 def _model_files(directory: Path) -> list[Path]:

@@ -93,6 +93,14 @@ def test_a_bad_row_is_named_with_its_field(tmp_path: Path, row: object, reason: 
         sft_rows(recipe(path))
 
 
+def test_a_row_that_no_micro_batch_can_hold_is_named(tmp_path: Path) -> None:
+    long = recipe(write(tmp_path / "d.jsonl", {"messages": TALK[:2]}, {"messages": TALK}))
+    fits = max(len(row) for row in sft_rows(long))
+    small = long.model_copy(update={"trainer": long.trainer.model_copy(update={"token_budget": fits - 1})})
+    with pytest.raises(ValueError, match=rf"row 1: {fits} tokens, but trainer.token_budget is {fits - 1}: raise"):
+        sft_rows(small)
+
+
 def test_a_dataset_without_an_assistant_message_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no assistant message"):
         sft_rows(recipe(write(tmp_path / "d.jsonl", {"messages": TALK[:1]})))
