@@ -33,11 +33,11 @@ _SIGNAL_ANSWER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """`text` is for people; `stacks` is the file with all stacks and the process table."""
+    """`text` is for people; `stacks` is the file with all stacks and the process table, None if writing it failed."""
 
     last: str
     idle_s: float
-    stacks: Path
+    stacks: Path | None
     text: str
 
 
@@ -88,18 +88,24 @@ class Watchdog:
             self._closed.wait(self._stall_s - idle)
 
     def _report(self, what: str, idle: float) -> None:
-        path = dump_stacks(self._logs_dir)
+        path, stacks = None, ""
+        try:
+            path = dump_stacks(self._logs_dir)
+            stacks = str(path)
+        except Exception as error:  # a full disk, say; without this thread nothing would end the run
+            stacks = f"not written ({type(error).__name__}: {error})"
         try:
             waiting = self._waiting()
         except Exception as error:  # whatever broke the run may break this too; the report must still come out
             waiting = f"unknown ({type(error).__name__}: {error})"
         text = (
             f"no progress for {idle:.0f} s (run.stall_s={self._stall_s:g}). Last: {what}. "
-            f"Waiting for: {waiting}. Stacks of all processes: {path}"
+            f"Waiting for: {waiting}. Stacks of all processes: {stacks}"
         )
         self._on_stall(Stall(last=what, idle_s=idle, stacks=path, text=text))
         if not self._closed.wait(self._exit_after_s):
-            print(f"the driver did not stop within {self._exit_after_s:g} s of the stall", file=sys.stderr, flush=True)
+            late = f"the driver did not stop within {self._exit_after_s:g} s of the stall"
+            print(f"error: {text}\n{late}", file=sys.stderr, flush=True)
             os._exit(STALL_EXIT_CODE)
 
 
