@@ -2,8 +2,9 @@
 
 The receiving end is `rollout.vllm_worker.NcclTransferEngine`; this is the sending end of the same wire format (packed
 chunks, `packed_nccl_broadcast_producer`), one bucket at a time instead of vLLM's whole model at a time, so that the
-trainer never gathers more than two buckets. Both sides of a broadcast must run at once: `send` starts it on a thread
-and returns the description that makes the engines receive. Not run on GPUs yet: tests/rollout/test_transfer_nccl.py is.
+trainer never holds more than a gathered bucket, a copy on its way and what it is packed into. Both sides of a
+broadcast must run at once: `send` starts it on a thread and returns the description that makes the engines receive.
+Not run on GPUs yet; tests/rollout/test_transfer_nccl.py does where it finds two.
 """
 
 from __future__ import annotations
@@ -101,10 +102,12 @@ class NcclSender:
             RuntimeError: the one before did not end, although every engine has it.
         """
         self._finish()
+        # Copies: the source's tensors are valid until it gathers the next bucket, which goes on beside the broadcast.
+        own = [(name, tensor.detach().clone()) for name, tensor in bucket]
         if torch.cuda.is_available():
-            # What the trainer's stream still computes must be there before the broadcast's own stream reads it.
+            # They must be there before the broadcast's own stream reads them.
             torch.cuda.current_stream().synchronize()
-        self._running = self._membership.broadcast(list(bucket))
+        self._running = self._membership.broadcast(own)
         sent = NcclBucket(
             rendezvous=self._membership.rendezvous,
             sequence=self._sequence,

@@ -43,7 +43,7 @@ class ThreadGroup:
         while not self._wanted.acquire(timeout=0.01):
             if self.left.is_set():
                 raise Broken
-        self.received.put(bucket[0][0])
+        self.received.put(f"{bucket[0][0]}{bucket[0][1].tolist()}")
 
     def leave(self) -> None:
         self.left.set()
@@ -76,9 +76,11 @@ def test_buckets_go_one_after_the_other_through_one_group() -> None:
     sender = network.sender()
     first = sender.send(bucket("a"))
     group = network.opened.get(timeout=30)
-    assert group.receive() == "a"
-    second = sender.send(bucket("b"), verify=True)
-    assert group.receive() == "b"
+    assert group.receive() == "a[0.0, 0.0]"
+    ((_, reused),) = gathered = bucket("b")
+    second = sender.send(gathered, verify=True)
+    reused.fill_(7)
+    assert group.receive() == "b[0.0, 0.0]", "the source's tensors end with the next bucket, the broadcast later"
     assert first.rendezvous == second.rendezvous == group.rendezvous and group.rendezvous.address == "10.0.0.7"
     assert (first.sequence, second.sequence, len(first.digests), len(second.digests)) == (0, 1, 0, 1)
     sender.close()
@@ -94,7 +96,7 @@ def test_a_bucket_that_no_engine_received_does_not_stop_the_next_push() -> None:
     assert old.left.wait(30)
     again = sender.send(bucket("a"))
     new = network.opened.get(timeout=30)
-    assert new.receive() == "a"
+    assert new.receive() == "a[0.0, 0.0]"
     assert again.rendezvous == new.rendezvous != lost.rendezvous, "engines that stayed in the old group would hang"
     sender.close()
 
