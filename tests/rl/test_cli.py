@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from rl.cli import main
+from rl.preflight import environment_error
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = str(REPOSITORY / "recipes" / "agent_rl.yaml")
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["help"], ["plan", "--help"], [CLUSTER, "-h"]])
 def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     assert "./launch.sh RECIPE" in capsys.readouterr().out
@@ -57,6 +59,42 @@ def test_the_cluster_recipe_without_its_hardware_starts_nothing(tmp_path: Path) 
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=without_gpus, timeout=60)
     assert done.returncode == 2, done.stderr
     assert "error: this recipe wants 64 GPUs and 68 CPU cores; here are 0 GPUs" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sandbox_that_cannot_isolate_is_told_before_anything_starts(tmp_path: Path) -> None:
+    bwrap = tmp_path / "bwrap"
+    bwrap.write_text("#!/bin/sh\necho 'no namespaces here' >&2\nexit 1\n", encoding="utf-8")
+    bwrap.chmod(0o755)
+    (tmp_path / "file").touch()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(*overrides: str) -> subprocess.CompletedProcess[str]:
+        # A run directory that is a file is refused later, so that what passes here starts nothing either.
+        recipe = ["recipes/quickstart.yaml", f"run.dir={tmp_path / 'file'}", *overrides]
+        command = [sys.executable, "-m", "rl.cli", *recipe]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=120)
+
+    refused = start()
+    assert refused.returncode == 2 and "no namespaces here" in refused.stderr
+    assert "sandbox: unsafe-none" in refused.stderr
+    unsafe = start("sandbox=unsafe-none")
+    assert "namespaces" not in unsafe.stderr and "is a file" in unsafe.stdout + unsafe.stderr
+
+
+def test_a_run_on_gpus_from_the_cpu_environment_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if environment_error("cpu"):
+        pytest.skip("this is the GPU environment")
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\nfor i in 0 1 2; do echo "GPU $i: NVIDIA H200"; done\n', encoding="utf-8")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert main([str(REPOSITORY / "recipes" / "quickstart.yaml"), f"run.dir={tmp_path / 'run'}"]) == 2
+    assert "SLUICE_DEVICE=cuda ./launch.sh" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

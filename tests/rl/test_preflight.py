@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rl.preflight import bubblewrap_error, cpu_count, gpu_names, lock_differences
+from rl.preflight import (
+    bubblewrap_error,
+    chosen_device,
+    cpu_count,
+    environment_error,
+    gpu_names,
+    lock_differences,
+    sandbox_error,
+)
 
 TWO_GPUS = "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-a)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-b)'\n"
 
@@ -25,7 +33,7 @@ def test_gpus_are_those_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.Mon
     assert [name.split(":")[0] for name in gpu_names()] == ["GPU 0", "GPU 1"]
 
 
-@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("1", 1), ("0,1", 2)])
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("-1,0", 0), ("1", 1), ("0,1", 2)])
 def test_hidden_gpus_do_not_count(visible: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "nvidia-smi", TWO_GPUS, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -38,11 +46,35 @@ def test_a_driver_that_sees_nothing_means_no_gpus(script: str, tmp_path: Path, m
     assert gpu_names() == []
 
 
+def test_the_environment_is_for_the_device_that_was_chosen_else_for_what_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "nvidia-smi", TWO_GPUS, monkeypatch)
+    monkeypatch.delenv("SLUICE_DEVICE", raising=False)
+    assert chosen_device() == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert chosen_device() == "cpu"
+    monkeypatch.setenv("SLUICE_DEVICE", "cuda")
+    assert chosen_device() == "cuda"
+
+
+def test_an_environment_for_the_other_device_names_the_start_that_builds_the_right_one() -> None:
+    errors = {device: environment_error(device) for device in ("cpu", "cuda")}
+    ((device, text),) = ((device, text) for device, text in errors.items() if text)
+    assert f"SLUICE_DEVICE={device} ./launch.sh" in text
+
+
 def test_bubblewrap_that_is_missing_or_broken_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "not on PATH" in str(bubblewrap_error())
     program(tmp_path, "bwrap", "#!/bin/sh\necho 'no namespaces here' >&2\nexit 1\n", monkeypatch)
     assert bubblewrap_error() == "no namespaces here"
+    assert "no namespaces here" in str(sandbox_error()) and "sandbox: unsafe-none" in str(sandbox_error())
+
+
+def test_a_sandbox_that_isolates_has_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "bwrap", "#!/bin/sh\n", monkeypatch)
+    assert bubblewrap_error() is None and sandbox_error() is None
 
 
 def test_lock_differences_name_both_versions(tmp_path: Path) -> None:
