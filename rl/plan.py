@@ -15,18 +15,30 @@ from rl.config import Recipe
 from rl.recipe import derived
 from rollout.types import Device
 
-PUBLISHED_BILLIONS = {
-    "zai-org/GLM-4.5": (355, 32),
-    "zai-org/GLM-4.5-Base": (355, 32),
-    "zai-org/GLM-4.5-Air": (106, 12),
-    "zai-org/GLM-4.5-Air-Base": (106, 12),
-}
-"""Parameters in billions, all and active per token, as the GLM-4.5 report (arXiv:2508.06471, table 1) gives them;
-used when the model's config.json is not on this machine."""
-
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 MASTER_BYTES = 16
 """Per parameter besides the weights: float32 gradient, float32 master copy, two float32 AdamW moments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """`hidden` is the width of what one layer hands to the next, for each token."""
+
+    parameters: int
+    layers: int
+    hidden: int
+
+
+GLM_45 = ModelSize(parameters=355 * 10**9, layers=92, hidden=5120)
+GLM_45_AIR = ModelSize(parameters=106 * 10**9, layers=46, hidden=4096)
+PUBLISHED = {
+    "zai-org/GLM-4.5": GLM_45,
+    "zai-org/GLM-4.5-Base": GLM_45,
+    "zai-org/GLM-4.5-Air": GLM_45_AIR,
+    "zai-org/GLM-4.5-Air-Base": GLM_45_AIR,
+}
+"""As the GLM-4.5 report (arXiv:2508.06471, table 1) gives them, without the multi-token-prediction layer; used when the
+model's config.json is not on this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,39 +71,73 @@ def wants(recipe: Recipe) -> Wants:
     )
 
 
-def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int) -> list[str]:
-    """Lines that say what the recipe wants, what is here and how to shrink it; empty when it can start."""
+def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus: int | None = None) -> list[str]:
+    """Lines that say what the recipe wants, what is here and how to shrink it; empty when it can start.
+
+    `cpus` and `gpus` are those of all machines together; `largest_node_gpus` of the one with the most, where known.
+    """
     if resolve_device(recipe, gpus) == "cpu":
         unfit = [problem.text for problem in cpu_problems(recipe)]
         return [*unfit, "no GPU is seen here, so run.device=auto means cpu"] if unfit else []
+    too_wide = _too_wide(recipe, largest_node_gpus)
     wanted = wants(recipe)
     if gpus >= wanted.gpus and cpus >= wanted.cpus:
-        return []
+        return too_wide
     inference = recipe.inference
     return [
+        *too_wide,
         f"this recipe wants {wanted.gpus} GPUs and {wanted.cpus} CPU cores; here are {gpus} GPUs and {cpus} CPU cores",
         f"the GPUs are {wanted.trainer_gpus} for trainer.ranks={recipe.trainer.ranks} and {wanted.inference_gpus} for "
         f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel}; "
         f"the cores are one for every rank, engine and rollout worker (rollout.workers={recipe.rollout.workers})",
         "on several machines: start Ray on each of them and set run.ray_address to the cluster's address",
         "smaller: lower those keys and trainer.expert_parallel, with a smaller model=PATH",
-        "without GPUs: a tiny model, run.device=cpu model.dtype=float32 inference.tensor_parallel=1",
+        _on_cpus(recipe),
     ]
 
 
-def count_parameters(model_path: str) -> int | None:
-    """Parameters of the model, from its config.json where that is on this machine, else as published, else None."""
+def _too_wide(recipe: Recipe, largest_node_gpus: int | None) -> list[str]:
+    """An engine's GPUs are one Ray actor's: totals over machines say nothing about whether it can be placed."""
+    width = recipe.inference.tensor_parallel
+    if largest_node_gpus is None or width <= largest_node_gpus:
+        return []
+    return [
+        f"inference.tensor_parallel={width}: an engine stays on one machine, and the largest here has "
+        f"{largest_node_gpus} GPUs; use inference.tensor_parallel<={largest_node_gpus}, or larger machines"
+    ]
+
+
+def _on_cpus(recipe: Recipe) -> str:
+    """How to start this recipe on a machine whose GPUs are too few, or none."""
+    overrides = [
+        override
+        for override, fits in (
+            ("run.device=cpu", recipe.run.device != "cuda"),
+            ("model.dtype=float32", recipe.model.dtype == "float32"),
+            ("inference.tensor_parallel=1", recipe.inference.tensor_parallel == 1),
+        )
+        if not fits
+    ]
+    command = " ".join(["SLUICE_DEVICE=cpu ./launch.sh RECIPE", *overrides])
+    return f"without GPUs, for a tiny model only: {command}"
+
+
+def model_size(model_path: str) -> ModelSize | None:
+    """Size of the model, from its config.json where that is on this machine, else as published, else None."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(model_path, local_files_only=True)
     except (OSError, ValueError):
-        published = PUBLISHED_BILLIONS.get(model_path)
-        return published[0] * 10**9 if published else None
+        return PUBLISHED.get(model_path)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+    )
 
 
 def describe(recipe: Recipe, *, cpus: int, gpus: int) -> str:
@@ -107,18 +153,35 @@ def describe(recipe: Recipe, *, cpus: int, gpus: int) -> str:
 
 
 def _memory(recipe: Recipe, device: Device) -> str:
-    parameters = count_parameters(recipe.model.path)
-    if parameters is None:
+    size = model_size(recipe.model.path)
+    if size is None:
         return f"unknown: the config.json of {recipe.model.path} is not on this machine"
     weight = DTYPE_BYTES[recipe.model.dtype]
-    shard = parameters * (weight + MASTER_BYTES) / recipe.trainer.ranks
-    engine = parameters * weight / recipe.inference.tensor_parallel
+    shard = size.parameters * (weight + MASTER_BYTES) / recipe.trainer.ranks
+    engine = size.parameters * weight / recipe.inference.tensor_parallel
     place = "GPU" if device == "cuda" else "process"
     return (
-        f"{_scaled(parameters)} parameters in {recipe.model.dtype}\n"
-        f"trainer: {_bytes(shard)} in each of {recipe.trainer.ranks} ranks for weights, gradients and optimizer "
-        f"states; activations come on top\n"
-        f"inference: {_bytes(engine)} in each engine {place} for weights; the KV cache comes on top"
+        f"{_scaled(size.parameters)} parameters in {recipe.model.dtype}\n"
+        f"trainer: {_bytes(shard)} in each of {recipe.trainer.ranks} ranks for weights, gradients and optimizer states "
+        f"(trainer.deepspeed may offload them to the host)\n"
+        f"trainer, on top: {_activations(recipe, size)}\n"
+        f"inference: {_bytes(engine)} in each engine {place} for weights; the KV cache comes on top\n"
+        f"host: a checkpoint is read tensor by tensor; no process holds the whole model beside its own part"
+    )
+
+
+def _activations(recipe: Recipe, size: ModelSize) -> str:
+    """What a full micro-batch keeps for the backward pass. The layers' inner tensors depend on too much to be told."""
+    trainer = recipe.trainer
+    inputs = _bytes(trainer.token_budget * size.layers * size.hidden * DTYPE_BYTES[recipe.model.dtype])
+    if trainer.gradient_checkpointing:
+        return (
+            f"{inputs} for the inputs of {size.layers} layers × trainer.token_budget={trainer.token_budget} tokens, "
+            "then all that one layer computes: its gathered weights, its attention, the tokens sent to its experts"
+        )
+    return (
+        f"all that {size.layers} layers compute for trainer.token_budget={trainer.token_budget} tokens, many times the "
+        f"{inputs} of their inputs alone; trainer.gradient_checkpointing=true keeps those and one layer's"
     )
 
 
