@@ -6,15 +6,23 @@ It looks at the file system for paths the recipe names, and imports no torch. Ca
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rewards.compose import check_weights
+from rewards.compose import check_weights, compose
 from rl.config import Recipe
-from rl.deepspeed_config import refuse_owned
+from rl.deepspeed_config import deepspeed_config, refuse_owned
+from rollout.environment import EnvironmentSpec
 from rollout.envs import ENVIRONMENTS
 from rollout.vllm_args import check_engine_args
+
+DATA_SUFFIXES = (".jsonl", ".parquet")
+"""What rollout.rows reads from a file."""
+OTHER_DATA = (".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip")
+"""Suffixes that no Hugging Face name has either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,40 @@ def _parallelism(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _model(recipe: Recipe) -> Iterator[Problem]:
+    """What a model's config.json forbids, where that is a local file; else the processes of the run find out."""
+    config = _local_config(recipe.model.path)
+    if config is None:
+        return
+    longest, context = config.get("max_position_embeddings"), recipe.rollout.max_context
+    if isinstance(longest, int) and longest < context and not _stretched(config):
+        yield Problem(
+            "rollout.max_context",
+            f"rollout.max_context={context} is more than the model's max_position_embeddings={longest}; "
+            f"use rollout.max_context<={longest}",
+        )
+    trainer = recipe.trainer.model_copy(update={"deepspeed": {}})  # `_passed_through` speaks of those keys
+    if "model_type" in config and trainer.ranks % trainer.expert_parallel == 0:
+        try:
+            deepspeed_config(config, trainer, trainer.optimizer, recipe.model.dtype, "cpu")
+        except ValueError as error:
+            yield Problem("trainer.expert_parallel", str(error))
+
+
+def _local_config(model: str) -> dict[str, Any] | None:
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _stretched(config: dict[str, Any]) -> bool:
+    """Whether the rotary embedding is scaled: how far it then reaches is vLLM's to say."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return rope.get("rope_type", rope.get("type", "default")) != "default"
+
+
 def _device(recipe: Recipe) -> Iterator[Problem]:
     if recipe.run.device == "cpu":
         yield from cpu_problems(recipe)
@@ -142,22 +184,55 @@ def _environments(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+def _chosen_environments(recipe: Recipe) -> list[EnvironmentSpec]:
+    """Each once; a name that is none has a problem of its own."""
+    names = dict.fromkeys(source.environment for source in recipe.tasks.sources)
+    return [ENVIRONMENTS[name] for name in names if name in ENVIRONMENTS]
+
+
 def _reward_weights(recipe: Recipe) -> Iterator[Problem]:
-    chosen = (ENVIRONMENTS[s.environment] for s in recipe.tasks.sources if s.environment in ENVIRONMENTS)
     try:
-        check_weights(recipe.rewards.weights, {part for spec in chosen for part in spec.reward_parts})
+        check_weights(
+            recipe.rewards.weights, {part for spec in _chosen_environments(recipe) for part in spec.reward_parts}
+        )
     except ValueError as error:
         yield Problem("rewards.weights", str(error))
 
 
+def _success(recipe: Recipe) -> Iterator[Problem]:
+    """A success that no trajectory can reach. A reward part is at most 1."""
+    weights, wanted = recipe.rewards.weights, recipe.eval.success_reward
+    for spec in _chosen_environments(recipe):
+        weighed = {part: weights.get(part, 1.0) for part in spec.reward_parts}
+        best = compose({part: float(weight > 0) for part, weight in weighed.items()}, weighed)
+        if not any(weighed.values()):
+            yield Problem(
+                "rewards.weights",
+                f"rewards.weights gives 0 to every reward part of environment {spec.name!r} "
+                f"({', '.join(weighed)}), so all its rewards are 0; raise one of them",
+            )
+        elif best < wanted:
+            yield Problem(
+                "eval.success_reward",
+                f"eval.success_reward={wanted} is more than environment {spec.name!r} can give: its parts reach 1 "
+                f"each, which rewards.weights makes {best}; use eval.success_reward<={best} or raise the weights",
+            )
+
+
 def _files(recipe: Recipe) -> Iterator[Problem]:
-    named = [("model.path", recipe.model.path)]
+    datasets = []
     if recipe.sft is not None and recipe.sft.dataset != "oracle":
-        named.append(("sft.dataset", recipe.sft.dataset))
+        datasets.append(("sft.dataset", recipe.sft.dataset))
     for index, source in enumerate(recipe.tasks.sources):
         if source.dataset is not None:
-            named.append((f"tasks.sources.{index}.dataset", source.dataset))
-    for key, value in named:
+            datasets.append((f"tasks.sources.{index}.dataset", source.dataset))
+    for key, value in datasets:
+        if Path(value).suffix not in DATA_SUFFIXES and (Path(value).suffix in OTHER_DATA or Path(value).is_file()):
+            yield Problem(
+                key,
+                f"{key}={value} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face dataset name",
+            )
+    for key, value in [("model.path", recipe.model.path), *datasets]:
         if _is_local_path(value) and not Path(value).exists():
             yield Problem(
                 key, f"{key}={value} does not exist; paths are looked up from {Path.cwd()} and from the repository"
@@ -166,9 +241,7 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
 
 def _is_local_path(name: str) -> bool:
     """Whether a name can only be a path: a Hugging Face name is `name` or `owner/name`, without a data suffix."""
-    return (
-        name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".json", ".jsonl", ".parquet")
-    )
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in DATA_SUFFIXES
 
 
 _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
@@ -176,10 +249,12 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _sampling,
     _batching,
     _parallelism,
+    _model,
     _device,
     _passed_through,
     _resume,
     _environments,
     _reward_weights,
+    _success,
     _files,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,7 +42,8 @@ class ModelConfig(StrictModel):
     path: str
     """A local directory or Hugging Face name. A directory with a config.json but no weights starts from random ones."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    renderer: str = "glm-4.5"
+    renderer: Literal["glm-4.5"] = "glm-4.5"
+    """The chat format (rollout.chat)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,9 +51,12 @@ class ModelConfig(StrictModel):
         return {cls.shorthand: value} if isinstance(value, str) else value
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(StrictModel):
     lr: float = Field(ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)

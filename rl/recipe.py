@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, get_args, get_origin
@@ -37,7 +38,7 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
 
     An override's value is YAML. A bare string for a section with a short form (`model=PATH`) sets that one field and
     keeps the rest. A relative model or dataset path is looked up from the working directory, then from the repository;
-    found, it becomes absolute. Raises RecipeError, naming every problem.
+    found, it becomes absolute. A path may begin with `~`. Raises RecipeError, naming every problem.
     """
     try:
         text = FilePath(path).read_text(encoding="utf-8")
@@ -59,9 +60,17 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def save_resolved(recipe: Recipe, path: str | FilePath) -> None:
-    """Write every key of the recipe, defaults included; `load_recipe(path)` gives an equal Recipe."""
-    header = "# The resolved recipe of this run: every key, defaults included. It can be run again as it is.\n"
-    FilePath(path).write_text(header + marked_yaml.dump(recipe.model_dump(mode="json")), encoding="utf-8")
+    """Write `resolved_text`; `load_recipe(path)` gives an equal Recipe."""
+    FilePath(path).write_text(resolved_text(recipe), encoding="utf-8")
+
+
+def resolved_text(recipe: Recipe) -> str:
+    """The recipe as YAML, every key with defaults included, under its batch arithmetic as a comment."""
+    arithmetic = "".join(f"#   {name}: {value}\n" for name, value in derived(recipe).items())
+    return (
+        "# The resolved recipe of this run: every key, defaults included. It can be run again as it is.\n"
+        f"# What follows from it:\n{arithmetic}{marked_yaml.dump(recipe.model_dump(mode='json'))}"
+    )
 
 
 def derived(recipe: Recipe) -> dict[str, int]:
@@ -239,11 +248,13 @@ def _parts(dotted: str) -> Path:
 
 
 def _resolve_paths(recipe: Recipe) -> Recipe:
-    """Make local model and dataset paths absolute, so that no process depends on its working directory."""
+    """Make local model and dataset paths absolute, so that no process depends on its working directory. Reads `~`."""
+    places = {"dir": _home(recipe.run.dir), "cache_dir": _home(recipe.run.cache_dir)}
     sources = tuple(s.model_copy(update={"dataset": _located(s.dataset)}) for s in recipe.tasks.sources)
     sft = recipe.sft and recipe.sft.model_copy(update={"dataset": _located(recipe.sft.dataset)})
     return recipe.model_copy(
         update={
+            "run": recipe.run.model_copy(update=places),
             "model": recipe.model.model_copy(update={"path": _located(recipe.model.path)}),
             "tasks": recipe.tasks.model_copy(update={"sources": sources}),
             "sft": sft,
@@ -251,7 +262,12 @@ def _resolve_paths(recipe: Recipe) -> Recipe:
     )
 
 
+def _home(name: str | None) -> str | None:
+    return name and os.path.expanduser(name)
+
+
 def _located(name: str | None) -> str | None:
+    name = _home(name)
     if name is None:
         return None
     found = (base / name for base in (FilePath.cwd(), REPOSITORY) if (base / name).exists())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rl.recipe import RecipeError, derived, load_recipe, save_resolved
+from rl.recipe import RecipeError, derived, load_recipe, resolved_text, save_resolved
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = """\
@@ -161,7 +161,8 @@ def test_a_short_override_keeps_the_rest_of_the_section(recipe_file: Path) -> No
 
 
 def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, ["inference.engine_args.max_num_seqs=7", "rewards.weights.code=0.5"])
+    free_form = ["inference.engine_args.max_num_seqs=7", "rewards.weights.code=0.5"]
+    recipe = load_recipe(recipe_file, [*free_form, "eval.success_reward=0.5"])
     assert recipe.inference.engine_args == {"max_num_seqs": 7} and recipe.rewards.weights == {"code": 0.5}
 
 
@@ -177,6 +178,8 @@ def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
         ("tasks.sources.2={environment: a}", "tasks.sources has 2 entries, counted from 0"),
         ("run.steps=[1", "not valid YAML"),
         ("run.device=gpu", "run.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
+        ("trainer.optimizer.betas=[0.9, 1.0]", "trainer.optimizer.betas.1: expected less than 1, got 1.0"),
+        ("model.renderer=chatml", "model.renderer: expected 'glm-4.5', got \"chatml\""),
         ("algorithm=reinforce", "expected a mapping with the keys name, clip_low"),
         ("tasks.sources=[]", "tasks.sources: "),
     ],
@@ -205,11 +208,30 @@ def test_paths_are_found_from_the_caller_then_the_repository(
     assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
 
 
+def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    overrides = ["model=~/model", "run.dir=~/run", "run.cache_dir=~/cache", "tasks.sources.0.dataset=~/rows.jsonl"]
+    recipe = load_recipe(recipe_file, overrides)
+    assert recipe.model.path == str(tmp_path / "model")
+    assert (recipe.run.dir, recipe.run.cache_dir) == (str(tmp_path / "run"), str(tmp_path / "cache"))
+    assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
+
+
 def test_the_resolved_recipe_loads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
     overrides = ["run.name='1e-5'", "wandb.group='yes'", "trainer.optimizer.eps=1e-12", "trainer.deepspeed.a.b=null"]
     recipe = load_recipe(recipe_file, overrides)
     save_resolved(recipe, tmp_path / "config.yaml")
     assert load_recipe(tmp_path / "config.yaml") == recipe
+
+
+def test_the_resolved_recipe_says_what_follows_from_it(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    save_resolved(recipe, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    assert text == resolved_text(recipe)
+    assert all(f"#   {name}: {value}\n" in text for name, value in derived(recipe).items())
 
 
 def test_derived_arithmetic_by_hand(recipe_file: Path) -> None:
