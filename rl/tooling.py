@@ -59,7 +59,7 @@ def lock() -> int:
             if _call(command) != 0:
                 print(f"lock: {one.name} could not be compiled (see above); it is unchanged", file=sys.stderr)
                 return 1
-            _write_header(one, command)
+            _write_header(one)
             print(f"lock: {one.name} compiled")
     return 0
 
@@ -72,15 +72,19 @@ def _compile_command(uv: str, one: Lock) -> list[str]:
     return [uv, "pip", "compile", "pyproject.toml", *extras, *one.arguments, *platform, *quiet, *output]
 
 
-def _write_header(one: Lock, command: Sequence[str]) -> None:
-    path = REPOSITORY / one.name
-    pins = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    header = [
+def lock_header(one: Lock) -> list[str]:
+    """The comment at the top of a lock file: how it was made."""
+    return [
         "# Every package of the environment, pinned. Made from pyproject.toml by `./launch.sh lock`, which runs",
-        f"#   uv {' '.join(command[1:])}",
+        f"#   {' '.join(_compile_command('uv', one))}",
         "# with the package sources taken from uv's environment. Installed with `pip install --no-deps -r`.",
     ]
-    path.write_text("\n".join([*header, *pins]) + "\n", encoding="utf-8")
+
+
+def _write_header(one: Lock) -> None:
+    path = REPOSITORY / one.name
+    pins = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    path.write_text("\n".join([*lock_header(one), *pins]) + "\n", encoding="utf-8")
 
 
 def _install_uv(venv: Path) -> str:

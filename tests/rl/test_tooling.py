@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from rl.tooling import LOCKS, Lock
+from rl.tooling import LOCKS, PACKAGES, Lock, lock_header
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -23,7 +26,7 @@ def test_every_line_is_one_pin_and_no_address(lock: Lock) -> None:
     lines = (REPOSITORY / lock.name).read_text(encoding="utf-8").splitlines()
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[^\s;]+", line) for line in lines if not line.startswith("#"))
     assert not any("://" in line or "--index" in line or "--find-links /" in line for line in lines)
-    assert "./launch.sh lock" in lines[0] and lines[1].startswith("#   uv pip compile pyproject.toml")
+    assert [line for line in lines if line.startswith("#")] == lock_header(lock), "run ./launch.sh lock"
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
@@ -40,3 +43,30 @@ def test_every_requirement_of_pyproject_is_pinned_as_it_asks(lock: Lock) -> None
 def test_the_cpu_lock_leaves_out_what_breaks_it() -> None:
     cpu = pins(LOCKS[0])
     assert cpu["torch"].endswith("+cpu") and not {"torchvision", "torchaudio", "torchcodec", "vllm"} & cpu.keys()
+
+
+def test_every_import_is_a_package_that_pyproject_names() -> None:
+    """What is installed only because another package wants it can go with that package's next version."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = sum(project["optional-dependencies"].values(), project["dependencies"])
+    named = {re.split(r"[=<>]", requirement)[0].lower().replace("_", "-") for requirement in requirements}
+    installed = packages_distributions()
+    for path in (path for folder in (*PACKAGES, "tests", "recipes", "benchmarks") for path in sources(folder)):
+        for module in imported(path) - sys.stdlib_module_names - {*PACKAGES, "tests", "recipes", "benchmarks"}:
+            packages = {name.lower().replace("_", "-") for name in installed.get(module, [module])}
+            assert packages & named, f"{path} imports {module}: name its package in pyproject.toml, with the reason"
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((REPOSITORY / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
