@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rl.cli import main
+from rl.cli import NOTHING_STARTED, main
 from rl.preflight import environment_error
+from rl.watchdog import STALL_EXIT_CODE
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = str(REPOSITORY / "recipes" / "agent_rl.yaml")
@@ -28,6 +31,13 @@ def test_every_verb_of_the_help_page_exists(capsys: pytest.CaptureFixture[str]) 
     main(["--help"])
     documented = {line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ./launch.sh")}
     assert documented - {"RECIPE", "--help"} == set(_VERBS)
+
+
+def test_the_help_page_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    explained = capsys.readouterr().out.partition("Exit codes:")[2]
+    codes = (0, 1, NOTHING_STARTED, STALL_EXIT_CODE, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert [int(word) for word in re.findall(r"\b\d+\b", explained)] == list(codes)
 
 
 @pytest.mark.parametrize(

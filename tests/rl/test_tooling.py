@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rl.tooling import LOCKS, PACKAGES, Lock, lock_header
 
@@ -43,6 +44,13 @@ def test_every_requirement_of_pyproject_is_pinned_as_it_asks(lock: Lock) -> None
 def test_the_cpu_lock_leaves_out_what_breaks_it() -> None:
     cpu = pins(LOCKS[0])
     assert cpu["torch"].endswith("+cpu") and not {"torchvision", "torchaudio", "torchcodec", "vllm"} & cpu.keys()
+
+
+def test_the_commit_hook_is_the_check_verb_and_downloads_nothing() -> None:
+    (repository,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (hook,) = repository["hooks"]
+    assert repository["repo"] == "local" and hook["language"] == "system"
+    assert hook["entry"] == "./launch.sh check" and hook["pass_filenames"] is False
 
 
 def test_every_import_is_a_package_that_pyproject_names() -> None:
