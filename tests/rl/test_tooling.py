@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -78,3 +79,21 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add((node.module or "").partition(".")[0])
     return found
+
+
+def test_a_test_that_hangs_fails_alone(tmp_path: Path) -> None:
+    """Under pyproject.toml's settings: the next test runs, and pytest's closing line comes."""
+    hangs = "import time\ndef test_hangs():\n    time.sleep(600)\ndef test_next():\n    pass\n"
+    (tmp_path / "test_two.py").write_text(hangs, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        REPOSITORY / "pyproject.toml",
+        "--rootdir",
+        tmp_path,
+        "--timeout=1",
+    ]
+    done = subprocess.run([*command, "test_two.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout.splitlines()[-1]
