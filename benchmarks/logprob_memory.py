@@ -3,7 +3,7 @@
 Every measurement is a fresh process, because the peak of resident memory never falls. It reports how much the peak
 rose above the process just before the call: inputs and parameters are not in it, their gradients are.
 
-    python -m benchmarks.logprob_memory [--vocabulary 151552] [--tokens 1024,2048,4096]
+    .venv/bin/python -m benchmarks.logprob_memory [--vocabulary 151552] [--tokens 1024,2048,4096]
 """
 
 from __future__ import annotations

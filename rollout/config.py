@@ -87,4 +87,5 @@ class WeightSyncConfig(StrictModel):
     """Deadline of one stage, plus seconds_per_gib for the bytes moved."""
     seconds_per_gib: float = Field(default=10.0, gt=0)
     verify_every: int = Field(default=0, ge=0)
-    """Pushes between checksum comparisons after the first push; 0: only the first, and on resume."""
+    """Pushes between verified ones: every worker compares what arrived with the sender's digests, and replicas compare
+    their checksums. The first push of a run, resumed or not, always is verified; 0: no other."""

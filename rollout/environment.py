@@ -59,7 +59,7 @@ class Environment(Protocol):
         ...
 
     async def score(self, answer: str | None) -> dict[str, float]:
-        """Reward parts by name. `answer` is the text of the last turn; None when the model never answered."""
+        """Reward parts by name, each from 0 to 1. `answer` is the text of the last turn; None when there was none."""
         ...
 
     async def close(self) -> None:

@@ -39,6 +39,8 @@ UNMIRRORED = {
     "hf_config_path": "the trainer reads the model's own config.json; change it there",
     "model_impl": "only vLLM's own model code was compared with the trainer's",
     "speculative_config": "draft weights are not pushed, and rejection sampling was not compared with the trainer",
+    "enable_expert_parallel": "every worker of an engine must take every expert's weights",
+    "pipeline_parallel_size": "every worker of an engine must take every layer's weights",
     "enable_lora": "the trainer pushes full weights",
     "watermarking_config": "a watermark changes the distribution",
 }

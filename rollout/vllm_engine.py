@@ -217,7 +217,7 @@ def build_engine(settings: EngineSettings, on_worker_failure: Callable[[], None]
     if current_platform.is_cpu() != (settings.device == "cpu"):
         raise ValueError(
             f"this vLLM is built for {current_platform.device_type}, the run wants {settings.device}: "
-            "install the lock file for this machine (launch.sh does)"
+            f"start it with SLUICE_DEVICE={settings.device} ./launch.sh …, which takes the environment for that"
         )
     check_engine_args(config.engine_args, [field.name for field in fields(EngineArgs)])
     arguments = EngineArgs(**_engine_arguments(settings, eager))

@@ -19,6 +19,8 @@ from rollout.vllm_args import check_engine_args, set_vllm_environment
         ("quantization", "not the trainer's weights"),
         ("kv_cache_dtype", "changes the logprobs"),
         ("hf_overrides", "config.json"),
+        ("enable_expert_parallel", "every expert"),
+        ("pipeline_parallel_size", "every layer"),
         ("max_num_seq", "did you mean max_num_seqs"),
     ],
 )
