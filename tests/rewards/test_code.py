@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from pathlib import Path
 
 import pytest
 
-from rewards.code import CodeReward, code_reward, solution_reward
+from rewards.code import CodeReward, code_reward
 from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
-from rewards.sandbox import Execution, Sandbox
+from rewards.sandbox import Execution, Outcome, Sandbox
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 LIMITS = SandboxConfig(wall_s=20.0, cpu_s=1, memory_mb=96, output_kb=16)
 FORTY_TWO = "assert answer.strip() == '42'"
@@ -22,14 +23,6 @@ sandbox_of = functools.cache(Sandbox)
 
 def score(tests: str, answer: str | None) -> float:
     return asyncio.run(code_reward(sandbox_of(LIMITS), tests, answer))
-
-
-def solve(solution: str) -> float:
-    return asyncio.run(
-        solution_reward(
-            sandbox_of(LIMITS), solution, entry="add", inputs=[[1, 2], ["a", "b"]], tests="assert results == [3, 'ab']"
-        )
-    )
 
 
 def test_answers() -> None:
@@ -62,43 +55,11 @@ def test_broken_tests_are_the_tasks_error() -> None:
         score("assert (", "42")
 
 
-def test_solutions() -> None:
-    assert solve("def add(a, b): return a + b") == 1.0
-    assert solve("print('noise')\ndef add(a, b):\n    print('more')\n    return a + b") == 1.0
-    assert solve("def add(a, b): return 3") == 0.0
-    assert solve("def add(a, b): 1 / 0") == 0.0
-    assert solve("def add(a, b): return {1}") == 0.0
-    assert solve("def add(a, b):\n    while True: pass") == 0.0
-    assert solve("def sub(a, b): return a - b") == 0.0
-    assert solve("def add(") == 0.0
-
-
-@pytest.mark.parametrize(
-    "solution",
-    [
-        "import os\nos._exit(0)",
-        "import sys\nprint('passed')\nsys.exit(0)",
-        "class Yes(list):\n    __eq__ = lambda self, other: True\ndef add(a, b): return Yes()",
-        "import json\njson.dumps = lambda value: '[true, true]'\ndef add(a, b): return 0",
-        "import builtins\nbuiltins.AssertionError = SystemExit\ndef add(a, b): return 0",
-        # What would defeat tests that shared the interpreter with the solution.
-        "import sys, os, atexit\natexit.register(lambda: os._exit(0))\ndef add(a, b): return 0",
-        "def add(a, b): return 0\nprint('[' * 50_000)\nimport os; os._exit(0)",
-    ],
-)
-def test_a_solution_cannot_pass_by_other_means(solution: str) -> None:
-    assert solve(solution) == 0.0
-
-
 def test_a_failing_sandbox_is_not_a_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sandbox = sandbox_of(LIMITS)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InfrastructureError, match="bwrap"):
         asyncio.run(code_reward(sandbox, FORTY_TWO, "42"))
-    with pytest.raises(InfrastructureError, match="bwrap"):
-        asyncio.run(
-            solution_reward(sandbox, "def f(): return 1", entry="f", inputs=[[]], tests="assert results == [1]")
-        )
 
 
 class Counting(Sandbox):
@@ -119,5 +80,57 @@ def test_a_group_that_agrees_is_judged_by_one_execution() -> None:
         assert await asyncio.gather(*(judge(FORTY_TWO, a) for a in answers)) == [1.0, 1.0, 0.0, 1.0, 0.0]
         assert await judge("assert answer == '41'", "41") == 1.0
         assert sandbox.executions == 3
+
+    asyncio.run(check())
+
+
+class Troubled(Counting):
+    """A real sandbox whose first executions end as told: an exception is raised, an outcome reported."""
+
+    def __init__(self, *troubles: Exception | Outcome) -> None:
+        super().__init__(LIMITS)
+        self._troubles = list(troubles)
+
+    async def run(self, code: str, *, stdin: str = "") -> Execution:
+        execution = await super().run(code, stdin=stdin)
+        if not self._troubles:
+            return execution
+        trouble = self._troubles.pop(0)
+        if isinstance(trouble, Exception):
+            raise trouble
+        return dataclasses.replace(execution, outcome=trouble)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.MEMORY, Outcome.OUTPUT_LIMIT])
+def test_a_verdict_that_a_limit_gave_is_not_kept(outcome: Outcome) -> None:
+    """The machine may have stalled: the next to give the answer is judged anew."""
+
+    async def check() -> None:
+        judge = CodeReward(sandbox := Troubled(outcome))
+        assert await asyncio.gather(*(judge(FORTY_TWO, "42") for _ in range(3))) == [0.0] * 3
+        assert (await judge(FORTY_TWO, "42"), await judge(FORTY_TWO, "42")) == (1.0, 1.0)
+        assert sandbox.executions == 2
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), InfrastructureError("gone")])
+def test_an_error_is_raised_to_who_waits_for_it_and_forgotten(error: Exception) -> None:
+    async def check() -> None:
+        judge = CodeReward(Troubled(error))
+        waiting = [judge(FORTY_TWO, "42") for _ in range(3)]
+        assert [type(e) for e in await asyncio.gather(*waiting, return_exceptions=True)] == [type(error)] * 3
+        assert await judge(FORTY_TWO, "42") == 1.0
+
+    asyncio.run(check())
+
+
+def test_a_cancelled_caller_takes_nobody_elses_verdict() -> None:
+    async def check() -> None:
+        judge = CodeReward(sandbox := Counting(LIMITS))
+        first, second = (asyncio.create_task(judge(FORTY_TWO, "42")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == 1.0 and first.cancelled() and sandbox.executions == 1
 
     asyncio.run(check())

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.state import state_fraction, state_reward
+from rewards.state import state_reward
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,3 @@ from rewards.state import state_fraction, state_reward
 )
 def test_only_the_exact_goal_counts(state: object, goal: object, expected: float) -> None:
     assert state_reward(state, goal) == state_reward(goal, state) == expected
-
-
-def test_fraction() -> None:
-    assert state_fraction({}, {}) == 1.0
-    assert state_fraction({"a": 1, "b": 2}, {"a": 1, "b": 3}) == 0.5
-    assert state_fraction({"a": 1, "extra": 0}, {"a": 1}) == 0.5
-    assert state_fraction({"a": None}, {"b": None}) == 0.0
