@@ -109,6 +109,7 @@ class TrainerActor:
                 self._device,
                 replicas=len(replicas),
                 tensor_parallel=self._recipe.inference.tensor_parallel,
+                address=ray.util.get_node_ip_address(),
             )
         return publish(self._learner.weights, version, self._recipe.weight_sync, engines, self._sender, verify)
 

@@ -12,8 +12,9 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from rl.actors import TrainerActor
 from rl.config import Recipe
 from rl.plan import missing_hardware, resolve_device
 from rl.processes import resource_prefix
-from rollout.actors import BufferActor, InferenceActor, WorkerActor
+from rl.stopping import StopRequest
+from rollout.actors import ENGINE_CONCURRENCY_GROUPS, BufferActor, InferenceActor, WorkerActor
 from rollout.types import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,6 +40,8 @@ SHUTDOWN_S = 5.0
 CLOSE_S = 20.0
 POLL_S = 0.5
 PING_S = 2.0
+DEATH_S = 3.0
+"""How long a failure waits for news of another process's death, which would be its cause."""
 
 
 class ProcessFailure(RuntimeError):
@@ -46,14 +50,6 @@ class ProcessFailure(RuntimeError):
     def __init__(self, text: str, cause: Exception | None = None) -> None:
         super().__init__(text)
         self.cause = cause
-
-
-class Stopped(RuntimeError):
-    """The run was asked to stop: Ctrl-C, SIGTERM, or the watchdog. `code` is the exit code that says so."""
-
-    def __init__(self, reason: str, code: int) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +76,7 @@ class Cluster:
         self._background: dict[ray.ObjectRef, str] = {}
         self._pings: dict[ActorHandle, ray.ObjectRef] = {}
         self._pinged = 0.0
-        self._stop: Stopped | None = None
+        self.stop = StopRequest()
         self._waiting = "nothing yet"
         self.trainers: list[ActorHandle] = []
         self.engines: list[ActorHandle] = []
@@ -110,15 +106,20 @@ class Cluster:
         self.device = resolve_device(self._recipe, self._gpus())
 
     def close(self) -> None:
-        """Kill the actors and stop a local Ray instance. Never raises; if it hangs, the process ends hard after
-        CLOSE_S with its stacks on standard error, and the guardian sweeps up.
+        """Kill the actors and stop a local Ray instance. Never raises. If that hangs, it is given up after CLOSE_S
+        with all stacks on standard error: the run has its exit code, and the guardian sweeps up.
         """
-        faulthandler.dump_traceback_later(CLOSE_S, exit=True)
+        ending = threading.Thread(target=self._shut_down, name="shutdown", daemon=True)
+        ending.start()
+        ending.join(CLOSE_S)
+        if ending.is_alive():
+            faulthandler.dump_traceback()
+        shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+    def _shut_down(self) -> None:
         if ray.is_initialized():
             self._end_actors()
             ray.shutdown()
-        shutil.rmtree(self._temp_dir, ignore_errors=True)
-        faulthandler.cancel_dump_traceback_later()
 
     def _end_actors(self) -> None:
         """Who asks ends before who answers, so that no log ends in errors that mean nothing."""
@@ -136,12 +137,9 @@ class Cluster:
 
     def missing_hardware(self) -> list[str]:
         """What the recipe wants and this Ray cluster lacks, in words; empty when it fits."""
-        return missing_hardware(self._recipe, cpus=int(ray.cluster_resources()["CPU"]), gpus=self._gpus())
-
-    def request_stop(self, reason: str, code: int) -> None:
-        """Make the current or next `wait` raise `Stopped`. Safe from a signal handler and from other threads."""
-        if self._stop is None:
-            self._stop = Stopped(reason, code)
+        largest = max(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+        cpus = int(ray.cluster_resources()["CPU"])
+        return missing_hardware(self._recipe, cpus=cpus, gpus=self._gpus(), largest_node_gpus=largest)
 
     def waiting_for(self) -> str:
         """Who the driver waits for now, in words."""
@@ -155,7 +153,7 @@ class Cluster:
             group = placement_group([{"CPU": 1, "GPU": 1}] * ranks, strategy="PACK")
             strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i) for i in range(ranks)]
         self.trainers = [
-            self._spawn(
+            self.spawn(
                 TrainerActor,
                 f"trainer-{rank}",
                 resources,
@@ -173,30 +171,41 @@ class Cluster:
         on_gpu = Resources(cpus=1, gpus=config.tensor_parallel)
         resources = on_gpu if self.device == "cuda" else Resources()
         self.engines = [
-            self._spawn(InferenceActor, f"engine-{i}", resources, config.cpu_threads, i) for i in range(config.replicas)
+            self.spawn(
+                InferenceActor, f"engine-{i}", resources, config.cpu_threads, i, groups=ENGINE_CONCURRENCY_GROUPS
+            )
+            for i in range(config.replicas)
         ]
 
     def start_workers(self, *args: Any) -> None:
         resources = Resources(cpus=1) if self.device == "cuda" else Resources()
         self.workers = [
-            self._spawn(WorkerActor, f"worker-{i}", resources, *args) for i in range(self._recipe.rollout.workers)
+            self.spawn(WorkerActor, f"worker-{i}", resources, *args) for i in range(self._recipe.rollout.workers)
         ]
 
     def start_buffer(self, *args: Any) -> None:
-        self.buffer = self._spawn(BufferActor, "buffer", Resources(), *args)
+        self.buffer = self.spawn(BufferActor, "buffer", Resources(), *args)
 
-    def _spawn(
-        self, actor: type, role: str, resources: Resources, *args: Any, strategy: Any = "DEFAULT"
+    def spawn(
+        self,
+        actor: type,
+        role: str,
+        resources: Resources,
+        *args: Any,
+        strategy: Any = "DEFAULT",
+        groups: Mapping[str, int] | None = None,
     ) -> ActorHandle:
-        handle = (
-            ray.remote(actor)
-            .options(
-                **resources.options(),
-                max_concurrency=1 if actor is TrainerActor else 1000,
-                scheduling_strategy=strategy,
-            )
-            .remote(role, str(self._logs_dir), *args)
-        )
+        """Start an actor whose first arguments are its role and the directory of its log.
+
+        `groups` are Ray's concurrency groups; methods outside of them share one of 1000 (a trainer rank does one thing
+        at a time).
+        """
+        remote = ray.remote(concurrency_groups=dict(groups))(actor) if groups else ray.remote(actor)
+        handle = remote.options(
+            **resources.options(),
+            max_concurrency=1 if actor is TrainerActor else 1000,
+            scheduling_strategy=strategy,
+        ).remote(role, str(self._logs_dir), *args)
         self._roles[handle] = role
         return handle
 
@@ -223,28 +232,38 @@ class Cluster:
         self._background |= calls
         return calls
 
-    def wait(self, calls: Mapping[ray.ObjectRef, str], what: str) -> list[Any]:
-        """The results of `calls`, in order. How long it may take is the watchdog's business.
+    def wait(
+        self, calls: Mapping[ray.ObjectRef, str], what: str, on_result: Callable[[], None] | None = None
+    ) -> list[Any]:
+        """The results of `calls`, in order. How long it may take is the watchdog's business; `on_result` is called for
+        every result that arrives.
 
         Raises:
             ProcessFailure: one of them, or a watched actor, failed or died.
-            Stopped: `request_stop` was called.
+            Stopped: `stop` was requested.
         """
-        pending = dict(calls)
-        while pending:
+        with self.stop.deferred():  # nothing may be raised inside of Ray
+            return self._wait(calls, what, on_result)
+
+    def _wait(self, calls: Mapping[ray.ObjectRef, str], what: str, on_result: Callable[[], None] | None) -> list[Any]:
+        results: dict[ray.ObjectRef, Any] = {}
+        while pending := {ref: role for ref, role in calls.items() if ref not in results}:
             self._waiting = f"{what}: {self._names(pending.values())}"
-            if self._stop is not None:
-                raise self._stop
+            self.stop.check()
             self._ping_trainers()
-            others = self._watched | {ref: role for ref, role in self._background.items() if ref not in pending}
+            others = {ref: role for ref, role in (self._watched | self._background).items() if ref not in pending}
             done, _ = ray.wait([*pending, *others], num_returns=1, timeout=POLL_S)
             for reference in done:
-                role = pending.pop(reference, None) or others[reference]
-                self._check(reference, role, what)
+                value = self._check(reference, pending.get(reference) or others[reference], what)
                 self._background.pop(reference, None)
                 if reference in self._watched:
+                    role = self._watched[reference]
                     raise ProcessFailure(f"{what}: {role} ended by itself; its log: {self.log(role)}")
-        return [self._check(reference, role, what) for reference, role in calls.items()]
+                if reference in pending:
+                    results[reference] = value
+                    if on_result is not None:
+                        on_result()
+        return [results[reference] for reference in calls]
 
     def _ping_trainers(self) -> None:
         """A rank does one thing at a time and cannot be watched; a ping waits behind its work, or fails if it died."""
@@ -267,11 +286,41 @@ class Cluster:
     def _check(self, reference: ray.ObjectRef, role: str, what: str) -> Any:
         try:
             return ray.get(reference)
-        except RayActorError as error:
-            cause = str(error).strip().splitlines()[0]
-            raise ProcessFailure(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error) from error
         except RayTaskError as error:
-            cause = error.cause if error.cause is not None else error
+            # First, because Ray's error for a task that raised a RayActorError is both: the task's process lives.
+            cause = _cause(error)
+            death = self._death()
+            if death is not None:
+                raise self._died(*death, what) from cause
             raise ProcessFailure(
                 f"{what}: {role} failed with {type(cause).__name__}: {cause}; its log: {self.log(role)}", cause
             ) from error
+        except RayActorError as error:
+            raise self._died(role, error, what) from error
+
+    def _death(self) -> tuple[str, RayActorError] | None:
+        """The first process found dead. Its peers complain of a closed connection before Ray has noticed."""
+        asked = {actor.__ray_ready__.remote(): role for actor, role in self._roles.items()}
+        end = time.monotonic() + DEATH_S
+        while asked and (left := end - time.monotonic()) > 0:
+            for reference in ray.wait(list(asked), num_returns=1, timeout=left)[0]:
+                role = asked.pop(reference)
+                try:
+                    ray.get(reference)
+                except RayActorError as error:
+                    return role, error
+        return None
+
+    def _died(self, role: str, error: RayActorError, what: str) -> ProcessFailure:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # An __init__ that failed ends in what it raised; else the first line says it, and process ids follow.
+        cause = lines[-1] if error.actor_init_failed else lines[0]
+        return ProcessFailure(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """What the task raised. A group's first member says more than "unhandled errors in a TaskGroup"."""
+    cause: Exception = error if error.cause is None else error.cause
+    while isinstance(cause, ExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause

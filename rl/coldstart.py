@@ -18,6 +18,7 @@ from rl.cluster import Cluster
 from rl.config import Recipe, SftConfig
 from rl.schedule import learning_rate
 from rl.sft_data import sft_fingerprint, sft_rows
+from rl.stepstats import check_finite
 
 Report = Callable[[int, int, float], None]
 """Called after every step with (steps done, steps in all, loss per trained token)."""
@@ -53,6 +54,7 @@ def _train(recipe: Recipe, sft: SftConfig, cluster: Cluster, rows: Sequence[SftR
             cluster.trainers, "train", [(batches[rank], "sft", float(count), lr, 0) for rank in range(len(batches))]
         )
         stats = cluster.wait(calls, f"supervised step {step + 1}")[0]
+        check_finite(f"supervised step {step + 1}", stats, "sft.optimizer")
         report(step + 1, sft.steps, stats["loss"])
 
 

@@ -81,8 +81,9 @@ _METRICS = (
     Metric("time/checkpoint_s", "s", "Writing the checkpoint and export that were due after the step before this one."),
     Metric("memory/driver_rss_mb", "MB", "Resident memory of the driver process."),
     Metric("memory/trainer_rss_mb", "MB", "Largest resident memory among the trainer ranks."),
-    Metric("eval/success", "share", "Held-out tasks solved."),
-    Metric("eval/success/<environment>", "share", "Held-out tasks of one environment solved."),
+    Metric("eval/success", "share", "Held-out trajectories that solved their task (infrastructure failures left out)."),
+    Metric("eval/success/<environment>", "share", "The same, of one environment."),
+    Metric("eval/infra_share", "share", "Held-out trajectories lost to an infrastructure failure."),
 )
 
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
@@ -143,7 +144,7 @@ def docs_page() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from rl/metrics.py by `python -m rl.metrics > docs/metrics.md`; a test compares the two.",
+        "Generated from rl/metrics.py by `.venv/bin/python -m rl.metrics > docs/metrics.md`; a test compares the two.",
         "Each line of a run's metrics.jsonl is one JSON object: `step` and some of these. `null` is a value that was",
         "not finite. A second line with the same step adds to the first one (the final evaluation does that).",
     ]

@@ -7,7 +7,7 @@
     │ publish     engines stand still until they hold version v+1         │
     │ open_gate   workers that wait for the staleness gate go on          │
     └─────────────────────────────────────────────────────────────────────┘
-    evaluate ─ checkpoint
+    checkpoint ─ evaluate
 
 Rollouts go on during all of it except the push itself. The driver decides what happens next and writes it down; it
 moves no weights and runs no model, environment or reward. `rl.session` opens and closes what is used here.
@@ -22,10 +22,17 @@ from rl.coldstart import cold_start
 from rl.config import Recipe
 from rl.processes import new_run_id, run_guarded
 from rl.publish import PublishError
-from rl.rundir import atomic_write_json
+from rl.runstate import rewrite_progress, write_state
 from rl.schedule import learning_rate
-from rl.session import STATE_NAME, Session, drive
-from rl.stepstats import eval_metrics, learner_metrics, rollout_metrics, staleness
+from rl.session import Session, drive
+from rl.stepstats import (
+    check_eval_failures,
+    check_finite,
+    eval_metrics,
+    learner_metrics,
+    rollout_metrics,
+    staleness,
+)
 from rollout.actors import WorkerSpec
 from rollout.buffer import BufferSpec
 from rollout.tasks import task_stream
@@ -42,7 +49,11 @@ def run(recipe: Recipe, recipe_path: str) -> int:
 
 
 def train(run: Session) -> None:
-    """The whole run, from its processes to its last checkpoint."""
+    """The whole run, from its processes to its last evaluation."""
+    if run.finished:
+        run.console.note("this run is finished: there is nothing to resume. Raise run.steps to train on")
+        return
+    run.progress.eval_after = {}  # of an earlier, shorter run
     start_processes(run)
     with run.phase("preparing the starting model"):
         model = cold_start(run.recipe, run.cluster, run.supervised_step)
@@ -58,12 +69,11 @@ def train(run: Session) -> None:
         open_gate(run)
         run.end_step(groups)
         # Written down first: a checkpoint must never know of a step that metrics and trajectories lack.
-        if due(run, run.recipe.checkpoint.every):
+        if due(run, run.recipe.checkpoint.every) or run.progress.step == run.recipe.run.steps:
             checkpoint(run)
         if due(run, run.recipe.eval.every):
             evaluate(run)
-    run.progress.eval_after = evaluate(run)
-    checkpoint(run)
+    finish(run)
 
 
 def start_processes(run: Session) -> None:
@@ -71,7 +81,7 @@ def start_processes(run: Session) -> None:
     recipe, cluster = run.recipe, run.cluster
     cluster.start_trainers()
     cluster.start_engines()
-    cluster.start_buffer(buffer_spec(run), run.saved_ledger())
+    cluster.start_buffer(buffer_spec(run), run.saved_buffer())
     cluster.start_workers(worker_spec(run), cluster.engines, cluster.buffer)
     address = cluster.wait(cluster.call(cluster.trainers[:1], "address"), "starting the trainer")[0]
     cluster.background(cluster.call(cluster.trainers, "join", *address))
@@ -85,6 +95,7 @@ def start_processes(run: Session) -> None:
         recipe.run.seed,
     )
     run.engines_started = cluster.background(cluster.call(cluster.engines, "start", *arguments))
+    cluster.watch([cluster.buffer], "watch")
     cluster.watch(cluster.workers, "run")
 
 
@@ -148,6 +159,8 @@ def learn(run: Session, groups: list[Group]) -> None:
         calls = cluster.call_each(cluster.trainers, "train", arguments) if tokens else {}
         answers = cluster.wait(calls, f"training step {progress.step + 1}")
     stats = answers[0] if answers else None
+    if stats is not None:
+        check_finite(f"training step {progress.step + 1}", stats, "trainer.optimizer")
     progress.add_step(stats, oldest)
     if stats is not None:
         run.values |= learner_metrics(stats, lr, progress.version)
@@ -160,14 +173,20 @@ def learn(run: Session, groups: list[Group]) -> None:
 
 
 def evaluate(run: Session) -> dict[str, float]:
-    """Held-out success of the version that the engines hold now (rl.stepstats.eval_metrics)."""
+    """Held-out success of the version that the engines hold now (rl.stepstats.eval_metrics).
+
+    Raises:
+        TooManyFailures: infrastructure failures left too little to judge.
+    """
     recipe, cluster = run.recipe, run.cluster
-    tasks = task_stream(recipe.tasks, "eval")[:]
-    shares = [tasks[i :: len(cluster.workers)] for i in range(len(cluster.workers))]
-    label = f"eval-{run.progress.version}"
+    tasks = task_stream(recipe.tasks, "eval").once()
+    # By position: tasks of a dataset may share an id, and requests must not.
+    arguments = [(f"eval-{run.progress.version}-{position}", task) for position, task in enumerate(tasks)]
+    workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
     with run.phase(f"evaluating {len(tasks)} held-out tasks"):
-        calls = cluster.call_each(cluster.workers, "evaluate", [(share, label) for share in shares])
-        groups = [group for answer in cluster.wait(calls, "evaluation") for group in answer]
+        calls = cluster.call_each(workers, "evaluate", arguments)
+        groups = cluster.wait(calls, "evaluation", lambda: run.watchdog.beat("a held-out task"))
+    check_eval_failures(groups, recipe.rollout.failure_share_limit)
     run.directory.write_groups(run.progress.step, groups, split="eval")
     values = eval_metrics(groups, recipe.eval.success_reward)
     run.log(values)
@@ -181,16 +200,25 @@ def due(run: Session, every: int) -> bool:
 
 
 def checkpoint(run: Session) -> None:
-    """Trainer state, Hugging Face export, ledger and progress: visible together or not at all."""
+    """Trainer state, Hugging Face export, buffer and progress: visible together or not at all."""
     cluster, step = run.cluster, run.progress.step
     with run.timed("checkpoint"):
         folder = run.checkpoints.begin(step)
         cluster.wait(cluster.call(cluster.trainers, "save", str(folder / "trainer")), "saving the trainer")
         cluster.wait(cluster.call(cluster.trainers, "export", str(folder / "hf")), "exporting the model")
-        ledger = cluster.wait(cluster.call([cluster.buffer], "state"), "saving the ledger")[0]
+        buffer = cluster.wait(cluster.call([cluster.buffer], "state"), "saving the buffer")[0]
         run.progress.wall_s = run.wall_s()
-        atomic_write_json(folder / STATE_NAME, {"progress": run.progress.to_dict(), "buffer": ledger})
+        write_state(folder, run.progress, buffer)
         run.checkpoints.publish(step)
+
+
+def finish(run: Session) -> None:
+    """The last evaluation. The last checkpoint is written before it, so a process that dies here costs no step."""
+    run.progress.eval_after = evaluate(run)
+    run.progress.wall_s = run.wall_s()
+    saved = run.checkpoints.latest()
+    assert saved is not None
+    rewrite_progress(saved, run.progress)
 
 
 def worker_spec(run: Session) -> WorkerSpec:

@@ -4,21 +4,21 @@
 
 `RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
 time (an exclusive lock, which the kernel drops however the run ends). It never deletes anything but the trajectories
-of steps that a resumed run is going to do again.
+of steps that a resumed run is going to do again, and a directory in which nothing was started.
 """
 
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
-from rollout.types import Group, Sample, Span, Task, Trajectory
+from rollout.groups import decode_groups, encode_groups
+from rollout.types import Group
 
 Resume = Literal["never", "auto", "must"]
 Split = Literal["train", "eval"]
@@ -64,9 +64,7 @@ class RunDir:
     def write_groups(self, step: int, groups: Iterable[Group], *, split: Split = "train") -> Path:
         """Write every group of a step, one JSON object a line, gzipped; replaces what the step wrote before."""
         path = self.trajectories / f"{split}-{step:06d}.jsonl.gz"
-        lines = "".join(json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups)
-        # mtime=0: the same groups give the same bytes, whenever they are written
-        atomic_write_bytes(path, gzip.compress(lines.encode(), compresslevel=3, mtime=0))
+        atomic_write_bytes(path, encode_groups(groups))
         return path
 
     def discard_trajectories_after(self, step: int) -> None:
@@ -74,6 +72,11 @@ class RunDir:
         for path in self.trajectories.glob("*-*.jsonl.gz"):
             if int(path.name.partition("-")[2].partition(".")[0]) > step:
                 path.unlink()
+
+    def discard(self) -> None:
+        """Take the directory away again, for a run that started nothing in it; one that an earlier run used stays."""
+        if not self.resumed:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Release the lock; the directory stays."""
@@ -141,17 +144,4 @@ def atomic_write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_groups(path: Path) -> list[Group]:
     """The groups that `RunDir.write_groups` wrote, equal to what was given to it."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [_group(json.loads(line)) for line in file]
-
-
-def _group(row: dict[str, Any]) -> Group:
-    trajectories = tuple(_trajectory(member) for member in row["trajectories"])
-    task = row["task"]
-    return Group(id=row["id"], task=Task(**task | {"messages": tuple(task["messages"])}), trajectories=trajectories)
-
-
-def _trajectory(row: dict[str, Any]) -> Trajectory:
-    samples = tuple(Sample(**{name: tuple(values) for name, values in sample.items()}) for sample in row["samples"])
-    spans = tuple(Span(**span) for span in row["spans"])
-    return Trajectory(**row | {"samples": samples, "spans": spans, "messages": tuple(row["messages"])})
+    return decode_groups(path.read_bytes())

@@ -9,7 +9,8 @@ names what failed and where its log is, and a summary.json.
 
 from __future__ import annotations
 
-import json
+import math
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,9 @@ from typing import Any
 
 import psutil
 
+from rl import marked_yaml
 from rl.checkpoint import CheckpointStore
-from rl.cluster import Cluster, ProcessFailure, Stopped
+from rl.cluster import Cluster, ProcessFailure
 from rl.config import Recipe
 from rl.console import Console, duration
 from rl.metrics import MetricsLog
@@ -29,12 +31,16 @@ from rl.processes import install_signal_handlers, kill_run
 from rl.progress import Progress
 from rl.recipe import derived, save_resolved
 from rl.rundir import RunDir, atomic_write_json
+from rl.runstate import read_buffer, read_progress
+from rl.stepstats import Diverged
+from rl.stopping import Stopped
 from rl.tracking import Tracker
 from rl.watchdog import STALL_EXIT_CODE, Watchdog
 from rollout.actors import TakeAnswer
+from rollout.buffer import BufferState, TooManyFailures
+from rollout.ledger import Ledger
 from rollout.types import Group
 
-STATE_NAME = "run.json"
 NOTHING_STARTED = 2
 TRACKER_S = 10.0
 
@@ -123,10 +129,15 @@ class Session:
         self.values, self.step_started = {}, now
         self.stale_before = self.ledger_counts.get("reissued/stale", 0)
 
-    def saved_ledger(self) -> dict[str, Any] | None:
+    @property
+    def finished(self) -> bool:
+        """Whether every step and the last evaluation are done."""
+        return self.progress.step >= self.recipe.run.steps and bool(self.progress.eval_after)
+
+    def saved_buffer(self) -> BufferState | None:
         """The buffer's state in the newest checkpoint."""
         saved = self.checkpoints.latest()
-        return read_state(saved)["buffer"] if saved is not None else None
+        return read_buffer(saved) if saved is not None else None
 
     def wall_s(self) -> float:
         """Seconds this run has taken, sessions before a resume included."""
@@ -142,7 +153,7 @@ class Session:
             "eval_success_before": self.progress.eval_before.get("eval/success"),
             "eval_success_after": self.progress.eval_after.get("eval/success"),
             "staleness_max": self.progress.staleness_max,
-            "mismatch_logprob_abs_mean": self.progress.mismatch_mean,
+            "mismatch_logprob_abs_mean": _finite(self.progress.mismatch_mean),
             "trained_tokens": self.progress.trained_tokens,
             "tasks_issued": self.ledger_counts.get("issued", 0),
             "tasks_trained": self.ledger_counts.get("trained", 0),
@@ -153,7 +164,7 @@ class Session:
 
 
 def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
-    """Open a session, run `train` in it, close it. Returns the exit code."""
+    """Open a session, run `train` in it, close it, whatever happens. Returns the exit code."""
     console = Console(steps=recipe.run.steps)
     path = Path(recipe.run.dir or f"runs/{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
@@ -161,17 +172,24 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
     except ValueError as error:
         console.error(str(error))
         return NOTHING_STARTED
+    except OSError as error:
+        console.error(f"run.dir={path} cannot be used: {error.strerror or error}; name another directory")
+        return NOTHING_STARTED
     with directory, console:
         if directory.previous_run_id is not None:
             kill_run(directory.previous_run_id)
         session = _open(recipe, run_id, directory, console)
         ending = _run(session, train)
-        session.metrics.close()
         summary = session.summary(ending.reason)
-        atomic_write_json(directory.summary, summary)
-        session.cluster.close()
+        try:
+            session.metrics.close()
+            atomic_write_json(directory.summary, summary)
+        finally:
+            session.cluster.close()
         session.tracker.finish(ending.code, summary, deadline_s=TRACKER_S)
         _report(session, ending, summary)
+        if ending.code == NOTHING_STARTED:
+            directory.discard()
     return ending.code
 
 
@@ -191,13 +209,15 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
             cluster.connect()
         if missing := cluster.missing_hardware():
             return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
-        install_signal_handlers(lambda signum: cluster.request_stop(signum.name, 128 + signum))
-        with session.watchdog:
+        install_signal_handlers(lambda signum: cluster.stop.interrupt(signum.name, 128 + signum))
+        with session.watchdog, cluster.stop.interruptible():
             train(session)
         return Ending(code=0, reason="finished")
     except Stopped as stop:
         return Ending(code=stop.code, reason=str(stop))
-    except ProcessFailure as failure:
+    except KeyboardInterrupt:  # before our handlers are there
+        return Ending(code=128 + signal.SIGINT, reason="SIGINT")
+    except (ProcessFailure, TooManyFailures, Diverged) as failure:
         return Ending(code=1, reason=str(failure))
     except Exception as error:
         log = session.directory.logs / "driver.log"
@@ -209,16 +229,19 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     """A fresh session, or that of the newest checkpoint."""
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
+    console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())
     console.settings({"recipe": str(directory.config)} | {name: str(value) for name, value in derived(recipe).items()})
     checkpoints = CheckpointStore(directory.checkpoints, recipe.checkpoint.keep)
     saved = checkpoints.latest()
-    progress = Progress.from_dict(read_state(saved)["progress"]) if saved is not None else Progress()
+    progress = read_progress(saved) if saved is not None else Progress()
     if saved is not None:
         console.note(f"resuming after step {progress.step} from {saved}")
     cluster = Cluster(recipe, directory.logs, run_id)
     metrics = MetricsLog(directory.metrics)
-    metrics.truncate_after(progress.step)
-    directory.discard_trajectories_after(progress.step)
+    done = progress.step if saved is not None else -1  # without a checkpoint the first evaluation comes again too
+    metrics.truncate_after(done)
+    directory.discard_trajectories_after(done)
+    counts = Ledger.from_state_dict(read_buffer(saved).ledger).counts() if saved is not None else {}
     tracker = Tracker(
         recipe.wandb, directory.path, name=recipe.run.name, recipe=recipe.model_dump(mode="json"), warn=console.warn
     )
@@ -232,7 +255,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         metrics=metrics,
         watchdog=Watchdog(
             stall_s=recipe.run.stall_s,
-            on_stall=lambda stall: cluster.request_stop(stall.text, STALL_EXIT_CODE),
+            on_stall=lambda stall: cluster.stop.request(stall.text, STALL_EXIT_CODE),
             logs_dir=directory.logs,
             waiting=lambda: session.waiting(),
         ),
@@ -240,6 +263,8 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         progress=progress,
         started=now - progress.wall_s,
         step_started=now,
+        ledger_counts=counts,
+        stale_before=counts.get("reissued/stale", 0),
     )
     return session
 
@@ -248,6 +273,8 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
     """Tell people how it ended; programs read summary.json."""
     if ending.code != 0:
         session.console.error(ending.reason)
+        if ending.code == NOTHING_STARTED:
+            return
         session.console.note(f"summary: {session.directory.summary}")
         return
     session.console.summary(
@@ -271,10 +298,13 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
 
 def _labelled(success: Mapping[str, float]) -> dict[str, float]:
     """`eval/success/python` becomes "held-out success, python"."""
-    return {name.replace("eval/success", "held-out success").replace("/", ", "): v for name, v in success.items()}
+    return {
+        name.replace("eval/success", "held-out success").replace("/", ", "): value
+        for name, value in success.items()
+        if name.startswith("eval/success")
+    }
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The driver's part of a checkpoint: `progress` and `buffer`."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
-    return state
+def _finite(value: float | None) -> float | None:
+    """JSON has no other numbers."""
+    return value if value is not None and math.isfinite(value) else None

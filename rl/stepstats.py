@@ -5,9 +5,11 @@ Pure functions; the names they return are those of `rl.metrics`.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from rollout.buffer import TooManyFailures
 from rollout.types import OBSERVED, Group, Trajectory
 
 
@@ -49,15 +51,51 @@ def success_share(trajectories: Iterable[Trajectory], success_reward: float) -> 
 
 
 def eval_metrics(groups: Sequence[Group], success_reward: float) -> dict[str, float]:
-    """Held-out success, over all tasks and per environment."""
-    by_environment: dict[str, list[Trajectory]] = {}
+    """Held-out success, over all tasks and per environment, of what infrastructure failures left to judge."""
+    everything = [t for group in groups for t in group.trajectories]
+    usable: dict[str, list[Trajectory]] = {}
     for group in groups:
-        by_environment.setdefault(group.task.environment, []).extend(group.trajectories)
-    everything = [t for trajectories in by_environment.values() for t in trajectories]
-    return {"eval/success": success_share(everything, success_reward)} | {
-        f"eval/success/{name}": success_share(trajectories, success_reward)
-        for name, trajectories in sorted(by_environment.items())
-    }
+        if group.usable:
+            usable.setdefault(group.task.environment, []).extend(group.usable)
+    metrics = {"eval/infra_share": _share(t.outcome == "infra_error" for t in everything)}
+    if usable:
+        metrics["eval/success"] = success_share(everything, success_reward)
+    return metrics | {f"eval/success/{name}": success_share(usable[name], success_reward) for name in sorted(usable)}
+
+
+def check_eval_failures(groups: Sequence[Group], limit: float) -> None:
+    """Success among the few that infrastructure spared says nothing about the policy.
+
+    Raises:
+        TooManyFailures: more than `limit` of the trajectories were lost.
+    """
+    everything = [t for group in groups for t in group.trajectories]
+    errors = [t.error for t in everything if t.outcome == "infra_error"]
+    if len(errors) > limit * len(everything):
+        raise TooManyFailures(
+            f"evaluation: {len(errors)} of {len(everything)} trajectories were lost to infrastructure failures "
+            f"(rollout.failure_share_limit is {limit}); the last one: {errors[-1]}"
+        )
+
+
+class Diverged(RuntimeError):
+    """A training step computed something that is not a number: its model must not go on, nor be saved."""
+
+
+def check_finite(what: str, stats: Mapping[str, float], optimizer: str) -> None:
+    """`optimizer` is the recipe's section of the keys to lower.
+
+    ZeRO-3 skips a step with a gradient that is not finite without a word, and training goes on as if it had happened.
+
+    Raises:
+        Diverged: the loss, the gradient norm or the engine/trainer mismatch is not finite.
+    """
+    for name in ("loss", "grad_norm", "mismatch"):
+        if not math.isfinite(stats.get(name, 0.0)):
+            raise Diverged(
+                f"{what}: {name} is {stats[name]}, and nothing of that step was saved; lower {optimizer}.lr or "
+                f"{optimizer}.clip_norm and start again with resume=auto"
+            )
 
 
 def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:

@@ -13,25 +13,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
-from rollout.buffer import Buffer, BufferSpec
+from rollout.buffer import Buffer, BufferSpec, BufferState
 from rollout.config import EvalConfig, InferenceConfig, RolloutConfig, WeightSyncConfig
-from rollout.ledger import Ledger
 from rollout.process import enter_role
 from rollout.types import Completion, Device, Group, SamplingParams, Task
 
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 ISSUE_POLL_S = 5.0
 """How long a worker's slot waits at the gate before it asks again."""
+CONTROL = "control"
+ENGINE_CONCURRENCY_GROUPS = {CONTROL: 16}
+"""Ray's concurrency groups of an InferenceActor; the default one, for `generate`, takes max_concurrency requests."""
+
+
+def _control(method: Method) -> Method:
+    marked: Method = ray.method(concurrency_group=CONTROL)(method)
+    return marked
 
 
 class InferenceActor:
-    """One replica: a vLLM engine and the version of its weights."""
+    """One replica: a vLLM engine and the version of its weights.
+
+    What controls the engine has a concurrency group of its own. If it queued behind `generate`, a paused engine with
+    more requests than its max_concurrency would never get to the call that resumes it.
+    """
 
     def __init__(self, role: str, logs_dir: str, threads: int, replica: int) -> None:
         enter_role(role, logs_dir, threads)
@@ -57,14 +70,17 @@ class InferenceActor:
     async def generate(self, request_id: str, prompt: list[int], sampling: SamplingParams) -> Completion:
         return await self._engine.generate(request_id, prompt, sampling)
 
+    @_control
     async def call(self, method: str, *args: Any) -> Any:
         """One stage of a weight version's life: pause, begin_update, load_bucket, finish_update, checksums, resume."""
         return await getattr(self._engine, method)(*args)
 
+    @_control
     async def watch(self) -> None:
         """Does not return while the engine lives; raises what killed it."""
         await self._engine.watch()
 
+    @_control
     async def shutdown(self) -> None:
         if self._engine is not None:
             await self._engine.shutdown()
@@ -82,9 +98,14 @@ class EngineClient:
         try:
             return await asyncio.wait_for(reference, self._timeout_s)
         except TimeoutError:
+            ray.cancel(reference)
             raise InfrastructureError(
                 f"request {request_id}: no completion in inference.generate_timeout_s={self._timeout_s:.0f} s"
             ) from None
+        except asyncio.CancelledError:
+            # Nobody waits for the answer any more: the engine must not go on sampling it.
+            ray.cancel(reference)
+            raise
         except RayTaskError as error:
             raise InfrastructureError(f"request {request_id}: {error.cause}") from error
 
@@ -104,7 +125,7 @@ class WorkerSpec:
 
 
 class WorkerActor:
-    """Runs agent loops: no weights, no GPU. `run` takes tasks from the buffer for ever; `evaluate` runs given ones."""
+    """Runs agent loops: no weights, no GPU. `run` takes tasks from the buffer for ever; `evaluate` runs a given one."""
 
     def __init__(
         self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
@@ -116,6 +137,7 @@ class WorkerActor:
         self._spec, self._replicas, self._buffer = spec, replicas, buffer
         self._sandbox = Sandbox(spec.sandbox)
         self._chat = Chat.load(spec.model_path, spec.renderer)
+        self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
 
     async def run(self) -> None:
         """Every slot: wait at the gate, run a group, hand it over."""
@@ -130,12 +152,16 @@ class WorkerActor:
                 group_id, task = issue
                 await self._buffer.put.remote(await self._group(group_id, task, self._spec.rollout))
 
-    async def evaluate(self, tasks: Sequence[Task], label: str) -> list[Group]:
-        """Held-out tasks, `samples_per_task` attempts each, at the evaluation's temperature."""
+    async def evaluate(self, group_id: str, task: Task) -> Group:
+        """`samples_per_task` attempts at a held-out task, at the evaluation's temperature.
+
+        No more run at once than in training; the others wait here, before the clock of their trajectories starts.
+        """
         config = self._spec.evaluation
         sampling = self._spec.rollout.sampling.model_copy(update={"temperature": config.temperature})
         rollout = self._spec.rollout.model_copy(update={"group_size": config.samples_per_task, "sampling": sampling})
-        return await asyncio.gather(*(self._group(f"{label}-{task.id}", task, rollout) for task in tasks))
+        async with self._evaluating:
+            return await self._group(group_id, task, rollout)
 
     async def _group(self, group_id: str, task: Task, config: RolloutConfig) -> Group:
         from rollout.agent import run_group
@@ -166,13 +192,13 @@ class TakeAnswer:
 class BufferActor:
     """The ledger, the finished groups and the gate; callers wait here, so that nobody polls."""
 
-    def __init__(self, role: str, logs_dir: str, spec: BufferSpec, saved: Mapping[str, Any] | None) -> None:
+    def __init__(self, role: str, logs_dir: str, spec: BufferSpec, saved: BufferState | None) -> None:
         enter_role(role, logs_dir)
         from rollout.tasks import task_stream
 
         self._buffer = Buffer(
             task_stream(spec.tasks, "train"),
-            Ledger() if saved is None else Ledger.from_state_dict(saved),
+            saved,
             max_staleness=spec.max_staleness,
             groups_per_step=spec.groups_per_step,
             failure_share_limit=spec.failure_share_limit,
@@ -207,8 +233,12 @@ class BufferActor:
         self._buffer.mark_trained(issue_ids, step)
         return self._buffer.ledger.counts()
 
-    async def state(self) -> dict[str, Any]:
-        return self._buffer.ledger.state_dict()
+    async def state(self) -> BufferState:
+        return self._buffer.state()
+
+    async def watch(self) -> None:
+        """Does not return: who waits for it learns of this process's death."""
+        await asyncio.Event().wait()
 
     async def _first(self, attempt: Callable[[], T | None], wait_s: float) -> T | None:
         """What `attempt` gives as soon as it gives something."""

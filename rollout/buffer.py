@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from rollout.config import TasksConfig
 from rollout.ledger import Issue, Ledger
@@ -56,12 +57,21 @@ class BufferSpec:
     seed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferState:
+    """What a checkpoint keeps: the ledger as JSON, and the finished groups, so that nobody has to make them again."""
+
+    ledger: Mapping[str, Any]
+    groups: tuple[Group, ...]
+
+
 class Buffer:
     """See the module's docstring.
 
     Args:
         tasks: the source, gone through in its own order first, then again and again in orders shuffled by `seed`.
-        ledger: a fresh one, or that of a checkpoint.
+        saved: where to go on, from a checkpoint; None: from the start. Its groups may still be trained, because no
+            token in them is of a later version than the checkpoint's; the gate judges them like any others.
 
     Raises:
         ValueError: there are no tasks, or the bounds are out of range.
@@ -70,7 +80,7 @@ class Buffer:
     def __init__(
         self,
         tasks: Sequence[Task],
-        ledger: Ledger,
+        saved: BufferState | None = None,
         *,
         max_staleness: int,
         groups_per_step: int,
@@ -81,7 +91,8 @@ class Buffer:
             raise ValueError("there are no tasks to train on: check tasks.sources")
         if max_staleness < 0 or groups_per_step < 1:
             raise ValueError(f"max_staleness={max_staleness} must be >= 0, groups_per_step={groups_per_step} >= 1")
-        self.ledger = ledger
+        kept = {} if saved is None else {group.id: group for group in saved.groups}
+        self.ledger = Ledger() if saved is None else Ledger.from_state_dict(saved.ledger, kept)
         self.arrivals = 0
         """Groups put so far, usable or not."""
         self._tasks = tasks
@@ -89,7 +100,7 @@ class Buffer:
         self._max_staleness = max_staleness
         self._groups_per_step = groups_per_step
         self._breaker = _Breaker(failure_share_limit)
-        self._finished: dict[str, _Finished] = {}
+        self._finished = {i.id: self._expiring(i, kept[i.id]) for i in self.ledger.open("finished")}
         self._version: int | None = None
         self._taken_at: int | None = None
         self._in_training = 0
@@ -113,9 +124,7 @@ class Buffer:
         self.arrivals += 1
         self._breaker.observe(group)
         if group.usable:
-            oldest = group.oldest_version()
-            begun = issue.version if oldest is None else oldest
-            self._finished[group.id] = _Finished(group=group, deadline=begun + self._max_staleness)
+            self._finished[group.id] = self._expiring(issue, group)
         elif issue.failures + 1 < MAX_FAILURES:
             self.ledger.reissue(issue.id, "infra_error")
         else:
@@ -157,6 +166,11 @@ class Buffer:
             self._in_training = 0
         self._version = version
 
+    def state(self) -> BufferState:
+        """What a run resumed from here starts with. What is running or in training by then will be re-issued."""
+        groups = tuple(finished.group for finished in self._finished.values())
+        return BufferState(ledger=self.ledger.state_dict(), groups=groups)
+
     def waiting_for(self) -> str:
         """One line for the watchdog: how far the gate and the next step are, and whom they wait for."""
         if self._version is None:
@@ -184,6 +198,11 @@ class Buffer:
     def _task(self, position: int) -> Task:
         epoch, place = divmod(position, len(self._tasks))
         return self._tasks[_order(len(self._tasks), self._seed, epoch)[place] if epoch else place]
+
+    def _expiring(self, issue: Issue, group: Group) -> _Finished:
+        oldest = group.oldest_version()
+        begun = issue.version if oldest is None else oldest
+        return _Finished(group=group, deadline=begun + self._max_staleness)
 
     def _deadline(self, issue: Issue) -> int:
         finished = self._finished.get(issue.id)

@@ -9,14 +9,15 @@ An issue ends exactly once, so at any time  issued = open + trained + dropped + 
 task stream below the cursor is open, waiting to be re-issued, trained or dropped. Closed issues live on only as
 counts, so the state stays as small as what is under way, however long the run.
 
-It is JSON inside a checkpoint. On resume everything that was open is re-issued (its groups died with the process) and
-what was trained can't come back. The ledger knows positions and ids, neither tasks nor groups; `rollout.buffer` does.
+It is JSON inside a checkpoint. On resume a finished issue whose group was saved with it stays finished; everything else
+that was open is re-issued (it died with the process), and what was trained can't come back. The ledger knows positions
+and ids, neither tasks nor groups; `rollout.buffer` does.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -149,8 +150,13 @@ class Ledger:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Ledger:
-        """The ledger of a resumed run: what was open waits to be re-issued, before what waited already."""
+    def from_state_dict(cls, state: Mapping[str, Any], kept: Collection[str] = ()) -> Ledger:
+        """The ledger of a resumed run: the issues `kept` stay finished, what was open besides waits to be re-issued,
+        before what waited already.
+
+        Raises:
+            ValueError: one of `kept` was not finished.
+        """
         ledger = cls()
         ledger._cursor = state["cursor"]
         ledger._issued = state["issued"]
@@ -159,7 +165,9 @@ class Ledger:
         ledger._dropped.update(state["dropped"])
         ledger._reissued.update(state["reissued"])
         ledger._open = {issue["id"]: Issue(**issue) for issue in state["open"]}
-        for issue_id in list(ledger._open):
+        for issue_id in kept:
+            ledger._require(issue_id, ("finished",))
+        for issue_id in [issue_id for issue_id in ledger._open if issue_id not in kept]:
             ledger.reissue(issue_id, "interrupted")
         ledger._retries.extend(_Retry(**retry) for retry in state["retries"])
         return ledger

@@ -7,6 +7,7 @@ by weight in a fixed pattern, without chance: any stretch of the stream has the 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,9 +51,19 @@ class TaskStream(Sequence[Task]):
             return [self[i] for i in range(*index.indices(self._size))]
         if not 0 <= index < self._size:
             raise IndexError(f"task {index} of {self._size}")
+        source, rank = self._place(index)
+        return self._sources[source].task(rank)
+
+    def once(self) -> list[Task]:
+        """Every task once, in order: positions at which a dataset begins again are left out."""
+        places = [self._place(index) for index in range(self._size)]
+        return [self._sources[source].task(rank) for source, rank in places if rank < self._sources[source].distinct]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The source of a position, and how many of the source's tasks come before it."""
         period, place = divmod(index, len(self._pattern))
         source = self._pattern[place]
-        return self._sources[source].task(period * self._pattern.count(source) + self._rank[place])
+        return source, period * self._pattern.count(source) + self._rank[place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,10 @@ class _Generated:
     seed: int
     split: Split
 
+    @property
+    def distinct(self) -> float:
+        return math.inf
+
     def task(self, rank: int) -> Task:
         return self.spec.generate(rank, self.seed, self.split)
 
@@ -68,6 +83,11 @@ class _Generated:
 @dataclass(frozen=True, slots=True)
 class _Rows:
     tasks: Sequence[Task]
+
+    @property
+    def distinct(self) -> float:
+        """How many tasks there are before they come again."""
+        return len(self.tasks)
 
     def task(self, rank: int) -> Task:
         return self.tasks[rank % len(self.tasks)]

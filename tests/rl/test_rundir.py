@@ -69,6 +69,17 @@ def test_an_earlier_run_needs_resume(tmp_path: Path) -> None:
         assert run.previous_run_id == "r2"
 
 
+def test_a_directory_in_which_nothing_started_is_taken_away_and_one_with_an_earlier_run_is_not(tmp_path: Path) -> None:
+    for start in range(2):
+        with RunDir.open(tmp_path / "run", resume="never", run_id=f"r{start}") as run:
+            run.discard()
+        assert not (tmp_path / "run").exists()
+    RunDir.open(tmp_path / "run", resume="never", run_id="r2").close()
+    with RunDir.open(tmp_path / "run", resume="auto", run_id="r3") as run:
+        run.discard()
+    assert (tmp_path / "run").exists()
+
+
 def test_resume_must_needs_an_earlier_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resume=must, but"):
         RunDir.open(tmp_path / "run", resume="must", run_id="r1")

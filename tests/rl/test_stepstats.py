@@ -6,7 +6,16 @@ import pytest
 
 from rl.metrics import check_names
 from rl.progress import Progress
-from rl.stepstats import eval_metrics, learner_metrics, rollout_metrics, staleness
+from rl.stepstats import (
+    Diverged,
+    check_eval_failures,
+    check_finite,
+    eval_metrics,
+    learner_metrics,
+    rollout_metrics,
+    staleness,
+)
+from rollout.buffer import TooManyFailures
 from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory
 
 STATS = {
@@ -76,7 +85,26 @@ def test_held_out_success_is_given_per_environment() -> None:
         "eval/success": pytest.approx(2 / 3),
         "eval/success/python": 1.0,
         "eval/success/store": 0.5,
+        "eval/infra_share": 0.0,
     }
+
+
+def test_an_evaluation_that_infrastructure_spoiled_is_no_success_of_zero() -> None:
+    spoiled = group(trajectory(None, (), error="no answer"), environment="python")
+    half = [spoiled, group(trajectory(1.0, (0,)), environment="store")]
+    assert eval_metrics(half, 1.0) == {"eval/success": 1.0, "eval/success/store": 1.0, "eval/infra_share": 0.5}
+    assert eval_metrics([spoiled], 1.0) == {"eval/infra_share": 1.0}
+    check_eval_failures(half, limit=0.5)
+    with pytest.raises(TooManyFailures, match=r"2 of 3 .*\(rollout.failure_share_limit is 0.5\); .* no answer"):
+        check_eval_failures([spoiled, *half], limit=0.5)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "mismatch"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_says_which_keys_to_lower(name: str, value: float) -> None:
+    check_finite("training step 3", STATS, "trainer.optimizer")
+    with pytest.raises(Diverged, match=rf"training step 3: {name} is {value}, .*lower trainer.optimizer.lr or trainer"):
+        check_finite("training step 3", STATS | {name: value}, "trainer.optimizer")
 
 
 def test_learner_sums_become_means_per_trained_token() -> None:

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rollout.buffer import FAILURE_MINIMUM, MAX_FAILURES, Buffer, TooManyFailures
-from rollout.ledger import Ledger
+from rollout.buffer import FAILURE_MINIMUM, MAX_FAILURES, Buffer, BufferState, TooManyFailures
+from rollout.groups import decode_groups, encode_groups
 from rollout.types import OBSERVED, Group, Sample, Task, Trajectory
 
 
@@ -44,15 +44,21 @@ def group(issue_id: str, task: Task, *versions: int, failed: bool = False) -> Gr
 
 
 def make(
-    *, staleness: int = 0, step: int = 2, count: int = 100, ledger: Ledger | None = None, limit: float = 1.0
+    *, staleness: int = 0, step: int = 2, count: int = 100, saved: BufferState | None = None, limit: float = 1.0
 ) -> Buffer:
     return Buffer(
         tasks(count),
-        ledger or Ledger(),
+        saved,
         max_staleness=staleness,
         groups_per_step=step,
         failure_share_limit=limit,
         seed=0,
+    )
+
+
+def through_a_checkpoint(state: BufferState) -> BufferState:
+    return BufferState(
+        ledger=json.loads(json.dumps(state.ledger)), groups=tuple(decode_groups(encode_groups(state.groups)))
     )
 
 
@@ -183,17 +189,40 @@ def test_the_circuit_breaker_names_share_limit_and_last_error() -> None:
 
 
 def test_tasks_wrap_around_in_a_new_order_each_epoch() -> None:
-    def epochs(seed_ledger: Ledger) -> list[list[str]]:
-        buffer = make(staleness=0, step=24, count=8, ledger=seed_ledger)
+    def epochs() -> list[list[str]]:
+        buffer = make(staleness=0, step=24, count=8)
         buffer.published(0)
         drawn = [task.id for _, task in issue_all(buffer)]
         return [drawn[0:8], drawn[8:16], drawn[16:24]]
 
-    first, second, third = epochs(Ledger())
+    first, second, third = epochs()
     assert first == [f"t{i}" for i in range(8)]
     assert sorted(second) == sorted(third) == first
     assert len({tuple(first), tuple(second), tuple(third)}) == 3
-    assert epochs(Ledger()) == [first, second, third]
+    assert epochs() == [first, second, third]
+
+
+def test_a_resumed_run_trains_the_finished_groups_that_waited_and_makes_the_others_again() -> None:
+    buffer = make(staleness=1, step=2)
+    buffer.published(0)
+    issued = issue_all(buffer)
+    finished = [group(*issue, 0) for issue in (issued[1], issued[3])]
+    for done in finished:
+        buffer.put(done)
+    resumed = make(staleness=1, step=2, saved=through_a_checkpoint(buffer.state()))
+    resumed.published(0)
+    assert [(task.id) for _, task in issue_all(resumed)] == ["t0", "t2"]  # what was running
+    assert resumed.take(0) == finished
+    assert resumed.ledger.counts()["reissued"] == 2
+
+
+def test_a_restored_group_is_judged_by_the_gate_like_any_other() -> None:
+    buffer = make(staleness=1, step=1)
+    buffer.published(0)
+    buffer.put(group(*issue_all(buffer)[0], 0, 1))
+    resumed = make(staleness=1, step=1, saved=through_a_checkpoint(buffer.state()))
+    resumed.published(2)
+    assert resumed.take(2) is None and resumed.ledger.counts()["reissued/stale"] == 1
 
 
 def test_a_group_without_sampled_tokens_ages_from_its_issue() -> None:
@@ -260,7 +289,7 @@ class Pipeline(RuleBasedStateMachine):
         self.save()
 
     def save(self) -> None:
-        state = json.dumps(self.buffer.ledger.state_dict())
+        state = through_a_checkpoint(self.buffer.state())
         self.checkpoint = (state, self.pushed, self.steps, Counter(self.trained))
 
     @rule()
@@ -324,12 +353,15 @@ class Pipeline(RuleBasedStateMachine):
 
     @rule(at_once=st.booleans())
     def the_run_is_killed_and_resumed(self, at_once: bool) -> None:
-        """From the last checkpoint; or, at_once, from the ledger as it stands in the middle of anything."""
+        """From the last checkpoint; or, at_once, from the buffer as it stands in the middle of anything."""
         if at_once:
             self.save()
         state, self.version, self.steps, self.trained = self.checkpoint
-        before = Ledger.from_state_dict(json.loads(state))
-        self.buffer = make(staleness=self.staleness, step=self.step, count=self.count, ledger=before)
+        self.buffer = make(staleness=self.staleness, step=self.step, count=self.count, saved=state)
+        # Finished groups wait again, and nothing else of what was open.
+        assert {issue.id for issue in self.buffer.ledger.open("issued", "finished", "taken")} == {
+            saved.id for saved in state.groups
+        }
         self.pushed, self.took_at = self.version, -1
         self.running, self.taken = {}, []
         self.trained = Counter(self.trained)

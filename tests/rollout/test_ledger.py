@@ -93,3 +93,17 @@ def test_resume_reissues_what_was_open_oldest_first_and_never_what_was_trained()
     assert (counts["trained"], counts["reissued/interrupted"]) == (1, 3)
     with pytest.raises(ValueError, match="step 1 is in the ledger already"):
         resumed.mark_trained([], step=1)
+
+
+def test_resume_keeps_finished_issues_whose_groups_were_saved() -> None:
+    ledger = Ledger()
+    first, second, running = (ledger.issue_next(0) for _ in range(3))
+    ledger.finish(first.id)
+    ledger.finish(second.id)
+    state = json.loads(json.dumps(ledger.state_dict()))
+    resumed = Ledger.from_state_dict(state, [second.id])
+    assert [(i.id, i.state) for i in resumed.open("issued", "finished", "taken")] == [(second.id, "finished")]
+    assert [resumed.issue_next(0).position for _ in range(3)] == [0, 2, 3]
+    for wrong in (running.id, "g999999"):
+        with pytest.raises(ValueError, match="expected finished"):
+            Ledger.from_state_dict(state, [wrong])

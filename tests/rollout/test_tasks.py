@@ -63,6 +63,20 @@ def test_dataset_rows_become_tasks_in_disjoint_splits_and_each_row_once_an_epoch
     assert len(set(train[: len(distinct)])) == len(distinct)
 
 
+def test_a_held_out_row_is_evaluated_once_however_large_the_evaluation_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", [row(i) for i in range(80)])
+    sources = (TaskSource(environment="store", dataset=path), TaskSource(environment="python"))
+    stream = task_stream(TasksConfig(sources=sources, eval_size=100), "eval")
+    once = stream.once()
+    rows = [task.messages[0]["content"] for task in once if task.environment == "store"]
+    repeated = [task.messages[0]["content"] for task in stream if task.environment == "store"]
+    assert len(rows) == len(set(rows)) < len(repeated) and set(rows) == set(repeated)
+    assert sum(task.environment == "python" for task in once) == 50
+    assert once == [task for i, task in enumerate(stream) if task not in stream[:i]]
+    short = TasksConfig(sources=sources, eval_size=4)
+    assert task_stream(short, "eval").once() == task_stream(short, "eval")[:]
+
+
 def test_parquet_rows_become_tasks(tmp_path: Path) -> None:
     import datasets
 

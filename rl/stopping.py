@@ -1,0 +1,60 @@
+"""How a run is asked to stop: Ctrl-C, SIGTERM or the watchdog. Who asks only leaves word; the main thread stops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop. `code` is the exit code that says so."""
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class StopRequest:
+    """The first request wins. It is raised as `Stopped` in the main thread: by `check`, at the end of `deferred`, or at
+    once by `interrupt`.
+    """
+
+    def __init__(self) -> None:
+        self._stopped: Stopped | None = None
+        self._interruptible = False
+
+    def request(self, reason: str, code: int) -> None:
+        """Safe from other threads."""
+        if self._stopped is None:
+            self._stopped = Stopped(reason, code)
+
+    def interrupt(self, reason: str, code: int) -> None:
+        """`request` for a signal handler, which runs in the main thread: while that is `interruptible`, whatever it
+        does (reading a dataset, say) is left at once.
+        """
+        self.request(reason, code)
+        if self._interruptible:
+            self.check()
+
+    def check(self) -> None:
+        """Raises Stopped if that was requested."""
+        if self._stopped is not None:
+            raise self._stopped
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """For code that `interrupt` must not break into; it has to `check` by itself if it takes long."""
+        before, self._interruptible = self._interruptible, False
+        try:
+            yield
+        finally:
+            self._interruptible = before
+            self.check()

@@ -1,0 +1,35 @@
+"""Groups as gzipped JSON lines: what a run directory keeps of every step, and a checkpoint of the buffer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rollout.types import Group, Sample, Span, Task, Trajectory
+
+
+def encode_groups(groups: Iterable[Group]) -> bytes:
+    """One JSON object a line, gzipped. The same groups give the same bytes."""
+    lines = "".join(json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups)
+    return gzip.compress(lines.encode(), compresslevel=3, mtime=0)
+
+
+def decode_groups(content: bytes) -> list[Group]:
+    """The groups that `encode_groups` was given."""
+    # Not splitlines: it also splits at separators that JSON leaves unescaped inside strings.
+    return [_group(json.loads(line)) for line in gzip.decompress(content).decode().split("\n") if line]
+
+
+def _group(row: dict[str, Any]) -> Group:
+    trajectories = tuple(_trajectory(member) for member in row["trajectories"])
+    task = row["task"]
+    return Group(id=row["id"], task=Task(**task | {"messages": tuple(task["messages"])}), trajectories=trajectories)
+
+
+def _trajectory(row: dict[str, Any]) -> Trajectory:
+    samples = tuple(Sample(**{name: tuple(values) for name, values in sample.items()}) for sample in row["samples"])
+    spans = tuple(Span(**span) for span in row["spans"])
+    return Trajectory(**row | {"samples": samples, "spans": spans, "messages": tuple(row["messages"])})

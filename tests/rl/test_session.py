@@ -1,0 +1,102 @@
+"""Every way a session ends: exit code, summary, directory. Real Ray, with a `train` that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PROGRAM = """
+import math, os, sys, time
+import rl.cluster
+from rl.processes import new_run_id, run_guarded
+from rl.recipe import load_recipe
+from rl.session import drive
+
+def outside_of_any_wait(session):
+    open(session.directory.path / "reading", "w").close()
+    while True:
+        time.sleep(0.01)
+
+def not_a_number(session):
+    session.progress.mismatch_sum, session.progress.mismatch_tokens = math.nan, 1
+    raise RuntimeError("boom")
+
+def ray_hangs_at_the_end(session):
+    rl.cluster.CLOSE_S = 1.0
+    rl.cluster.ray.shutdown = lambda: time.sleep(300)
+
+recipe = load_recipe("recipes/quickstart.yaml", ["wandb.mode=disabled", *sys.argv[2:]])
+run_id = new_run_id()
+sys.exit(run_guarded(lambda: drive(recipe, run_id, globals()[sys.argv[1]]), run_id=run_id))
+"""
+
+
+def start(scenario: str, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, scenario, *overrides],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(scenario: str, *overrides: str) -> tuple[int, str]:
+    process = start(scenario, *overrides)
+    output, _ = process.communicate(timeout=110)
+    return process.returncode, output
+
+
+def summary(directory: Path) -> dict[str, object]:
+    values: dict[str, object] = json.loads((directory / "summary.json").read_text())
+    return values
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_heard_outside_of_any_wait(tmp_path: Path) -> None:
+    process = start("outside_of_any_wait", f"run.dir={tmp_path / 'run'}")
+    while not (tmp_path / "run" / "reading").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert summary(tmp_path / "run")["exit_reason"] == "SIGINT"
+
+
+@pytest.mark.slow
+def test_the_summary_is_written_whatever_the_numbers_are(tmp_path: Path) -> None:
+    code, output = run("not_a_number", f"run.dir={tmp_path / 'run'}")
+    assert code == 1 and "the driver failed: RuntimeError: boom" in output
+    assert summary(tmp_path / "run")["mismatch_logprob_abs_mean"] is None
+
+
+@pytest.mark.slow
+def test_an_end_that_hangs_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    code, output = run("ray_hangs_at_the_end", f"run.dir={tmp_path / 'run'}")
+    assert code == 0, output
+    assert "Current thread" in output and "_shut_down" in output
+    assert summary(tmp_path / "run")["exit_reason"] == "finished"
+
+
+@pytest.mark.slow
+def test_missing_hardware_starts_nothing_and_leaves_the_directory_free(tmp_path: Path) -> None:
+    code, output = run("not_a_number", f"run.dir={tmp_path / 'run'}", "run.device=cuda", "trainer.ranks=998")
+    assert code == 2, output
+    assert "GPUs" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, output = run("not_a_number", f"run.dir={tmp_path / 'file' / 'run'}")
+    assert code == 2
+    assert output.splitlines()[-1].startswith("error: run.dir=") and "Not a directory" in output
+    assert "Traceback" not in output
