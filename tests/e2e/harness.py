@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,7 +89,10 @@ class Launched:
         return psutil.Process(self.process.pid).children()[0].pid
 
     def finish(self, deadline_s: float = DEADLINE_S) -> Run:
+        """Wait for the end. How long it took is printed (pytest shows it with -rP), for the 30 s that are promised."""
+        begin = time.monotonic()
         code = self.process.wait(deadline_s)
+        print(f"exit code {code} after {time.monotonic() - begin:.1f} s")
         return Run(code=code, output=self.output, directory=self.directory)
 
 
@@ -122,6 +126,6 @@ def launch(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTA
 def leftovers(run_id: str) -> list[str]:
     """Processes, shared memory and temporary files that carry a run's id."""
     processes = [f"{p.pid} {' '.join(p.cmdline())}" for p in processes_of_run(run_id)]
-    places = (Path("/dev/shm"), Path("/tmp"))
+    places = (Path("/dev/shm"), Path(tempfile.gettempdir()))
     files = [str(path) for place in places for path in place.glob(resource_prefix(run_id) + "*")]
     return processes + files

@@ -7,9 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from rl.checkpoint import CheckpointStore
 from rl.metrics import read_metrics
 from rl.rundir import read_groups
+from rl.runstate import read_buffer
 from tests.e2e.harness import launch, launched, leftovers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -31,6 +35,11 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
     refused = launch(directory, cold_start_cache, "run.steps=6", *OVERRIDES)
     assert refused.code == 2 and "resume=auto" in refused.output
 
+    saved = CheckpointStore(directory / "checkpoints", keep=2).latest()
+    assert saved is not None
+    waiting = read_buffer(saved).groups
+    print(f"{len(waiting)} finished groups waited when {saved.name} was written")
+
     run = launch(directory, cold_start_cache, "run.steps=6", "resume=auto", *OVERRIDES)
     assert run.code == 0, run.output[-4000:]
     assert "resuming after step" in run.output
@@ -40,20 +49,41 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
 
     trained = [g for path in sorted((directory / "trajectories").glob("train-*.gz")) for g in read_groups(path)]
     assert len({g.id for g in trained}) == len(trained) == run.summary["tasks_trained"]
+    assert all(group in trained for group in waiting), "a finished group was thrown away, or made again"
     tasks = [g.task.id for g in trained]
     assert len(set(tasks)) == len(tasks), "a task was trained twice"
     ledger = run.state["buffer"]
     assert ledger["reissued"].get("interrupted", 0) > 0, "what was in flight at the checkpoint was handed out again"
 
 
-def test_a_resumed_run_publishes_the_checkpoint_weights(tmp_path: Path, cold_start_cache: Path) -> None:
-    """At lr 0 nothing moves: before and after a resume, engine and trainer agree on every fresh token."""
+def test_a_resumed_run_goes_on_from_the_checkpoint_weights(tmp_path: Path, cold_start_cache: Path) -> None:
+    """Trained, then resumed at lr 0, where nothing moves: the same weights come out, and over many pushes engine and
+    trainer agree on every fresh token.
+    """
     directory = tmp_path / "run"
-    first = launch(directory, cold_start_cache, "run.steps=2", "trainer.optimizer.lr=0", *OVERRIDES)
+    overrides = ("tasks.eval_size=8", "checkpoint.every=100")
+    first = launch(directory, cold_start_cache, "run.steps=2", *overrides)
     assert first.code == 0, first.output[-4000:]
-    second = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", "trainer.optimizer.lr=0", *OVERRIDES)
+    ended = first.summary
+    trained = weights(Path(ended["hf_export"]))
+    for start in cold_start_cache.glob("sft-*"):
+        assert any(not torch.equal(trained[name], tensor) for name, tensor in weights(start).items())
+
+    again = launch(directory, cold_start_cache, "run.steps=2", "resume=auto", *overrides)
+    assert again.code == 0 and "nothing to resume" in again.output
+    for key in ("exit_reason", "steps", "eval_success_after", "tasks_trained", "trained_tokens", "hf_export"):
+        assert again.summary[key] == ended[key]
+
+    second = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", "trainer.optimizer.lr=0", *overrides)
     assert second.code == 0, second.output[-4000:]
+    exported = weights(Path(second.summary["hf_export"]))
+    assert second.summary["hf_export"] != ended["hf_export"] and exported.keys() == trained.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in trained.items())
     gaps = second.column("mismatch/logprob_abs_mean")
     assert len(gaps) >= 5
     assert max(gaps) < 2e-6, f"the engine/trainer gap does not stay flat over pushes: {gaps}"
-    assert second.summary["eval_success_before"] == first.summary["eval_success_before"]
+    assert second.summary["eval_success_before"] == ended["eval_success_before"]
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in sorted(model.glob("*.safetensors")) for name, tensor in load_file(file).items()}
