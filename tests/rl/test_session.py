@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from rl.checkpoint import CheckpointStore
+from rl.progress import Progress
+from rl.rundir import RunDir
+from rl.runstate import write_state
+from rollout.buffer import BufferState
+from rollout.ledger import Ledger
+
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import math, os, sys, time
 import rl.cluster
 from rl.processes import new_run_id, run_guarded
 from rl.recipe import load_recipe
+from rl.run import train
 from rl.session import drive
 
 def outside_of_any_wait(session):
@@ -31,6 +39,10 @@ def not_a_number(session):
 def ray_hangs_at_the_end(session):
     rl.cluster.CLOSE_S = 1.0
     rl.cluster.ray.shutdown = lambda: time.sleep(300)
+
+def one_more_group_is_stale(session):
+    session.count_tasks({"reissued/stale": session.stale_before + 1})
+    print("dropped", session.values["rollout/dropped_stale"], "of", session.ledger_counts["reissued/stale"])
 
 recipe = load_recipe("recipes/quickstart.yaml", ["wandb.mode=disabled", *sys.argv[2:]])
 run_id = new_run_id()
@@ -57,6 +69,35 @@ def run(scenario: str, *overrides: str) -> tuple[int, str]:
 def summary(directory: Path) -> dict[str, object]:
     values: dict[str, object] = json.loads((directory / "summary.json").read_text())
     return values
+
+
+def earlier_run(directory: Path) -> None:
+    """Finished after 3 steps; two groups had been dropped as stale on the way."""
+    ledger = Ledger()
+    for _ in range(2):
+        ledger.reissue(ledger.issue_next(0).id, "stale")
+    with RunDir.open(directory, resume="never", run_id="earlier") as run:
+        store = CheckpointStore(run.checkpoints, keep=1)
+        progress = Progress(step=3, version=3, eval_after={"eval/success": 0.5})
+        write_state(store.begin(3), progress, BufferState(ledger=ledger.state_dict(), groups=()))
+        store.publish(3)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_what_is_dropped_from_its_checkpoint_on(tmp_path: Path) -> None:
+    earlier_run(tmp_path / "run")
+    code, output = run("one_more_group_is_stale", f"run.dir={tmp_path / 'run'}", "resume=auto")
+    assert code == 0 and "dropped 1.0 of 3" in output
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_run_starts_nothing_and_keeps_its_summary(tmp_path: Path) -> None:
+    earlier_run(tmp_path / "run")
+    code, output = run("train", f"run.dir={tmp_path / 'run'}", "resume=auto", "run.steps=3")
+    assert code == 0 and "nothing to resume" in output
+    told = summary(tmp_path / "run")
+    assert (told["steps"], told["eval_success_after"], told["tasks_issued"]) == (3, 0.5, 2)
+    assert not list((tmp_path / "run" / "logs").iterdir())
 
 
 @pytest.mark.slow
