@@ -217,6 +217,8 @@ esac
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" # rl, rollout and rewards import from here, in child processes too
 export TOKENIZERS_PARALLELISM=false                  # its threads do not survive the forks of datasets and ray
 export RAY_USAGE_STATS_ENABLED=0                     # no part of a run reports home unless asked to
+# As `ray start` does by itself where there is a token; without it a run could not join that cluster (run.ray_address).
+[[ -n ${RAY_AUTH_MODE:-} || ! -f ${HOME:-}/.ray/auth_token ]] || export RAY_AUTH_MODE=token
 export VLLM_NO_USAGE_STATS=1
 export DO_NOT_TRACK=1
 # -P: the caller's directory may hold an `rl` folder of its own.
