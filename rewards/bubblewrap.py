@@ -3,7 +3,8 @@
 Two forms, because RLIMIT_NPROC never binds the machine's uid 0, not even when a user namespace shows it as another uid:
 - as root: bubblewrap sets up the mounts with root's power, setpriv becomes uid 65534, unshare enters a user namespace
   in which no id is mapped. There are no capabilities in it and no further user namespace can be made from it.
-- as an ordinary user: bubblewrap makes the user namespace itself.
+- as an ordinary user: bubblewrap makes the user namespace itself, and the last that can be made: in a further one the
+  code would have all capabilities, and could mount a tmpfs of any size.
 Either way the runner becomes pid 1 (`--as-pid-1`), so the end of the runner is the end of the tree.
 """
 
@@ -15,11 +16,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rewards import seccomp
+
 NOBODY = "65534"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
-FIX = (
-    "install it with `apt-get install bubblewrap`, or write `sandbox: unsafe-none` in the recipe (no isolation at all)"
-)
+UNSAFE = "write `sandbox: unsafe-none` in the recipe (no isolation at all)"
+FIX = f"install it with `apt-get install bubblewrap`, or {UNSAFE}"
 
 
 def interpreter() -> str:
@@ -27,8 +29,9 @@ def interpreter() -> str:
     return str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
 
 
-def command(*, work_bytes: int, info_fd: int | None = None) -> list[str]:
+def command(*, work_bytes: int, seccomp_fd: int, info_fd: int | None = None) -> list[str]:
     """The prefix of an isolated command. `work_bytes`: size of the tmpfs at /tmp, and of the one at /dev/shm.
+    `seccomp_fd`: from `seccomp.open_filter`.
 
     Raises FileNotFoundError without bubblewrap.
     """
@@ -37,8 +40,10 @@ def command(*, work_bytes: int, info_fd: int | None = None) -> list[str]:
         raise FileNotFoundError("bwrap is not on PATH")
     as_root = os.geteuid() == 0
     prefix = [program, "--die-with-parent", "--new-session", "--as-pid-1"]
-    prefix += _root_namespaces() if as_root else ["--unshare-all", "--uid", NOBODY, "--gid", NOBODY]
-    prefix += [*_system_binds(), "--proc", "/proc", "--dev", "/dev"]
+    prefix += _root_namespaces() if as_root else _user_namespaces()
+    prefix += ["--seccomp", str(seccomp_fd), *_system_binds(), "--proc", "/proc", "--dev", "/dev"]
+    # Both read as zeros; a shared mapping of /dev/zero would be memory that nobody counts, /dev/full cannot be mapped.
+    prefix += ["--dev-bind", "/dev/full", "/dev/zero"]
     prefix += ["--perms", "1777", "--size", str(work_bytes), "--tmpfs", "/dev/shm"]
     prefix += ["--perms", "1777", "--size", str(work_bytes), "--tmpfs", "/tmp"]
     prefix += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--clearenv"]
@@ -52,14 +57,20 @@ def command(*, work_bytes: int, info_fd: int | None = None) -> list[str]:
 def probe() -> None:
     """Start one isolated process. Raises ValueError saying what is missing and the fix."""
     try:
+        seccomp_fd = seccomp.open_filter()
+    except ValueError as error:
+        raise ValueError(f"sandbox: {error}; {UNSAFE}") from error
+    try:
         trial = subprocess.run(
-            [*command(work_bytes=1 << 20), interpreter(), "-I", "-S", "-c", ""],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False,
+            [*command(work_bytes=1 << 20, seccomp_fd=seccomp_fd), interpreter(), "-I", "-S", "-c", ""],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False, pass_fds=(seccomp_fd,),
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ValueError(f"sandbox: bubblewrap is not installed; {FIX}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"sandbox: bubblewrap does not start: {error}; {FIX}") from error
+    finally:
+        os.close(seccomp_fd)
     if trial.returncode != 0:
         said = trial.stderr.decode(errors="replace").strip() or f"exit code {trial.returncode}"
         raise ValueError(
@@ -71,6 +82,10 @@ def probe() -> None:
 def _root_namespaces() -> list[str]:
     spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     return [*spaces, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+
+
+def _user_namespaces() -> list[str]:
+    return ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", NOBODY, "--gid", NOBODY]
 
 
 def _drop_root() -> list[str]:

@@ -2,10 +2,11 @@
 
 What holds: new user, pid, net, ipc and mount namespaces, no network device but loopback, a read-only system, a tmpfs
 work directory, a scrubbed environment; limits on wall time, CPU, memory, processes, file size and output.
-What it does not cover: bugs of the kernel (there is no seccomp filter, no virtual machine); side channels; the CPU
-limit is per process, so the tree may use `processes` times as much within the wall time; the memory of the whole tree
-is looked at every 50 ms, so a burst may overshoot it between two looks; files on tmpfs come on top, up to memory_mb in
-/tmp and again in /dev/shm; files under /usr are readable; and the exit code, output and outcome are under the control
+What it does not cover: bugs of the kernel (the seccomp filter only refuses memory that could not be counted, there is
+no virtual machine); side channels; the CPU limit is per process, so the tree may use `processes` times as much within
+the wall time; the memory of the whole tree is looked at every 50 ms, so a burst may overshoot it between two looks;
+files on tmpfs, shared memory among them, come on top, up to memory_mb in /tmp and again in /dev/shm; so do the kernel's
+buffers of pipes and sockets; files under /usr are readable; and the exit code, output and outcome are under the control
 of the code that ran: they are what it says, never a verdict on it.
 `kind: unsafe-none` has none of the isolation: resource limits and a process-group kill only.
 """
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from rewards import bubblewrap
+from rewards import bubblewrap, seccomp
 from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
 
@@ -112,24 +113,28 @@ class Sandbox:
             passed.callback(os.close, stdin_fd)
             host, guest = socket.socketpair()
             passed.enter_context(guest)
-            # bubblewrap closes the descriptor it writes its information to, hence one of its own.
-            info = passed.enter_context(guest.dup())
+            for_bubblewrap: list[int] = []  # which closes them: hence a copy of the socket, and a filter each time
+            if isolated:
+                for_bubblewrap = [passed.enter_context(guest.dup()).fileno(), seccomp.open_filter()]
+                passed.callback(os.close, for_bubblewrap[1])
             # subprocess rather than asyncio's: uvloop, which Ray's actors run on, forks this process and all its
             # threads' locks with it, and the child may wait for one of them for ever. subprocess uses vfork.
             with _closed_on_error(host):
                 process = subprocess.Popen(
-                    self._argv(code_fd, guest.fileno(), info.fileno()),
+                    self._argv(code_fd, guest.fileno(), for_bubblewrap),
                     stdin=stdin_fd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-                    pass_fds=(code_fd, guest.fileno(), *([info.fileno()] if isolated else [])),
+                    pass_fds=(code_fd, guest.fileno(), *for_bubblewrap),
                     start_new_session=True, cwd=cwd, env=bubblewrap.ENVIRONMENT,
                 )  # fmt: skip
                 return _Tree(process, host, isolated=isolated)
 
-    def _argv(self, code_fd: int, status_fd: int, info_fd: int) -> list[str]:
+    def _argv(self, code_fd: int, status_fd: int, for_bubblewrap: list[int]) -> list[str]:
         limits = self.config
-        isolated = limits.kind == "bubblewrap"
         memory = limits.memory_mb * _MIB
-        prefix = bubblewrap.command(work_bytes=memory, info_fd=info_fd) if isolated else []
+        prefix: list[str] = []
+        if isolated := limits.kind == "bubblewrap":
+            info_fd, seccomp_fd = for_bubblewrap
+            prefix = bubblewrap.command(work_bytes=memory, info_fd=info_fd, seccomp_fd=seccomp_fd)
         # Without a namespace RLIMIT_NPROC would count every process of this user, so it is left alone there.
         numbers = (code_fd, status_fd, limits.cpu_s, memory, limits.processes if isolated else 0, limits.file_mb * _MIB)
         python = [bubblewrap.interpreter(), "-I", "-S", "-X", "utf8", "-c", _CHILD]

@@ -236,10 +236,21 @@ print(count)
     assert int(result.stdout) == LIMITS.processes - 1  # the code's own process is one of them
 
 
-def test_exponential_fork_bomb_ends() -> None:
-    code = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    result = run(code, config=LIMITS.model_copy(update={"wall_s": 1.5, "cpu_s": 60}))
-    assert result.outcome in (Outcome.TIMEOUT, Outcome.MEMORY)
+def test_exponential_fork_bomb_is_held_and_ends() -> None:
+    code = """
+import os
+first, most = os.getpid(), 0
+while True:
+    try:
+        os.fork()
+    except OSError:
+        seen = sum(name.isdigit() for name in os.listdir("/proc"))
+        if os.getpid() == first and seen > most:
+            print(most := seen)
+"""
+    result = run(code, config=LIMITS.model_copy(update={"wall_s": 3.0, "cpu_s": 60, "memory_mb": 256}))
+    assert (result.outcome, result.exit_code) == (Outcome.TIMEOUT, None)
+    assert 2 < int(result.stdout.split()[-1]) <= LIMITS.processes + 1  # the runner, pid 1, comes on top
 
 
 @pytest.mark.parametrize(
@@ -255,11 +266,91 @@ def test_memory(code: str) -> None:
     assert run(code).outcome is Outcome.MEMORY
 
 
-def test_cpu_limit_also_for_code_that_ignores_the_signal() -> None:
-    limits = LIMITS.model_copy(update={"cpu_s": 1})
-    assert run("while True: pass", config=limits).outcome is Outcome.TIMEOUT
-    ignoring = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
-    assert run(ignoring, config=limits).outcome is Outcome.TIMEOUT
+@pytest.mark.parametrize(
+    "take",
+    [
+        "os.memfd_create('m')",
+        "mmap.mmap(-1, 4096)",
+        "libc_must(libc.shmget(0, 4096, 0o1600))",
+        "libc_must(libc.msgget(0, 0o1600))",
+        "libc_must(libc.semget(0, 1, 0o1600))",
+    ],
+)
+def test_memory_that_could_not_be_counted_is_refused(take: str) -> None:
+    code = f"""
+import ctypes, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+def libc_must(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+{take}
+"""
+    result = run(code)
+    assert result.outcome is Outcome.FAILED and "PermissionError" in result.stderr, result
+
+
+def test_dev_zero_is_read_and_not_mapped() -> None:
+    code = """
+import mmap
+zero = open("/dev/zero", "r+b", buffering=0)
+assert zero.read(3) == bytes(3)
+mmap.mmap(zero.fileno(), 4096)
+"""
+    result = run(code)
+    assert result.outcome is Outcome.FAILED and "No such device" in result.stderr, result
+
+
+def test_memory_that_is_counted_may_be_shared() -> None:
+    code = """
+import mmap, multiprocessing, os
+from multiprocessing.shared_memory import SharedMemory
+assert len(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)) == 4096
+block = SharedMemory(create=True, size=1 << 16)
+fork = multiprocessing.get_context("fork")
+count = fork.Value("i", 0)
+def work():
+    mine = SharedMemory(block.name)
+    mine.buf[0] = 7
+    with count.get_lock():
+        count.value += 1
+workers = [fork.Process(target=work) for _ in range(2)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+print(block.buf[0], count.value)
+block.close(), block.unlink()
+"""
+    result = run(code)
+    assert (result.outcome, result.stdout) == (Outcome.OK, "7 2\n"), result
+
+
+def test_shared_files_are_held_to_the_size_of_their_file_systems() -> None:
+    """Mapped shared and touched by several processes, unlinked and unmapped: nothing gets around the tmpfs' limit."""
+    code = """
+import mmap, os
+def fill(folder, number):
+    fd = os.open(f"{folder}/{number}", os.O_RDWR | os.O_CREAT)
+    os.unlink(f"{folder}/{number}")
+    os.ftruncate(fd, 1 << 20)
+    os.posix_fallocate(fd, 0, 1 << 20)
+    mmap.mmap(fd, 1 << 20)[:] = bytes(1 << 20)
+    return 1
+for folder in ("/tmp", "/dev/shm"):
+    taken = 0
+    try:
+        while True: taken += fill(folder, taken)
+    except OSError as error:
+        print(taken, error.strerror)
+"""
+    result = run(code, config=LIMITS.model_copy(update={"memory_mb": 64}))
+    assert result.stdout.splitlines() == ["64 No space left on device"] * 2, result
+
+
+@pytest.mark.parametrize(("handling", "signal_number"), [("SIG_DFL", 24), ("SIG_IGN", 9)])
+def test_cpu_limit_also_for_code_that_ignores_the_signal(handling: str, signal_number: int) -> None:
+    code = f"import signal\nsignal.signal(signal.SIGXCPU, signal.{handling})\nwhile True: pass"
+    result = run(code, config=LIMITS.model_copy(update={"cpu_s": 1}))
+    # The wall limit would leave no exit code.
+    assert (result.outcome, result.exit_code) == (Outcome.TIMEOUT, -signal_number)
 
 
 def test_wall_limit() -> None:
