@@ -2,8 +2,8 @@
 
 The one place where text becomes tokens or tokens become text. A conversation is opened once and from then on only
 extended: what the policy sampled is never decoded and encoded again (invariant 1), and `bridge` refuses anything that
-is not an exact extension. Tool results are untrusted: a special token spelled out in one is defused, so that no tool
-can forge a role marker. Called by the agent loop and by the supervised stage, which must see the same tokens.
+is not an exact extension. What a system, user or tool message says is text: a special token spelled out in it
+is defused, so that no row of a dataset and no tool can forge a role marker. Called by the agent loop and by the supervised stage, which must see the same tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _MALFORMED = {
     ToolCallParseStatus.MALFORMED_STRUCTURE: "a tool call's arguments are not <arg_key>…<arg_value>… pairs",
 }
 """An unknown tool name or an argument of the wrong type parses: the environment answers those with an error text."""
+
+_TOO_DEEP = "a tool call's argument is nested too deeply"
 
 
 class Chat:
@@ -68,7 +70,7 @@ class Chat:
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
         """The first prompt, ending where the assistant begins to speak."""
         rendered = self._renderers[thinking].render_ids(
-            [_plain(m, keep_reasoning=thinking) for m in messages],
+            [self._defused(_plain(m, keep_reasoning=thinking)) for m in messages],
             tools=list(tools) or None,
             add_generation_prompt=True,
         )
@@ -81,7 +83,10 @@ class Chat:
         tool calls, so that nothing half-read is executed.
         """
         renderer = self._renderers[not self._think.isdisjoint(token_ids)]
-        parsed = renderer.parse_response(list(token_ids), tools=list(tools) or None)
+        try:
+            parsed = renderer.parse_response(list(token_ids), tools=list(tools) or None)
+        except RecursionError:
+            return AssistantTurn(content=self.decode(token_ids), malformed=_TOO_DEEP)
         reasoning = (parsed.reasoning_content or "").strip()
         problems = [_MALFORMED[c.status] for c in parsed.tool_calls if c.status in _MALFORMED]
         if parsed.reasoning_complete is False:
@@ -106,7 +111,10 @@ class Chat:
         renderer = self._renderers[self._is_thinking(ids)]
         split = len(ids) - ids[::-1].index(self._assistant)
         results = [{"role": "tool", "content": self._defuse(text)} for text in tool_results]
-        bridged = renderer.bridge_to_next_turn(ids[:split], ids[split:], results)
+        try:
+            bridged = renderer.bridge_to_next_turn(ids[:split], ids[split:], results)
+        except RecursionError as error:
+            raise ValueError(f"cannot bridge: {_TOO_DEEP}") from error
         if bridged is None or list(bridged.token_ids[: len(ids)]) != ids:
             raise ValueError("the chat format cannot extend these tokens exactly; is the reasoning left unclosed?")
         return list(bridged.token_ids[len(ids) :])
@@ -153,6 +161,10 @@ class Chat:
     def _is_thinking(self, ids: list[int]) -> bool:
         """The mode `open` chose: without thinking, its prompt's user message ends with the /nothink token."""
         return ids[ids.index(self._assistant) - 1] != self._nothink
+
+    def _defused(self, message: Message) -> Message:
+        """An assistant's message stays: its reasoning may stand in its content, in the format's own tokens."""
+        return message if message["role"] == "assistant" else {**message, "content": self._defuse(message["content"])}
 
     def _defuse(self, text: str) -> str:
         for token in self._special:
