@@ -11,7 +11,6 @@ import faulthandler
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rl.actors import TrainerActor
 from rl.config import Recipe
 from rl.plan import missing_hardware, resolve_device
-from rl.processes import resource_prefix
+from rl.processes import TEMP, resource_prefix
 from rl.stopping import StopRequest
 from rollout.actors import ENGINE_CONCURRENCY_GROUPS, BufferActor, InferenceActor, WorkerActor
 from rollout.types import Device
@@ -68,8 +67,7 @@ class Cluster:
 
     def __init__(self, recipe: Recipe, logs_dir: Path, run_id: str) -> None:
         self._recipe, self._logs_dir, self._run_id = recipe, logs_dir, run_id
-        self._temp_dir = Path(tempfile.gettempdir()) / f"{resource_prefix(run_id)}ray"
-        self._scratch = self._temp_dir.with_name(f"{resource_prefix(run_id)}tmp")
+        self._temp_dir = TEMP / f"{resource_prefix(run_id)}ray"
         self.device: Device = "cpu"
         self._roles: dict[ActorHandle, str] = {}
         self._watched: dict[ray.ObjectRef, str] = {}
@@ -89,11 +87,8 @@ class Cluster:
         if self._recipe.run.ray_address is not None:
             ray.init(self._recipe.run.ray_address, log_to_driver=False, runtime_env={"env_vars": environment})
         else:
-            # Libraries leave files in the temp directory when they are killed (vLLM its rendezvous): ours is swept
-            # by the guardian (rl.processes.sweep_files).
-            self._scratch.mkdir()
             # Ray would start its workers at niceness 15: whatever else runs on the machine would starve the run.
-            os.environ.update(environment | {"TMPDIR": str(self._scratch), "RAY_worker_niceness": "0"})
+            os.environ.update(environment | {"RAY_worker_niceness": "0"})
             ray.init(
                 "local",
                 include_dashboard=False,

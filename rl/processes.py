@@ -31,6 +31,8 @@ import psutil
 
 RUN_ID_VARIABLE = "SLUICE_RUN_ID"
 SHARED_MEMORY = Path("/dev/shm")
+TEMP = Path(tempfile.gettempdir())
+"""The machine's temp directory, where a run has a directory of its own (`run_guarded`)."""
 
 SHOW_CURSOR = "\x1b[?25h"
 """A progress bar hides it, and a driver that was killed could not bring it back."""
@@ -175,7 +177,7 @@ def sweep_files(run_id: str, segments: Iterable[Path] = ()) -> list[Path]:
     """
     in_use = shared_memory_of(psutil.process_iter())
     victims = [segment for segment in segments if segment not in in_use and segment.exists()]
-    for folder in {SHARED_MEMORY, Path(tempfile.gettempdir())}:
+    for folder in (SHARED_MEMORY, TEMP):
         victims += [path for path in folder.glob(resource_prefix(run_id) + "*") if path not in victims]
     # vLLM names shared memory after the rendezvous file that it leaves in the run's temp directory when it is killed.
     rendezvous = [entry.name for path in victims if path.is_dir() for entry in path.glob("vllm_dist_*")]
@@ -243,6 +245,7 @@ def run_guarded(driver: Callable[[], int], *, run_id: str, grace_s: float = 25.0
 def _run_driver(driver: Callable[[], int], guardian: int) -> None:
     code = 1
     try:
+        _use_own_temp_directory()
         die_with_parent(signal.SIGTERM)
         if os.getppid() != guardian:
             os._exit(128 + signal.SIGTERM)
@@ -265,6 +268,13 @@ def _run_driver(driver: Callable[[], int], guardian: int) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _use_own_temp_directory() -> None:
+    """Libraries leave files there (wandb at an os._exit, vLLM when it is killed), which the guardian then sweeps."""
+    own = TEMP / f"{resource_prefix(os.environ[RUN_ID_VARIABLE])}tmp"
+    own.mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(own)
 
 
 def _guard(driver: int, watched: set[signal.Signals], grace_s: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,8 @@ def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Clust
     worker = cluster.spawn(WorkerActor, "worker-0", Resources(), spec, [replica], replica)
     arguments = [(f"eval-0-{i}", task) for i, task in enumerate(task_stream(RECIPE.tasks, "eval").once()[:8])]
     calls = cluster.call_each([worker] * len(arguments), "evaluate", arguments)
+    while cluster.wait(cluster.call([replica], "call", "counts"), "counting")[0][0] < 2:
+        time.sleep(0.05)
     cluster.wait(cluster.call([replica], "call", "resume"), "resuming")
     groups = cluster.wait(calls, "evaluation")
     assert [group.id for group in groups] == [group_id for group_id, _ in arguments]

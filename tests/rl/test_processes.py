@@ -257,6 +257,24 @@ def test_files_with_the_runs_prefix_are_swept_and_no_others() -> None:
         spared.unlink()
 
 
+def test_what_a_driver_leaves_in_the_temp_directory_is_swept(tmp_path: Path) -> None:
+    """run_guarded's driver ends by os._exit: no library tidies up after itself (wandb would leave two directories)."""
+    program = (
+        "import subprocess, sys, tempfile\n"
+        "from rl.processes import run_guarded\n"
+        "def driver():\n"
+        "    with open('left', 'w') as left:\n"
+        "        print(tempfile.mkdtemp(), file=left)\n"
+        "        subprocess.run([sys.executable, '-c', 'import tempfile; print(tempfile.mkdtemp())'], stdout=left)\n"
+        "    return 0\n"
+        f"sys.exit(run_guarded(driver, run_id='{new_run_id()}'))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, check=True)
+    left = [Path(line) for line in (tmp_path / "left").read_text().split()]
+    assert len(left) == 2 and not any(path.exists() for path in left)
+
+
 def test_segments_named_after_a_rendezvous_in_the_runs_temp_directory_are_swept() -> None:
     run_id = new_run_id()
     folder = Path(tempfile.gettempdir()) / f"{resource_prefix(run_id)}tmp"
