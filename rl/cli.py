@@ -39,9 +39,18 @@ def _train(argv: Sequence[str]) -> int:
         return NOTHING_STARTED
     if lacking := _lacking(recipe):
         return _refuse("\n".join(lacking))
-    from rl.run import run
+    from rl.processes import new_run_id, run_guarded
 
-    return run(recipe, argv[0])
+    run_id = new_run_id()
+
+    def driver() -> int:
+        from rl.run import (
+            run,
+        )  # here, in the fork: the guardian stays small, and libraries see the run's temp directory
+
+        return run(recipe, run_id)
+
+    return run_guarded(driver, run_id=run_id)
 
 
 def _lacking(recipe: Recipe) -> list[str]:

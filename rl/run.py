@@ -20,7 +20,6 @@ from rl.batch import denominator, pack
 from rl.cluster import ProcessFailure
 from rl.coldstart import cold_start
 from rl.config import Recipe
-from rl.processes import new_run_id, run_guarded
 from rl.publish import PublishError
 from rl.runstate import rewrite_progress, write_state
 from rl.schedule import learning_rate
@@ -42,10 +41,9 @@ TAKE_POLL_S = 5.0
 """How long the buffer holds one `take` before it answers with how far it is."""
 
 
-def run(recipe: Recipe, recipe_path: str) -> int:
-    """Train, under a guardian process that leaves nothing behind. Returns the exit code (rl.session)."""
-    run_id = new_run_id()
-    return run_guarded(lambda: drive(recipe, run_id, train), run_id=run_id)
+def run(recipe: Recipe, run_id: str) -> int:
+    """The driver's life, below its guardian (rl.processes). Returns the exit code (rl.session)."""
+    return drive(recipe, run_id, train)
 
 
 def train(run: Session) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,11 +29,12 @@ SHORT = ("run.steps=2", "tasks.eval_size=8", "checkpoint.every=1")
 
 @dataclass(frozen=True)
 class Run:
-    """A run that ended: its exit code, everything it printed, and its directory."""
+    """A run that ended: its exit code, everything it printed, its directory, and what it left elsewhere."""
 
     code: int
     output: str
     directory: Path
+    leftovers: tuple[str, ...]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -51,10 +53,10 @@ class Run:
 
 
 class Launched:
-    """A run under way."""
+    """A run under way, whose temp directory nobody else uses."""
 
-    def __init__(self, directory: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.directory, self.process, self._log = directory, process, log
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes], log: Path, temp: Path) -> None:
+        self.directory, self.process, self._log, self._temp = directory, process, log, temp
 
     @property
     def output(self) -> str:
@@ -93,20 +95,27 @@ class Launched:
         begin = time.monotonic()
         code = self.process.wait(deadline_s)
         print(f"exit code {code} after {time.monotonic() - begin:.1f} s")
-        return Run(code=code, output=self.output, directory=self.directory)
+        return Run(code=code, output=self.output, directory=self.directory, leftovers=self.leftovers())
+
+    def leftovers(self) -> tuple[str, ...]:
+        """Processes and shared memory that carry the run's id, and whatever there is in its temp directory."""
+        left = [f"{p.pid} {' '.join(p.cmdline())}" for p in processes_of_run(self.run_id)]
+        left += map(str, Path("/dev/shm").glob(resource_prefix(self.run_id) + "*"))
+        return (*left, *map(str, self._temp.iterdir()))
 
 
 @contextmanager
 def launched(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTART) -> Iterator[Launched]:
     """Start `./launch.sh recipe overrides…` in this test's environment; ends it in any case."""
     log = directory.with_suffix(".out")
-    environment = os.environ | {"SLUICE_VENV": sys.prefix, "PYTHONUNBUFFERED": "1"}
+    temp = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))  # short: Ray's socket paths may have 107 bytes
+    environment = os.environ | {"SLUICE_VENV": sys.prefix, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temp)}
     command = ["./launch.sh", recipe, f"run.dir={directory}", f"run.cache_dir={cache}", *overrides]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-    run = Launched(directory, process, log)
+    run = Launched(directory, process, log, temp)
     try:
         yield run
     finally:
@@ -115,17 +124,10 @@ def launched(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKS
             process.wait()
             if (directory / "run.lock").exists():
                 kill_run(run.run_id)
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def launch(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTART) -> Run:
     """Run to the end."""
     with launched(directory, cache, *overrides, recipe=recipe) as run:
         return run.finish()
-
-
-def leftovers(run_id: str) -> list[str]:
-    """Processes, shared memory and temporary files that carry a run's id."""
-    processes = [f"{p.pid} {' '.join(p.cmdline())}" for p in processes_of_run(run_id)]
-    places = (Path("/dev/shm"), Path(tempfile.gettempdir()))
-    files = [str(path) for place in places for path in place.glob(resource_prefix(run_id) + "*")]
-    return processes + files

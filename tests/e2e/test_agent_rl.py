@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import REPOSITORY, launch, leftovers
+from rewards.sandbox import Sandbox
+from rl.recipe import load_recipe
+from rollout.envs import ENVIRONMENTS
+from rollout.tasks import task_stream
+from tests.e2e.harness import REPOSITORY, launch
 
 RECIPE = "recipes/agent_rl.yaml"
+SFT_OPTIMIZER = "optimizer: {lr: 1.5e-2, warmup_steps: 10, decay: linear, clip_norm: 0.5}"
 SHRUNK = (
     "model=recipes/models/tiny-glm4-moe",
     "model.dtype=float32",
@@ -19,8 +26,6 @@ SHRUNK = (
     "run.steps=2",
     "run.stall_s=300",
     "tasks.eval_size=8",
-    "sft={dataset: oracle, rows: 1500, steps: 300, tokens_per_step: 1200, "
-    "optimizer: {lr: 1.5e-2, warmup_steps: 10, decay: linear, clip_norm: 0.5}}",
     "rollout.workers=2",
     "rollout.groups_per_worker=2",
     "rollout.group_size=4",
@@ -50,13 +55,32 @@ def test_without_its_hardware_it_says_what_it_wants_and_starts_nothing(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def write_demonstrations(path: Path) -> Path:
+    """The oracles' conversations as anybody's dataset would hold them."""
+    recipe = load_recipe("recipes/quickstart.yaml", ["tasks.train_size=1500"])
+    sandbox = Sandbox(recipe.sandbox)
+    with path.open("w") as file:
+        for index, task in enumerate(task_stream(recipe.tasks, "train")[:1500]):
+            spec = ENVIRONMENTS[task.environment]
+            row = {
+                "messages": spec.demonstrate(task, random.Random(index)),
+                "tools": json.dumps(spec.make(task, sandbox).tools),
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_shrunk_its_whole_path_runs(tmp_path: Path, cold_start_cache: Path) -> None:
-    """Two replicas that are compared after every push, two workers, gradient checkpointing, evaluation in between."""
-    run = launch(tmp_path / "run", cold_start_cache, *SHRUNK, recipe=RECIPE)
+    """Two replicas that are compared after every push, two workers, gradient checkpointing, evaluation in between;
+    before it a supervised stage on a file of messages.
+    """
+    messages = write_demonstrations(tmp_path / "demonstrations.jsonl")
+    sft = f"sft={{dataset: {messages}, rows: 1500, steps: 300, tokens_per_step: 1200, {SFT_OPTIMIZER}}}"
+    run = launch(tmp_path / "run", cold_start_cache, *SHRUNK, sft, recipe=RECIPE)
     assert run.code == 0, run.output[-4000:]
     assert run.summary["steps"] == 2 and run.summary["staleness_max"] <= 2
     assert run.summary["trained_tokens"] > 0 and run.summary["mismatch_logprob_abs_mean"] < 1e-5
     assert len(run.column("eval/success")) == 3
-    assert leftovers((run.directory / "run.lock").read_text().strip()) == []
+    assert run.leftovers == ()

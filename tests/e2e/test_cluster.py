@@ -51,7 +51,7 @@ def test_a_run_joins_a_cluster_by_address_and_leaves_it_running(tmp_path: Path, 
         )  # fmt: skip
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
-    run = Run(code=done.returncode, output=done.stdout, directory=directory)
+    run = Run(code=done.returncode, output=done.stdout, directory=directory, leftovers=())
     assert run.code == 0, run.output[-4000:]
     assert "actors left: 0, clusters left: 1" in run.output
     assert run.summary["steps"] == 2 and run.summary["trained_tokens"] > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import SHORT, Launched, Run, launch, launched, leftovers
+from tests.e2e.harness import SHORT, Launched, Run, launch, launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -25,13 +25,12 @@ def in_the_loop(run: Launched) -> None:
 
 
 def check_end(run: Launched, code: int, *texts: str) -> Run:
-    run_id = run.run_id
     ended = run.finish(END_S)
     assert ended.code == code, ended.output[-3000:]
     for text in texts:
         assert text in ended.output, f"{text!r} is not in:\n{ended.output[-3000:]}"
     assert ended.summary["exit_reason"] != "finished"
-    assert leftovers(run_id) == []
+    assert ended.leftovers == ()
     return ended
 
 
@@ -75,13 +74,12 @@ def test_an_engine_that_dies_in_the_last_evaluation_costs_no_step(tmp_path: Path
 def test_a_stall_dumps_all_stacks_and_says_who_waits(tmp_path: Path, cold_start_cache: Path) -> None:
     with launched(tmp_path / "run", cold_start_cache, *ENDLESS, f"run.stall_s={STALL_S}") as run:
         in_the_loop(run)
-        run_id = run.run_id
         os.kill(run.pid_of("engine-0"), signal.SIGSTOP)
         ended = run.finish(STALL_S + 60 + END_S)
         assert ended.code == 75 and "no progress for" in ended.output and "Waiting for:" in ended.output
         stacks = next((ended.directory / "logs").glob("stacks-*.txt")).read_text()
         assert "worker-0" in stacks and "trainer-0" in stacks and "Thread" in stacks
-        assert leftovers(run_id) == []
+        assert ended.leftovers == ()
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_its_model_is_not_kept(tmp_path: Path) -> None:
@@ -91,7 +89,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_its_model_is_not_kept(tmp_pa
     assert "supervised step" in run.output and "lower sft.optimizer.lr" in run.output
     assert run.summary["exit_reason"] in run.output
     assert list((tmp_path / "cache").glob("*sft-*")) == []
-    assert leftovers((run.directory / "run.lock").read_text().strip()) == []
+    assert run.leftovers == ()
 
 
 def test_an_environment_that_always_fails_stops_the_run(tmp_path: Path, cold_start_cache: Path) -> None:
@@ -106,4 +104,4 @@ def test_an_environment_that_always_fails_stops_the_run(tmp_path: Path, cold_sta
     run = launch(tmp_path / "run", cold_start_cache, broken, "sft=null", *SHORT)
     assert run.code == 1
     assert "lost to infrastructure failures" in run.output and "failure_share_limit" in run.output
-    assert leftovers((run.directory / "run.lock").read_text().strip()) == []
+    assert run.leftovers == ()

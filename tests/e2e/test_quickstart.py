@@ -10,7 +10,7 @@ import pytest
 
 from rl.rundir import read_groups
 from rollout.types import OBSERVED
-from tests.e2e.harness import Run, launch, leftovers
+from tests.e2e.harness import Run, launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -122,7 +122,7 @@ def test_metrics_are_there_for_people_and_for_wandb(quickstart: Run) -> None:
 
 
 def test_nothing_is_left_behind(quickstart: Run) -> None:
-    assert leftovers((quickstart.directory / "run.lock").read_text().strip()) == []
+    assert quickstart.leftovers == ()
 
 
 def trajectory_files(run: Run) -> list[Path]:

@@ -14,7 +14,7 @@ from rl.checkpoint import CheckpointStore
 from rl.metrics import read_metrics
 from rl.rundir import read_groups
 from rl.runstate import read_buffer
-from tests.e2e.harness import launch, launched, leftovers
+from tests.e2e.harness import launch, launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -25,11 +25,10 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
     directory = tmp_path / "run"
     with launched(directory, cold_start_cache, "run.steps=500", *OVERRIDES) as run:
         run.wait_until(lambda: run.steps_done() >= 3, "step 3")
-        run_id = run.run_id
         os.kill(run.pid_of("trainer-0"), signal.SIGSTOP)  # the step under way can't end before the kill
         os.kill(run.driver_pid(), signal.SIGKILL)
         run.process.wait(60)
-        assert leftovers(run_id) == []
+        assert run.leftovers() == ()
     done_before = max(step for step, _ in read_metrics(directory / "metrics.jsonl"))
 
     refused = launch(directory, cold_start_cache, "run.steps=6", *OVERRIDES)
