@@ -24,7 +24,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +43,10 @@ _STATUS_BYTES = 4096
 _REAP_S = 10.0
 _DRAIN_S = 2.0
 _MIB = 1 << 20
+
+queued_s: ContextVar[float] = ContextVar("queued_s", default=0.0)
+"""Seconds that the current task has waited for a sandbox's slot: other code's time, which no caller may blame on its
+own code."""
 
 
 class Outcome(StrEnum):
@@ -89,11 +94,23 @@ class Sandbox:
     async def run(self, code: str, *, stdin: str = "") -> Execution:
         """Execute `code` as a script. Returns when every process of it is gone, also when cancelled. Never raises for
         what the code does."""
-        async with self._slots:
+        async with self._slot():
             if self.config.kind == "bubblewrap":
                 return await self._execute(code, stdin, "/")
             with tempfile.TemporaryDirectory(prefix="sluice-unsafe-", ignore_cleanup_errors=True) as work:
                 return await self._execute(code, stdin, work)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        asked = time.monotonic()
+        try:
+            await self._slots.acquire()
+        finally:  # also where the caller's deadline ends the waiting
+            queued_s.set(queued_s.get() + time.monotonic() - asked)
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def _execute(self, code: str, stdin: str, cwd: str) -> Execution:
         started = time.monotonic()

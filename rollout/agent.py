@@ -7,10 +7,10 @@ Every token enters the `TokenStream` once, as shown or as sampled. Failures are 
 is scored, anything an engine, environment or scorer raises is retried with a fresh episode and then becomes an
 infra_error; nothing but a cancellation leaves these functions as an exception.
 
-The deadline `trajectory_timeout_s` covers the acting of all tries together. When it passes while the engine is
-sampling, or within one tool call that alone took more than half of it, the machine is at fault: infra_error. When it
-passes in a shorter tool call, the policy spent its time on many of them: truncated, and scored without an answer.
-Scoring has as much time again.
+The deadline `trajectory_timeout_s` covers the acting of all tries together. When it passes after this try's tool calls
+took half of it or more, none of them that much alone, the policy spent the time: truncated, and scored without an
+answer. Else the machine did (a slow engine, a stalled tool, an earlier try that failed, the queue for the sandbox):
+infra_error. Scoring has as much time again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from rewards.compose import compose
 from rewards.errors import InfrastructureError
-from rewards.sandbox import Sandbox
+from rewards.sandbox import Sandbox, queued_s
 from rollout.config import RolloutConfig
 from rollout.environment import AssistantTurn, Chat, Engine, Environment, EpisodeEnded, ToolCall
 from rollout.envs import ENVIRONMENTS
@@ -171,6 +171,8 @@ class _Episode:
     stream: TokenStream = field(default_factory=TokenStream)
     messages: list[Message] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    tool_s: list[float] = field(default_factory=list)
+    """Seconds of each tool call, without its waiting for a slot of the sandbox."""
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("turns", "tool_calls", "tool_errors", "tokens_sampled"), 0)
     )
@@ -261,8 +263,12 @@ class _Episode:
 
     async def _call(self, environment: Environment, call: ToolCall) -> str:
         self.counts["tool_calls"] += 1
-        with self.span("environment"):
-            result = await environment.call(call)
+        queued_before = queued_s.get()
+        try:
+            with self.span("environment"):
+                result = await environment.call(call)
+        finally:
+            self.tool_s.append(self.spans[-1].end - self.spans[-1].start - (queued_s.get() - queued_before))
         self.counts["tool_errors"] += result.startswith("error:")
         self.messages.append({"role": "tool", "content": result})
         return result
@@ -276,10 +282,8 @@ class _Episode:
             self.spans.append(Span(name=name, start=start, end=time.monotonic()))
 
     def _policy_spent_the_time(self) -> bool:
-        """After the deadline: the span that it cut short is the last one."""
-        if not self.spans or self.spans[-1].name != "environment":
-            return False
-        return self.spans[-1].end - self.spans[-1].start < self.config.trajectory_timeout_s / 2
+        half = self.config.trajectory_timeout_s / 2
+        return sum(self.tool_s) >= half > max(self.tool_s, default=0.0)
 
     def metrics(self, attempt: int) -> dict[str, float]:
         seconds = dict.fromkeys(("generate", "environment", "reward"), 0.0)

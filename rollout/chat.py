@@ -2,8 +2,9 @@
 
 The one place where text becomes tokens or tokens become text. A conversation is opened once and from then on only
 extended: what the policy sampled is never decoded and encoded again (invariant 1), and `bridge` refuses anything that
-is not an exact extension. What a system, user or tool message says is text: a special token spelled out in it
-is defused, so that no row of a dataset and no tool can forge a role marker. Called by the agent loop and by the supervised stage, which must see the same tokens.
+is not an exact extension. What a system, user or tool message says is text: a special token spelled out in it is
+defused, so that no row of a dataset and no tool can forge a role marker. Called by the agent loop and by the supervised
+stage, which must see the same tokens.
 """
 
 from __future__ import annotations

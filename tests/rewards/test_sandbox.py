@@ -18,7 +18,7 @@ import uvloop
 
 from rewards import bubblewrap
 from rewards.config import SandboxConfig
-from rewards.sandbox import Execution, Outcome, Sandbox
+from rewards.sandbox import Execution, Outcome, Sandbox, queued_s
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -477,15 +477,32 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_concurrency_is_bounded() -> None:
-    async def overlapping() -> float:
+    async def queued(sandbox: Sandbox) -> float:
+        assert (await sandbox.run("import time; time.sleep(0.2)")).outcome is Outcome.OK
+        return queued_s.get()
+
+    async def overlapping() -> list[float]:
         sandbox = Sandbox(LIMITS.model_copy(update={"concurrency": 1}))
-        results = await asyncio.gather(*(sandbox.run("import time; time.sleep(0.2)") for _ in range(3)))
-        assert all(r.outcome is Outcome.OK for r in results)
-        return max(r.wall_s for r in results)
+        return await asyncio.gather(*(queued(sandbox) for _ in range(3)))
 
     started = time.monotonic()
-    longest = asyncio.run(overlapping())
-    assert time.monotonic() - started >= 0.6 and longest > 0
+    _, second, third = asyncio.run(overlapping())
+    assert time.monotonic() - started >= 0.6
+    assert second >= 0.2 and third >= 0.4  # each task knows how long it waited for the others
+
+
+def test_waiting_for_a_slot_is_told_also_where_a_deadline_ends_it() -> None:
+    async def gave_up() -> float:
+        sandbox = Sandbox(LIMITS.model_copy(update={"concurrency": 1}))
+        first = asyncio.create_task(sandbox.run("import time; time.sleep(0.5)"))
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await sandbox.run("pass")
+        assert (await first).outcome is Outcome.OK and (await sandbox.run("pass")).outcome is Outcome.OK
+        return queued_s.get()
+
+    assert asyncio.run(gave_up()) >= 0.15
 
 
 def test_unsafe_none_says_so_and_still_limits(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,125 +12,12 @@ from hypothesis import strategies as st
 
 from rewards.errors import InfrastructureError
 from rollout.agent import run_agent, run_group
-from rollout.config import RolloutConfig, SamplingConfig
-from rollout.environment import AssistantTurn, EpisodeEnded, ToolCall, ToolSpec
+from rollout.environment import EpisodeEnded
 from rollout.envs import ENVIRONMENTS
-from rollout.types import OBSERVED, Completion, Group, Message, SamplingParams, Task, Trajectory
+from rollout.types import OBSERVED, Completion, Group, Message, SamplingParams, Task
+from tests.rollout.agent_support import CONFIG, STOP, TASK, ByteChat, Counter, ScriptedEngine, act
 
 pytestmark = pytest.mark.timeout(60)
-
-STOP, TOOL, ASSISTANT = 256, 257, 258
-TASK = Task(id="t", environment="counter", messages=({"role": "user", "content": "count to 2"},))
-CONFIG = RolloutConfig(
-    group_size=3,
-    max_turns=4,
-    max_context=400,
-    infra_retries=1,
-    trajectory_timeout_s=20.0,
-    sampling=SamplingConfig(max_tokens=100, temperature=0.7),
-)
-
-
-class ByteChat:
-    """A chat format whose tokens are bytes and three markers. `CALL name {json}` lines are tool calls."""
-
-    stop_token_ids = (STOP,)
-
-    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
-        return [*"\n".join(str(m["content"]) for m in messages).encode(), ASSISTANT]
-
-    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec]) -> AssistantTurn:
-        text = bytes(t for t in token_ids if t < 256).decode(errors="replace")
-        lines = [line for line in text.split("\n") if line.startswith("CALL ")]
-        try:
-            calls = tuple(ToolCall(name=n, arguments=json.loads(a)) for n, a in (x[5:].split(" ", 1) for x in lines))
-        except ValueError as error:
-            return AssistantTurn(content=text, malformed=str(error))
-        return AssistantTurn(content=text, tool_calls=calls)
-
-    def bridge(self, token_ids: Sequence[int], tool_results: Sequence[str]) -> list[int]:
-        if token_ids[-1] != STOP:
-            raise ValueError("the turn is not closed")
-        return [token for result in tool_results for token in (TOOL, *result.encode())] + [ASSISTANT]
-
-
-@dataclass
-class Counter:
-    """An environment with one tool that counts, and one that fails as told."""
-
-    trouble: Callable[[], Any] = lambda: None
-    count: int = 0
-    closed: int = 0
-    answers: list[str | None] = field(default_factory=list)
-    tools: tuple[ToolSpec, ...] = ()
-
-    async def call(self, call: ToolCall) -> str:
-        if call.name == "wait":
-            await asyncio.sleep(call.arguments["s"])
-            return "waited"
-        if call.name == "trouble":
-            return str(self.trouble())
-        if call.name != "add":
-            return f"error: unknown tool {call.name}"
-        self.count += 1
-        return f"count is {self.count}"
-
-    async def score(self, answer: str | None) -> dict[str, float]:
-        assert not self.closed
-        self.answers.append(answer)
-        return {"right": float(answer == str(self.count)), "counted": float(self.count)}
-
-    async def close(self) -> None:
-        self.closed += 1
-
-
-@dataclass
-class ScriptedEngine:
-    """Says what the script says, turn by turn (per member and try); an exception in the script is raised."""
-
-    script: Sequence[Any]
-    seen: list[tuple[str, list[int], SamplingParams, Completion]] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
-        self.requests.append(request_id)
-        await asyncio.sleep(0)
-        say = self.script[int(request_id.split("/")[-1])]
-        if callable(say):
-            say = say(request_id)
-        if isinstance(say, Exception):
-            raise say
-        if isinstance(say, float):
-            await asyncio.sleep(say)
-        ids = ([*say.encode(), STOP] if isinstance(say, str) else list(say))[: sampling.max_tokens]
-        version = len(self.seen)
-        completion = Completion(
-            token_ids=tuple(ids),
-            logprobs=tuple(-0.001 * (i + 1) for i in range(len(ids))),
-            versions=tuple(version + (i > 2) for i in range(len(ids))),
-            finish_reason="stop" if ids and ids[-1] == STOP else "length",
-        )
-        self.seen.append((request_id, prompt_token_ids, sampling, completion))
-        return completion
-
-
-def act(
-    script: Sequence[Any], *, config: RolloutConfig = CONFIG, weights: dict[str, float] | None = None, **how: Any
-) -> tuple[Trajectory, ScriptedEngine, list[Counter]]:
-    engine, made = ScriptedEngine(script), []
-
-    def make() -> Counter:
-        made.append(Counter(**how))
-        return made[-1]
-
-    trajectory = asyncio.run(
-        run_agent(
-            TASK, make, ByteChat(), engine, config,
-            group_id="g", request_id="g/0", seed=5, reward_weights={"counted": 0.0} if weights is None else weights,
-        )
-    )  # fmt: skip
-    return trajectory, engine, made
-
 
 ADD = "CALL add {}"
 
@@ -298,35 +182,12 @@ def test_a_scorer_that_fails_gives_no_reward() -> None:
     assert trajectory.outcome == "infra_error" and "finite" in str(trajectory.error)
 
 
-SOON = CONFIG.model_copy(update={"trajectory_timeout_s": 0.4})
-
-
-def test_a_stalled_engine_is_an_infrastructure_failure() -> None:
-    trajectory, engine, (environment,) = act([30.0], config=SOON)
-    assert trajectory.outcome == "infra_error" and "generate" in str(trajectory.error)
-    assert environment.closed == 1 and len(engine.requests) == 1  # the time is up for every try
-
-
-def test_a_stalled_tool_is_an_infrastructure_failure() -> None:
-    trajectory, _, _ = act(['CALL wait {"s": 30}'], config=SOON)
-    assert trajectory.outcome == "infra_error" and "environment" in str(trajectory.error)
-
-
-def test_many_slow_tool_calls_are_the_policys_choice() -> None:
-    trajectory, _, (environment,) = act(["\n".join(['CALL wait {"s": 0.08}'] * 20)], config=SOON.model_copy(
-        update={"sampling": SamplingConfig(max_tokens=1000), "max_context": 2000}
-    ))  # fmt: skip
-    assert (trajectory.outcome, trajectory.stop_reason, trajectory.reward) == ("truncated", "time_limit", 0.0)
-    assert environment.answers == [None] and environment.closed == 1
-    assert trajectory.samples[0].trained_tokens > 0
-
-
 def test_cancellation_closes_the_environment_and_propagates() -> None:
     async def cancelled() -> Counter:
         environment = Counter()
         running = asyncio.create_task(
             run_agent(
-                TASK, lambda: environment, ByteChat(), ScriptedEngine([30.0]), CONFIG,
+                TASK, lambda: environment, ByteChat(), ScriptedEngine([(30.0, "1")]), CONFIG,
                 group_id="g", request_id="r", seed=0, reward_weights={},
             )
         )  # fmt: skip
