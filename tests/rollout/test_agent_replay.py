@@ -37,7 +37,7 @@ class Replay:
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+@pytest.mark.parametrize("name", ["python", "store"])  # whose oracles are noisy
 def test_a_replayed_demonstration_is_its_own_sample(name: str, thinking: bool) -> None:
     spec, sandbox, rng = ENVIRONMENTS[name], Sandbox(SandboxConfig(wall_s=30)), random.Random(1)
     config = RolloutConfig(group_size=1, thinking=thinking, sampling=SamplingConfig(max_tokens=500), infra_retries=0)

@@ -155,7 +155,7 @@ def test_whatever_is_sampled_parse_answers_and_bridge_extends_or_refuses(tail: l
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+@pytest.mark.parametrize("name", ["python", "store"])  # whose oracles always reason and call one tool a turn
 def test_a_demonstration_is_what_an_agent_loop_sees(name: str, thinking: bool) -> None:
     """Replay: feed the trained tokens back as completions; prompts and observations must come out token for token."""
     spec, rng, sandbox = ENVIRONMENTS[name], random.Random(3), Sandbox(SandboxConfig(kind="unsafe-none"))

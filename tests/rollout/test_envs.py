@@ -72,9 +72,10 @@ def test_the_words_of_different_kinds_are_different() -> None:
     assert len({*ITEMS, *ANIMALS, *PLACES}) == len(ITEMS) + len(ANIMALS) + len(PLACES)
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 @pytest.mark.usefixtures("faultless")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["python", "store"])  # whose mistakes can be switched off
 def test_a_faultless_oracle_scores_1_and_its_tool_results_are_real(name: str) -> None:
     async def check() -> None:
         spec, sandbox, rng = ENVIRONMENTS[name], Sandbox(SandboxConfig()), random.Random(0)
@@ -88,6 +89,7 @@ def test_a_faultless_oracle_scores_1_and_its_tool_results_are_real(name: str) ->
     asyncio.run(check())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", range(len(MISTAKES)))
 @pytest.mark.usefixtures("faultless")
 def test_every_mistake_of_the_oracle_costs_the_reward(mistake: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +122,7 @@ def python_episode(kind: str = "bubblewrap") -> python_env.PythonEpisode:
     return python_env.PythonEpisode("assert answer.strip() == '7'", sandbox, CodeReward(sandbox))
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_the_python_tool_runs_code_and_shows_what_the_policy_did_wrong() -> None:
     async def check() -> None:
