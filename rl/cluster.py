@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from rollout.types import Device
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local Ray instance; groups and packed batches are the only large objects, and they live for one step."""
+JOIN_S = 10.0
 SHUTDOWN_S = 5.0
 CLOSE_S = 20.0
 POLL_S = 0.5
@@ -49,6 +51,10 @@ class ProcessFailure(RuntimeError):
     def __init__(self, text: str, cause: Exception | None = None) -> None:
         super().__init__(text)
         self.cause = cause
+
+
+class NoCluster(RuntimeError):
+    """No Ray cluster answers at run.ray_address, or it wants another token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +88,14 @@ class Cluster:
         self.buffer: ActorHandle | None = None
 
     def connect(self) -> None:
-        """Start a local Ray instance, or join the one that the recipe names."""
+        """Start a local Ray instance, or join the one that the recipe names.
+
+        Raises:
+            NoCluster: nobody answers there.
+        """
         environment = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])}
         if self._recipe.run.ray_address is not None:
-            ray.init(self._recipe.run.ray_address, log_to_driver=False, runtime_env={"env_vars": environment})
+            _join_cluster(self._recipe.run.ray_address, environment)
         else:
             # Ray would start its workers at niceness 15: whatever else runs on the machine would starve the run.
             os.environ.update(environment | {"RAY_worker_niceness": "0"})
@@ -319,3 +329,17 @@ def _cause(error: RayTaskError) -> Exception:
     while isinstance(cause, ExceptionGroup):
         cause = cause.exceptions[0]
     return cause
+
+
+def _join_cluster(address: str, environment: dict[str, str]) -> None:
+    try:
+        # Asked first, because ray.init takes more than five minutes to notice, and then ends the process.
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=JOIN_S).close()
+        ray.init(address, log_to_driver=False, logging_level="error", runtime_env={"env_vars": environment})
+    except OSError as error:
+        raise NoCluster(
+            f"no Ray cluster answers at run.ray_address={address} ({error}): start one with the environment's "
+            "`ray start --head`, share its token (~/.ray/auth_token), or leave run.ray_address out"
+        ) from error

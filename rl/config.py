@@ -26,8 +26,9 @@ class RunConfig(StrictModel):
     steps: int = Field(default=30, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trainer and engines run. auto: cuda where NVIDIA GPUs are seen, else cpu. cuda without GPUs is an error."""
-    stall_s: float = Field(default=300.0, gt=0)
-    """No progress for this long: dump all stacks, say who waits for whom, exit."""
+    stall_s: float = Field(default=600.0, gt=0)
+    """No progress for this long: dump all stacks, say who waits for whom, exit. A group that takes its whole
+    rollout.trajectory_timeout_s is no stall, so this should be longer."""
     cache_dir: str = "runs/cache"
     """Cold-started models, keyed by content hash."""
     ray_address: str | None = None

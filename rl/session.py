@@ -23,7 +23,7 @@ import psutil
 
 from rl import marked_yaml
 from rl.checkpoint import CheckpointStore
-from rl.cluster import Cluster, ProcessFailure
+from rl.cluster import Cluster, NoCluster, ProcessFailure
 from rl.config import Recipe
 from rl.console import Console, duration
 from rl.metrics import MetricsLog
@@ -42,7 +42,10 @@ from rollout.ledger import Ledger
 from rollout.types import Group
 
 NOTHING_STARTED = 2
+UPLOAD_S = 120.0
+"""What wandb may take to send the last of a finished run; it is always on disk as well."""
 TRACKER_S = 10.0
+"""The same where something failed, and somebody waits for the exit."""
 
 
 @dataclass(slots=True)
@@ -186,7 +189,7 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
             atomic_write_json(directory.summary, summary)
         finally:
             session.cluster.close()
-        session.tracker.finish(ending.code, summary, deadline_s=TRACKER_S)
+        session.tracker.finish(ending.code, summary, deadline_s=UPLOAD_S if ending.code == 0 else TRACKER_S)
         _report(session, ending, summary)
         if ending.code == NOTHING_STARTED:
             directory.discard()
@@ -205,7 +208,7 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
     """Start the processes and train. Whatever is raised in there becomes an `Ending`."""
     cluster = session.cluster
     try:
-        with session.phase("starting Ray"):
+        with session.phase("starting Ray" if session.recipe.run.ray_address is None else "joining the Ray cluster"):
             cluster.connect()
         if missing := cluster.missing_hardware():
             return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
@@ -213,6 +216,8 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
         with session.watchdog, cluster.stop.interruptible():
             train(session)
         return Ending(code=0, reason="finished")
+    except NoCluster as error:
+        return Ending(code=NOTHING_STARTED, reason=str(error))
     except Stopped as stop:
         return Ending(code=stop.code, reason=str(stop))
     except KeyboardInterrupt:  # before our handlers are there
@@ -275,7 +280,8 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
         session.console.error(ending.reason)
         if ending.code == NOTHING_STARTED:
             return
-        session.console.note(f"summary: {session.directory.summary}")
+        if ending.code != NOTHING_STARTED:
+            session.console.note(f"summary: {session.directory.summary}")
         return
     session.console.summary(
         f"finished in {duration(summary['wall_s'])}",

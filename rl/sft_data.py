@@ -25,7 +25,10 @@ from rollout.tasks import task_stream
 from rollout.types import Message
 
 ORACLE = "oracle"
-_CODE = ("rollout/chat.py", "rollout/tasks.py", "rollout/rows.py", "rl/sft_data.py")
+_CODE = (
+    *("rollout/chat.py", "rollout/tasks.py", "rollout/rows.py", "rl/sft_data.py", "rl/coldstart.py", "rl/schedule.py"),
+    *("rl/batch.py", "rl/loss.py", "rl/logprobs.py", "rl/model.py", "rl/learner.py"),
+)
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -52,7 +55,7 @@ def sft_rows(recipe: Recipe) -> list[SftRow]:
 
 
 def sft_fingerprint(recipe: Recipe) -> str:
-    """16 hex digits over everything that decides the stage's result: config, data, model files, seed, rendering code.
+    """16 hex digits over everything that decides the stage's result: config, data, model files, seed, our code.
 
     A Hugging Face dataset or model counts by its name: pin a revision by downloading it.
     """

@@ -43,7 +43,8 @@ class RolloutConfig(StrictModel):
     max_context: int = Field(default=2048, ge=16)
     """Tokens of a whole trajectory, prompt included."""
     thinking: bool = True
-    """GLM-4.5's thinking mode; false appends /nothink to the last user message."""
+    """GLM-4.5's thinking mode; false appends /nothink to every user message and opens each assistant turn with an empty
+    think block."""
     sampling: SamplingConfig = SamplingConfig()
     trajectory_timeout_s: float = Field(default=300.0, gt=0)
     infra_retries: int = Field(default=2, ge=0)

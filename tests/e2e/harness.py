@@ -99,9 +99,11 @@ class Launched:
 
     def leftovers(self) -> tuple[str, ...]:
         """Processes and shared memory that carry the run's id, and whatever there is in its temp directory."""
-        left = [f"{p.pid} {' '.join(p.cmdline())}" for p in processes_of_run(self.run_id)]
-        left += map(str, Path("/dev/shm").glob(resource_prefix(self.run_id) + "*"))
-        return (*left, *map(str, self._temp.iterdir()))
+        left = [str(path) for path in self._temp.iterdir()]
+        if (self.directory / "run.lock").exists():  # else nothing was started
+            left += [f"{p.pid} {' '.join(p.cmdline())}" for p in processes_of_run(self.run_id)]
+            left += map(str, Path("/dev/shm").glob(resource_prefix(self.run_id) + "*"))
+        return tuple(left)
 
 
 @contextmanager

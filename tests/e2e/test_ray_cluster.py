@@ -15,13 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, QUICKSTART, REPOSITORY, SHORT, Run
+from tests.e2e.harness import DEADLINE_S, QUICKSTART, REPOSITORY, SHORT, Run, launch
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a network namespace"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOST = """
 "$PYTHON" -c 'import fcntl, socket, struct
@@ -37,6 +33,7 @@ exit $code
 """
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a network namespace")
 def test_a_run_joins_a_cluster_by_address_and_leaves_it_running(tmp_path: Path, cold_start_cache: Path) -> None:
     directory = tmp_path / "run"
     ray_dir = tempfile.mkdtemp(prefix="sluice-ray-", dir="/tmp")  # short: Ray's socket paths may have 107 bytes
@@ -56,3 +53,10 @@ def test_a_run_joins_a_cluster_by_address_and_leaves_it_running(tmp_path: Path, 
     assert "actors left: 0, clusters left: 1" in run.output
     assert run.summary["steps"] == 2 and run.summary["trained_tokens"] > 0
     assert run.summary["mismatch_logprob_abs_mean"] < 1e-5
+
+
+def test_where_no_cluster_answers_nothing_is_started(tmp_path: Path) -> None:
+    run = launch(tmp_path / "run", tmp_path / "cache", "run.ray_address=127.0.0.1:1")
+    assert run.code == 2
+    assert "no Ray cluster answers at run.ray_address=127.0.0.1:1" in run.output and "ray start --head" in run.output
+    assert not (tmp_path / "run").exists()
