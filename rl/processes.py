@@ -267,6 +267,8 @@ def _run_driver(driver: Callable[[], int], guardian: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
+        if os.getppid() != guardian:  # it was killed, and nobody else will sweep
+            kill_run(os.environ[RUN_ID_VARIABLE], grace_s=1.0)
         os._exit(code)
 
 

@@ -206,18 +206,19 @@ def test_a_terminals_ctrl_c_reaches_the_driver_once(tmp_path: Path) -> None:
 
 def test_a_killed_guardian_takes_the_driver_along(tmp_path: Path, runs: list[GuardedRun]) -> None:
     body = """
-    from rl.processes import install_signal_handlers, kill_tree
-    def stop(signum):
-        kill_tree(grace_s=0.2, deadline_s=5.0)
-        os._exit(1)
-    install_signal_handlers(stop)
+    from rl.processes import install_signal_handlers
+    stopped = []
+    install_signal_handlers(stopped.append)
     print("ready", flush=True)
-    while True: time.sleep(1)"""
+    while not stopped: time.sleep(0.1)
+    return 1"""
     runs.append(run := GuardedRun(tmp_path, body))
     assert run.guardian.stdout is not None
     assert run.guardian.stdout.readline() == "ready\n"
+    own_temp = Path(tempfile.gettempdir()) / f"{resource_prefix(run.run_id)}tmp"
+    assert own_temp.exists()
     run.guardian.kill()
-    _wait_until(lambda: run.survivors() == [])
+    _wait_until(lambda: run.survivors() == [] and not own_temp.exists())
 
 
 def test_the_next_start_finds_what_a_double_kill_left(tmp_path: Path, runs: list[GuardedRun]) -> None:
