@@ -24,11 +24,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from rewards import bubblewrap, seccomp
 from rewards.config import SandboxConfig
@@ -196,7 +197,7 @@ class _Tree:
             self._kill()
             flooded.cancel()
             try:
-                reaped = await self._reap(ended, readers)
+                reaped = await _to_the_end(self._reap(ended, readers))
             finally:
                 for pidfd in self._pidfds:
                     os.close(pidfd)
@@ -281,6 +282,21 @@ async def _readable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(fd)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, bool]) -> bool:
+    """Finish `work` even when cancelled meanwhile, and be cancelled then: its tasks still watch descriptors, whose
+    numbers belong to somebody else once they are closed."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
 
 
 async def _read(fd: int, size: int) -> bytes:

@@ -170,7 +170,7 @@ class Chat:
     def _defuse(self, text: str) -> str:
         for token in self._special:
             text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+        return text.encode(errors="replace").decode()  # a lone surrogate, which no tokenizer takes, becomes "?"
 
     def _token_id(self, token: str) -> int:
         token_id = self.tokenizer.convert_tokens_to_ids(token)

@@ -12,8 +12,10 @@ from rollout.types import Group, Sample, Span, Task, Trajectory
 
 
 def encode_groups(groups: Iterable[Group]) -> bytes:
-    """One JSON object a line, gzipped. The same groups give the same bytes."""
-    lines = "".join(json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups)
+    """One JSON object a line, gzipped. The same groups give the same bytes. In ASCII, because a policy may write a lone
+    surrogate, which UTF-8 cannot.
+    """
+    lines = "".join(json.dumps(asdict(group)) + "\n" for group in groups)
     return gzip.compress(lines.encode(), compresslevel=3, mtime=0)
 
 

@@ -153,6 +153,26 @@ def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_second_cancellation_while_the_first_is_served(
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def cancel_twice() -> list[Execution]:
+        sandbox = Sandbox(LIMITS)
+        running = asyncio.create_task(sandbox.run("import time; time.sleep(60)"))
+        await asyncio.sleep(0.3)
+        for _ in range(2):
+            running.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return [await sandbox.run("print(7)") for _ in range(3)]
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        assert [execution.stdout for execution in runner.run(cancel_twice())] == ["7\n"] * 3
+
+
 def test_this_process_is_never_forked() -> None:
     """A fork copies the locks that other threads hold at that moment: seen as a worker that waited for ever."""
     script = """

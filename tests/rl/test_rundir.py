@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rl.rundir import RunDir, atomic_write_json, read_groups
@@ -117,7 +117,8 @@ def test_two_runs_at_once_are_refused_until_the_first_is_killed(tmp_path: Path) 
 
 
 @settings(deadline=None, max_examples=30)
-@given(reward=st.floats(allow_nan=False), text=st.text())
+@given(reward=st.floats(allow_nan=False), text=st.text(st.characters()))
+@example(reward=0.0, text="\ud800")
 def test_groups_round_trip(tmp_path_factory: pytest.TempPathFactory, reward: float, text: str) -> None:
     with RunDir.open(tmp_path_factory.mktemp("run"), resume="never", run_id="r1") as run:
         groups = [_group(reward, text), _group(0.0)]
