@@ -256,7 +256,7 @@ class _Tree:
         with contextlib.suppress(ProcessLookupError):
             if self._isolated:
                 signal.pidfd_send_signal(self._pidfds[-1], signal.SIGKILL)
-            elif not self._isolated:
+            else:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _reap(self, ended: asyncio.Task[None], readers: list[asyncio.Task[bytes]]) -> bool:

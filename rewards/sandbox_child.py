@@ -24,7 +24,7 @@ def read_all(fd: int) -> bytes:
 
 
 def close_all_but(kept: int) -> None:
-    """Close what the host leaked: not every event loop (uvloop does not) closes the host's inheritable descriptors."""
+    """Close what came along on purpose and is of no use to the code: the socket's and the code's descriptors."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd != kept:
             os.closerange(fd, fd + 1)  # ignores that the descriptor of the listing itself is closed by now

@@ -68,7 +68,9 @@ def _read(model: PreTrainedModel, checkpoint: HfCheckpoint, place: Callable[[nn.
     """Give an empty model the checkpoint's values, parameter by parameter."""
     tied = ["lm_head.weight"] if model.config.tie_word_embeddings else []
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
-    checkpoint.require(tensors, optional=tied, ignored=model._keys_to_ignore_on_load_unexpected or ())
+    # Older Llama checkpoints carry the rotary frequencies, which follow from the config.
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$"]
+    checkpoint.require(tensors, optional=tied, ignored=ignored)
     for name, empty in tensors.items():
         if not isinstance(empty, nn.Parameter):
             checkpoint.read_into(empty, name)

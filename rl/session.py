@@ -278,8 +278,6 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
     """Tell people how it ended; programs read summary.json."""
     if ending.code != 0:
         session.console.error(ending.reason)
-        if ending.code == NOTHING_STARTED:
-            return
         if ending.code != NOTHING_STARTED:
             session.console.note(f"summary: {session.directory.summary}")
         return

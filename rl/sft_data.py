@@ -27,7 +27,8 @@ from rollout.types import Message
 ORACLE = "oracle"
 _CODE = (
     *("rollout/chat.py", "rollout/tasks.py", "rollout/rows.py", "rl/sft_data.py", "rl/coldstart.py", "rl/schedule.py"),
-    *("rl/batch.py", "rl/loss.py", "rl/logprobs.py", "rl/model.py", "rl/learner.py"),
+    *("rl/batch.py", "rl/loss.py", "rl/logprobs.py", "rl/model.py", "rl/learner.py", "rl/hf_checkpoint.py"),
+    *("rl/attention.py", "rl/export.py", "rl/deepspeed_config.py", "rl/deepspeed_router.py"),
 )
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -97,6 +97,11 @@ def test_tensors_that_the_models_class_leaves_out_are_ignored(saved: Path, tmp_p
     load_model(str(edited(saved / "glm", tmp_path / "edited", edit)), "float32", seed=0)
 
 
+def test_rotary_frequencies_in_an_older_checkpoint_are_ignored(saved: Path, tmp_path: Path) -> None:
+    edit = put("model.layers.0.self_attn.rotary_emb.inv_freq", torch.zeros(8))
+    load_model(str(edited(saved / "llama", tmp_path / "edited", edit)), "float32", seed=0)
+
+
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ValueError, match="is a pickle; convert the model to safetensors"):
