@@ -113,9 +113,11 @@ build() {
     local python="$1" stamp="$2" log="$state/log" started=$SECONDS
     say "building $venv from ${lock#"$root"/} with $("$python" -V); once, $cost"
     [[ ! -f $venv/.lock-hash ]] || { rm -rf "$venv.old" && mv "$venv" "$venv.old"; }
+    trap 'put_back; exit 130' INT
+    trap 'put_back; exit 143' TERM
     # From nothing: packages half-written by an interrupted build would look installed.
     rm -rf "$venv"
-    "$python" -m venv "$venv"
+    "$python" -m venv "$venv" || { put_back && die "$python could not make an environment in $venv (see above)"; }
     if ! install_with_progress "$log"; then
         put_back
         grep -v '^WARNING' "$log" | tail -n 15 >&2 || true

@@ -131,13 +131,13 @@ class Sandbox:
             passed.callback(os.close, stdin_fd)
             host, guest = socket.socketpair()
             passed.enter_context(guest)
-            for_bubblewrap: list[int] = []  # which closes them: hence a copy of the socket, and a filter each time
-            if isolated:
-                for_bubblewrap = [passed.enter_context(guest.dup()).fileno(), seccomp.open_filter()]
-                passed.callback(os.close, for_bubblewrap[1])
-            # subprocess rather than asyncio's: uvloop, which Ray's actors run on, forks this process and all its
-            # threads' locks with it, and the child may wait for one of them for ever. subprocess uses vfork.
             with _closed_on_error(host):
+                for_bubblewrap: list[int] = []  # which closes them: hence a copy of the socket, and a filter each time
+                if isolated:
+                    for_bubblewrap = [passed.enter_context(guest.dup()).fileno(), seccomp.open_filter()]
+                    passed.callback(os.close, for_bubblewrap[1])
+                # subprocess rather than asyncio's: uvloop, which Ray's actors run on, forks this process and all its
+                # threads' locks with it, and the child may wait for one of them for ever. subprocess uses vfork.
                 process = subprocess.Popen(
                     self._argv(code_fd, guest.fileno(), for_bubblewrap),
                     stdin=stdin_fd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,

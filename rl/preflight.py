@@ -16,6 +16,7 @@ from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
 
+from rewards import bubblewrap
 from rollout.types import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -77,24 +78,12 @@ def environment_error(device: Device) -> str | None:
 
 
 def sandbox_error() -> str | None:
-    """None when the sandbox can isolate here, else why not and what to do."""
-    error = bubblewrap_error()
-    return error and (
-        f"the sandbox for code that the model writes cannot isolate here: {error}. Cure that (./launch.sh doctor asks "
-        "again), or write sandbox: unsafe-none in the recipe, which runs that code with the rights of this user"
-    )
-
-
-def bubblewrap_error() -> str | None:
-    """None when bubblewrap can isolate a process here, else why not."""
-    command = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "true"]
+    """None when the sandbox can isolate here, else why not and what to do. Starts what the sandbox itself would."""
     try:
-        probe = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S)
-    except FileNotFoundError:
-        return "bwrap is not on PATH; install the bubblewrap package"
-    except subprocess.TimeoutExpired:
-        return f"`{' '.join(command)}` did not end within {PROBE_S:.0f} s"
-    return None if probe.returncode == 0 else probe.stderr.strip() or f"exit code {probe.returncode}"
+        bubblewrap.probe()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def lock_differences(lock: Path) -> list[str]:
@@ -131,8 +120,8 @@ def _findings() -> Iterator[Finding]:
     yield Finding("cpus", True, str(cpu_count()))
     yield Finding("gpus", True, ", ".join(gpu_names()) or "none, or hidden; recipes run on CPU here")
     yield _disk(0 if sys.prefix != sys.base_prefix else ENVIRONMENT_GB[device])
-    error = bubblewrap_error()
-    yield Finding("bubblewrap", error is None, error or "isolates")
+    error = sandbox_error()
+    yield Finding("sandbox", error is None, error or "isolates")
     git = shutil.which("git")
     yield Finding("git", git is not None, git or "missing; install it, e.g. apt-get install git")
 

@@ -193,7 +193,7 @@ def sweep_files(run_id: str, segments: Iterable[Path] = ()) -> list[Path]:
 def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
     """First SIGINT or SIGTERM: `callback`, in the main thread. Second one: kill all descendants and exit at once.
 
-    Call it after ray.init, which installs handlers of its own. The exit code of the second is 128 + signal.
+    Call it after ray.init too, which installs handlers of its own. The exit code of the second is 128 + signal.
     """
     received = 0
 

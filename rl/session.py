@@ -207,12 +207,18 @@ class Ending:
 def _run(session: Session, train: Callable[[Session], None]) -> Ending:
     """Start the processes and train. Whatever is raised in there becomes an `Ending`."""
     cluster = session.cluster
+
+    def on_signal(signum: signal.Signals) -> None:
+        cluster.stop.interrupt(signum.name, 128 + signum)
+
     try:
+        install_signal_handlers(on_signal)
         with session.phase("starting Ray" if session.recipe.run.ray_address is None else "joining the Ray cluster"):
             cluster.connect()
+        install_signal_handlers(on_signal)  # again: ray.init has put its own in their place
+        cluster.stop.check()
         if missing := cluster.missing_hardware():
             return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
-        install_signal_handlers(lambda signum: cluster.stop.interrupt(signum.name, 128 + signum))
         with session.watchdog, cluster.stop.interruptible():
             train(session)
         return Ending(code=0, reason="finished")
@@ -220,8 +226,9 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
         return Ending(code=NOTHING_STARTED, reason=str(error))
     except Stopped as stop:
         return Ending(code=stop.code, reason=str(stop))
-    except KeyboardInterrupt:  # before our handlers are there
-        return Ending(code=128 + signal.SIGINT, reason="SIGINT")
+    except (KeyboardInterrupt, SystemExit) as error:  # Ray's handlers, in the moment before ours are back
+        signum = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+        return Ending(code=128 + signum, reason=signum.name)
     except (ProcessFailure, TooManyFailures, Diverged) as failure:
         return Ending(code=1, reason=str(failure))
     except Exception as error:

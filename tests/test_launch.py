@@ -31,7 +31,9 @@ case "$*" in
     -V) echo "Python 3.11.9" ;;
     "-c import sys;"*) exit "${STUB_UNSUPPORTED:-0}" ;;
     "-c import venv"*) exit "${STUB_NO_VENV:-0}" ;;
-    "-m venv "*) mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python" ;;
+    "-m venv "*)
+        [ -z "${STUB_VENV_FAILS:-}" ] || exit 1
+        mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python" ;;
     "-m pip install "*)
         echo "WARNING: Location 'an index' is ignored"
         [ -z "${STUB_PIP_ERROR:-}" ] || { echo "$STUB_PIP_ERROR"; exit 1; }
@@ -225,17 +227,21 @@ def test_a_failed_build_shows_pips_error_and_is_not_taken_for_finished(checkout:
     assert checkout.launch("test").returncode == 0
 
 
-def test_a_failed_build_leaves_the_environment_that_was_there(checkout: Checkout) -> None:
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [("STUB_PIP_ERROR", ".venv.build/log"), ("STUB_VENV_FAILS", "could not make an environment")],
+)
+def test_a_failed_build_leaves_the_environment_that_was_there(checkout: Checkout, setting: str, says: str) -> None:
     checkout.launch("test")
     (checkout.venv / "mine").touch()
     lock = checkout.root / "locks" / "cpu.txt"
     before = lock.read_text(encoding="utf-8")
     lock.write_text("torch==2.14.0+cpu\n", encoding="utf-8")
-    checkout.settings["STUB_PIP_ERROR"] = "ERROR: no network"
-    assert refused(checkout.launch("test"), f"log: {checkout.venv}.build/log")
+    checkout.settings[setting] = "ERROR: no network"
+    assert refused(checkout.launch("test"), says)
     lock.write_text(before, encoding="utf-8")
     assert checkout.launch("test").returncode == 0 and (checkout.venv / "mine").exists()
-    del checkout.settings["STUB_PIP_ERROR"]
+    del checkout.settings[setting]
     lock.write_text("torch==2.14.0+cpu\n", encoding="utf-8")
     assert checkout.launch("test").returncode == 0 and not (checkout.venv / "mine").exists()
     assert not checkout.venv.with_name(".venv.old").exists()

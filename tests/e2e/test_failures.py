@@ -41,6 +41,13 @@ def test_ctrl_c(tmp_path: Path, cold_start_cache: Path) -> None:
         check_end(run, 130, "SIGINT")
 
 
+def test_sigterm_while_ray_is_starting(tmp_path: Path, cold_start_cache: Path) -> None:
+    with launched(tmp_path / "run", cold_start_cache, *ENDLESS) as run:
+        run.wait_until(lambda: "starting Ray" in run.output, "Ray to be started")
+        run.process.send_signal(signal.SIGTERM)
+        check_end(run, 143, "SIGTERM")
+
+
 @pytest.mark.parametrize("role", ["worker-0", "engine-0", "trainer-1"])
 def test_a_process_is_killed(tmp_path: Path, cold_start_cache: Path, role: str) -> None:
     with launched(tmp_path / "run", cold_start_cache, *ENDLESS) as run:

@@ -111,4 +111,4 @@ def test_a_run_on_gpus_from_the_cpu_environment_is_refused(
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) in (0, 1)
     names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["python", "packages", "cpus", "gpus", "disk", "bubblewrap", "git"]
+    assert names == ["python", "packages", "cpus", "gpus", "disk", "sandbox", "git"]
