@@ -198,7 +198,8 @@ def test_two_starts_at_once_build_once(checkout: Checkout) -> None:
 def test_a_signal_ends_a_build_and_pip_with_it(checkout: Checkout, sent: signal.Signals, code: int) -> None:
     checkout.settings["STUB_PIP_SECONDS"] = "600"
     start = subprocess.Popen(
-        [checkout.root / "launch.sh", "test"],
+        # A suite started with nohup ignores SIGINT, and bash cannot trap what it inherits ignored.
+        ["/usr/bin/env", "--default-signal=INT", checkout.root / "launch.sh", "test"],
         env=checkout.environment(),
         stderr=subprocess.PIPE,
         start_new_session=True,
