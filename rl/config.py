@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import SandboxConfig
+from rewards.sandbox.config import SandboxConfig
 from rewards.strict import StrictModel
 from rollout.config import (
     BufferConfig,

@@ -16,7 +16,7 @@ from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
 
-from rewards import bubblewrap
+from rewards.sandbox import bubblewrap
 from rollout.types import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent

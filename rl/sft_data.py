@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rewards.sandbox import Sandbox
+from rewards.sandbox.sandbox import Sandbox
 from rl.batch import SftRow
 from rl.config import Recipe
 from rollout.chat import Chat

@@ -17,8 +17,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
+from rewards.sandbox.config import SandboxConfig
 from rollout.buffer import Buffer, BufferSpec, BufferState
 from rollout.config import EvalConfig, InferenceConfig, RolloutConfig, WeightSyncConfig
 from rollout.process import enter_role
@@ -131,7 +131,7 @@ class WorkerActor:
         self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
     ) -> None:
         enter_role(role, logs_dir)
-        from rewards.sandbox import Sandbox
+        from rewards.sandbox.sandbox import Sandbox
         from rollout.chat import Chat
 
         self._spec, self._replicas, self._buffer = spec, replicas, buffer

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from rewards.compose import compose
 from rewards.errors import InfrastructureError
-from rewards.sandbox import Sandbox, queued_s
+from rewards.sandbox.sandbox import Sandbox, queued_s
 from rollout.config import RolloutConfig
 from rollout.environment import AssistantTurn, Chat, Engine, Environment, EpisodeEnded, ToolCall
 from rollout.envs import ENVIRONMENTS

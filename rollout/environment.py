@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from rollout.types import Completion, Message, SamplingParams, Task
 
 if TYPE_CHECKING:
-    from rewards.sandbox import Sandbox
+    from rewards.sandbox.sandbox import Sandbox
 
 Split = Literal["train", "eval"]
 

@@ -22,7 +22,7 @@ ALLOWED_IMPORTERS = {
 }
 FORBIDDEN_PACKAGES = {"rewards": {"rl", "rollout"}, "rollout": {"rl"}, "rl": set()}
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
-RUNS_UNTRUSTED_CODE = "rewards/sandbox_child.py"
+RUNS_UNTRUSTED_CODE = "rewards/sandbox/child.py"
 
 
 def tree_of(module: Path) -> ast.Module:
@@ -80,7 +80,7 @@ def test_the_search_for_evaluation_finds_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rl.config", "rl.recipe", "rl.checks", "rollout.types", "rollout.config", "rewards.config"]
+    "module", ["rl.config", "rl.recipe", "rl.checks", "rollout.types", "rollout.config", "rewards.sandbox.config"]
 )
 def test_types_and_config_import_no_heavy_library(module: str) -> None:
     heavy = {"torch", "vllm", "deepspeed", "ray", "transformers", "numpy", "datasets", "wandb"}

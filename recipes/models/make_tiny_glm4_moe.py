@@ -23,8 +23,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from rewards.config import SandboxConfig
-from rewards.sandbox import Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
 from rollout.chat import Chat
 from rollout.envs import ENVIRONMENTS
 from rollout.envs.common import ANIMALS, ITEMS, PLACES

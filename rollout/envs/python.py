@@ -1,7 +1,7 @@
 """Environment `python`: arithmetic and string questions, a `python` tool that runs the model's code in the sandbox.
 
-The final answer is judged by executing a test program on it in the same sandbox (rewards.code). The oracle is a noisy
-demonstrator: it makes the mistakes below with the stated probabilities, so that a model trained on it succeeds
+The final answer is judged by executing a test program on it in the same sandbox (rewards.scorers.code). The oracle is a
+noisy demonstrator: it makes the mistakes below with the stated probabilities, so that a model trained on it succeeds
 sometimes and reinforcement learning has the right behaviour to find.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from weakref import WeakKeyDictionary
 
-from rewards.code import CodeReward
-from rewards.sandbox import Outcome, Sandbox
+from rewards.sandbox.sandbox import Outcome, Sandbox
+from rewards.scorers.code import CodeReward
 from rollout.environment import Split, ToolCall
 from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
 from rollout.types import Message, Task

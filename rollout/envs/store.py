@@ -1,4 +1,4 @@
-"""Environment `store`: a small stateful back end (who is where), judged on the state it is left in (rewards.state).
+"""Environment `store`: a small stateful back end (who is where), judged on its final state (rewards.scorers.state).
 
 The model is asked for a change that may need several calls (read one name, write another). Names that the request does
 not mention must stay as they were. The oracle is a noisy demonstrator, see rollout.envs.python.
@@ -10,8 +10,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from rewards.sandbox import Sandbox
-from rewards.state import state_reward
+from rewards.sandbox.sandbox import Sandbox
+from rewards.scorers.state import state_reward
 from rollout.environment import Split, ToolCall
 from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
 from rollout.types import Message, Task

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.sandbox import Sandbox
+from rewards.sandbox.sandbox import Sandbox
 from rl.recipe import load_recipe
 from rollout.envs import ENVIRONMENTS
 from rollout.tasks import task_stream

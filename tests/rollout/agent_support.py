@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.sandbox import queued_s
+from rewards.sandbox.sandbox import queued_s
 from rollout.agent import run_agent
 from rollout.config import RolloutConfig, SamplingConfig
 from rollout.environment import AssistantTurn, ToolCall, ToolSpec

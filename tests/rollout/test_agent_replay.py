@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rewards.config import SandboxConfig
-from rewards.sandbox import Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
 from rollout.agent import run_group
 from rollout.chat import Chat
 from rollout.config import RolloutConfig, SamplingConfig

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.config import SandboxConfig
-from rewards.sandbox import Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
 from rollout.chat import Chat
 from rollout.environment import ToolCall
 from rollout.envs import ENVIRONMENTS

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from rewards.code import CodeReward
-from rewards.config import SandboxConfig
-from rewards.sandbox import Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
+from rewards.scorers.code import CodeReward
 from rollout.environment import ToolCall
 from rollout.envs import ENVIRONMENTS
 from rollout.envs import python as python_env

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from recipes.models import make_tiny_glm4_moe as maker
-from rewards.config import SandboxConfig
-from rewards.sandbox import Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
 from rollout.chat import Chat
 from rollout.envs import ENVIRONMENTS
 

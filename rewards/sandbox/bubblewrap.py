@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rewards import seccomp
+from rewards.sandbox import seccomp
 
 NOBODY = "65534"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}

@@ -1,4 +1,4 @@
-"""The recipe's `sandbox:` section. Owner: rewards.sandbox."""
+"""The recipe's `sandbox:` section. Owner: rewards.sandbox.sandbox."""
 
 from __future__ import annotations
 

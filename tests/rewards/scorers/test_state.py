@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.state import state_reward
+from rewards.scorers.state import state_reward
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from rewards import bubblewrap
-from rewards.config import SandboxConfig
-from rewards.sandbox import Execution, Outcome, Sandbox, queued_s
+from rewards.sandbox import bubblewrap
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Execution, Outcome, Sandbox, queued_s
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LIMITS = SandboxConfig(wall_s=20.0, cpu_s=2, memory_mb=96, processes=12, file_mb=1, output_kb=16)
 
 
@@ -177,8 +177,8 @@ def test_this_process_is_never_forked() -> None:
     """A fork copies the locks that other threads hold at that moment: seen as a worker that waited for ever."""
     script = """
 import asyncio, ctypes, os, uvloop
-from rewards.config import SandboxConfig
-from rewards.sandbox import Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
 forks = []
 before_fork = ctypes.CFUNCTYPE(None)(lambda: forks.append(1))
 assert ctypes.CDLL(None).__register_atfork(before_fork, None, None, None) == 0
@@ -418,7 +418,8 @@ def test_cancellation_kills_the_tree_and_propagates() -> None:
 def test_a_killed_host_takes_its_sandboxes_with_it() -> None:
     marker = uuid.uuid4().hex
     program = (
-        "import asyncio, sys\nfrom rewards.config import SandboxConfig\nfrom rewards.sandbox import Sandbox\n"
+        "import asyncio, sys\n"
+        "from rewards.sandbox.config import SandboxConfig\nfrom rewards.sandbox.sandbox import Sandbox\n"
         "asyncio.run(Sandbox(SandboxConfig(wall_s=300)).run(sys.stdin.read()))"
     )
     host = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=ROOT, text=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards.code import CodeReward, code_reward
-from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
-from rewards.sandbox import Execution, Outcome, Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Execution, Outcome, Sandbox
+from rewards.scorers.code import CodeReward, code_reward
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 

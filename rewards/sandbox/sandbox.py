@@ -31,13 +31,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rewards import bubblewrap, seccomp
-from rewards.config import SandboxConfig
 from rewards.errors import InfrastructureError
+from rewards.sandbox import bubblewrap, seccomp
+from rewards.sandbox.config import SandboxConfig
 
 log = logging.getLogger(__name__)
 
-_CHILD = Path(__file__).with_name("sandbox_child.py").read_text()
+_CHILD = Path(__file__).with_name("child.py").read_text()
 _CHILD_PID = re.compile(rb'"child-pid": *(\d+)')
 _ENDED = re.compile(rb"^ENDED (ok|failed|timeout|memory) (-?\d+)$", re.MULTILINE)
 _STATUS_BYTES = 4096

@@ -1,8 +1,8 @@
 """The runner inside the sandbox: read the code, fork, limit the child, run the code there, report how it ended.
 
-Started by `rewards.sandbox` as `python -I -S -c <this file>`, under bubblewrap as pid 1 of its namespace: when it
-exits, the kernel kills every other process in there. The host never imports it, and it imports only what loads in a few
-milliseconds. It must not be trusted with a verdict: code that runs beside it under the same uid may tamper with it.
+Started by `rewards.sandbox.sandbox` as `python -I -S -c <this file>`, under bubblewrap as pid 1 of its namespace: when
+it exits, the kernel kills every other process in there. The host never imports it, and it imports only what loads in a
+few milliseconds. It must not be trusted with a verdict: code that runs beside it under the same uid may tamper with it.
 What it cannot be made to do is unsay READY, which is why a run is an infrastructure failure only before that line.
 """
 

@@ -1,6 +1,6 @@
 """The system calls that untrusted code is refused, so that its memory can be counted.
 
-`rewards.sandbox_child` sums the private memory of a tree's processes, and files lie on tmpfs of a fixed size. What
+`rewards.sandbox.child` sums the private memory of a tree's processes, and files lie on tmpfs of a fixed size. What
 would hold memory outside of both is refused with EPERM: anonymous files, System V objects, io_uring's rings, and shared
 anonymous mappings, whose pages stay while one page of them is mapped anywhere. (POSIX shared memory and semaphores,
 which multiprocessing uses, are files in /dev/shm.) It is no defence against bugs of the kernel: all else is allowed.

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from rewards.seccomp import program
+from rewards.sandbox.seccomp import program
 
 ALLOW, EPERM = 0x7FFF0000, 0x00050001
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

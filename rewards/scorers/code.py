@@ -16,7 +16,7 @@ import secrets
 from collections import OrderedDict
 from functools import partial
 
-from rewards.sandbox import Outcome, Sandbox
+from rewards.sandbox.sandbox import Outcome, Sandbox
 
 VERDICTS = 4096
 

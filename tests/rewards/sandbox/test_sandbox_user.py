@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from rewards import bubblewrap
+from rewards.sandbox import bubblewrap
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 AS_USER = """
 import asyncio, os, sys
-from rewards.config import SandboxConfig
-from rewards.sandbox import Sandbox
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
 sys.base_prefix = sys.argv[1]
 if os.geteuid() == 0:
     os.setgroups([]), os.setgid(12345), os.setuid(12345)
