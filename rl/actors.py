@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from rl.batch import PackedBatch
 from rl.config import Recipe
 from rl.publish import PublishReport, publish
-from rollout.process import enter_role
+from rollout.actors.process import enter_role
 from rollout.types import Device
 
 Stage = Literal["sft", "rl"]
@@ -101,7 +101,7 @@ class TrainerActor:
     def publish(self, version: int, replicas: Sequence[ActorHandle], verify: bool) -> PublishReport | None:
         engines = RayEngines(replicas) if self._rank == 0 else None
         if self._rank == 0 and self._sender is None:
-            from rollout.transfer import make_sender
+            from rollout.transfer.registry import make_sender
 
             self._sender = make_sender(
                 self._recipe.weight_sync,

@@ -15,12 +15,12 @@ from typing import Any
 from rewards.compose import check_weights, compose
 from rl.config import Recipe
 from rl.deepspeed_config import deepspeed_config, refuse_owned
-from rollout.environment import EnvironmentSpec
-from rollout.envs import ENVIRONMENTS
-from rollout.vllm_args import check_engine_args
+from rollout.contracts import EnvironmentSpec
+from rollout.engine.arguments import check_engine_args
+from rollout.envs.registry import ENVIRONMENTS
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
-"""What rollout.rows reads from a file."""
+"""What rollout.tasks.rows reads from a file."""
 OTHER_DATA = (".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip")
 """Suffixes that no Hugging Face name has either."""
 

@@ -30,7 +30,9 @@ from rl.config import Recipe
 from rl.plan import missing_hardware, resolve_device
 from rl.processes import TEMP, resource_prefix
 from rl.stopping import StopRequest
-from rollout.actors import ENGINE_CONCURRENCY_GROUPS, BufferActor, InferenceActor, WorkerActor
+from rollout.actors.buffer import BufferActor
+from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
+from rollout.actors.worker import WorkerActor
 from rollout.types import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -8,14 +8,11 @@ from pydantic import Field, model_validator
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.strict import StrictModel
-from rollout.config import (
-    BufferConfig,
-    EvalConfig,
-    InferenceConfig,
-    RolloutConfig,
-    TasksConfig,
-    WeightSyncConfig,
-)
+from rollout.agent.config import EvalConfig, RolloutConfig
+from rollout.buffer.config import BufferConfig
+from rollout.engine.config import InferenceConfig
+from rollout.tasks.config import TasksConfig
+from rollout.transfer.config import WeightSyncConfig
 
 
 class RunConfig(StrictModel):
@@ -44,7 +41,7 @@ class ModelConfig(StrictModel):
     """A local directory or Hugging Face name. A directory with a config.json but no weights starts from random ones."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     renderer: Literal["glm-4.5"] = "glm-4.5"
-    """The chat format (rollout.chat)."""
+    """The chat format (rollout.chat.glm45)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollout.config import WeightSyncConfig
+from rollout.transfer.config import WeightSyncConfig
 from rollout.types import WeightSpec
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Source(Protocol):
 
 
 class Sender(Protocol):
-    """How a bucket reaches the engines: `rollout.transfer` has one for shared memory and one for nccl."""
+    """How a bucket reaches the engines: `rollout.transfer.registry` has one for shared memory and one for nccl."""
 
     def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool) -> Any:
         """The description that engines get as the argument of `load_bucket`; with `verify` it carries digests."""

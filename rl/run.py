@@ -32,9 +32,9 @@ from rl.stepstats import (
     rollout_metrics,
     staleness,
 )
-from rollout.actors import WorkerSpec
-from rollout.buffer import BufferSpec
-from rollout.tasks import task_stream
+from rollout.actors.worker import WorkerSpec
+from rollout.buffer.buffer import BufferSpec
+from rollout.tasks.stream import task_stream
 from rollout.types import Group
 
 TAKE_POLL_S = 5.0

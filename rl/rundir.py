@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
-from rollout.groups import decode_groups, encode_groups
+from rollout.store.groups import decode_groups, encode_groups
 from rollout.types import Group
 
 Resume = Literal["never", "auto", "must"]

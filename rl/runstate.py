@@ -8,8 +8,8 @@ from typing import Any
 
 from rl.progress import Progress
 from rl.rundir import atomic_write_bytes, atomic_write_json, read_groups
-from rollout.buffer import BufferState
-from rollout.groups import encode_groups
+from rollout.buffer.buffer import BufferState
+from rollout.store.groups import encode_groups
 
 STATE_NAME = "run.json"
 GROUPS_NAME = "groups.jsonl.gz"

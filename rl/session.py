@@ -36,9 +36,9 @@ from rl.stepstats import Diverged
 from rl.stopping import Stopped
 from rl.tracking import Tracker
 from rl.watchdog import STALL_EXIT_CODE, Watchdog
-from rollout.actors import TakeAnswer
-from rollout.buffer import BufferState, TooManyFailures
-from rollout.ledger import Ledger
+from rollout.actors.buffer import TakeAnswer
+from rollout.buffer.buffer import BufferState, TooManyFailures
+from rollout.buffer.ledger import Ledger
 from rollout.types import Group
 
 NOTHING_STARTED = 2

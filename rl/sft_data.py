@@ -17,16 +17,23 @@ from typing import Any
 from rewards.sandbox.sandbox import Sandbox
 from rl.batch import SftRow
 from rl.config import Recipe
-from rollout.chat import Chat
-from rollout.environment import ToolSpec
-from rollout.envs import ENVIRONMENTS
-from rollout.rows import Row, checked_messages, read_rows
-from rollout.tasks import task_stream
+from rollout.chat.glm45 import Chat
+from rollout.contracts import ToolSpec
+from rollout.envs.registry import ENVIRONMENTS
+from rollout.tasks.rows import Row, checked_messages, read_rows
+from rollout.tasks.stream import task_stream
 from rollout.types import Message
 
 ORACLE = "oracle"
 _CODE = (
-    *("rollout/chat.py", "rollout/tasks.py", "rollout/rows.py", "rl/sft_data.py", "rl/coldstart.py", "rl/schedule.py"),
+    *(
+        "rollout/chat/glm45.py",
+        "rollout/tasks/stream.py",
+        "rollout/tasks/rows.py",
+        "rl/sft_data.py",
+        "rl/coldstart.py",
+        "rl/schedule.py",
+    ),
     *("rl/batch.py", "rl/loss.py", "rl/logprobs.py", "rl/model.py", "rl/learner.py", "rl/hf_checkpoint.py"),
     *("rl/attention.py", "rl/export.py", "rl/deepspeed_config.py", "rl/deepspeed_router.py"),
 )

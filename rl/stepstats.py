@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from rollout.buffer import TooManyFailures
+from rollout.buffer.buffer import TooManyFailures
 from rollout.types import OBSERVED, Group, Trajectory
 
 

@@ -141,7 +141,7 @@ def process_table(processes: list[psutil.Process]) -> str:
 
 
 def role_of(process: psutil.Process) -> str:
-    """The name of the log that its standard error goes to (rollout.process.enter_role), else its command line."""
+    """The name of the log that its standard error goes to (`enter_role`), else its command line."""
     try:
         target = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
         if target.suffix == ".log":

@@ -1,7 +1,7 @@
 """The data that moves between the parts of Sluice: frozen, slotted, keyword-only dataclasses.
 
 Nothing here imports torch, vllm or ray: every algorithm, environment, reward and buffer rule is testable with these
-plain objects. Only `rollout.stream.TokenStream` builds a `Sample`, so mask, logprob and version have one writer.
+plain objects. Only `rollout.agent.stream.TokenStream` builds a `Sample`, so mask, logprob and version have one writer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+Split = Literal["train", "eval"]
 
 Device = Literal["cpu", "cuda"]
 """Where a run's trainers and engines compute."""

@@ -25,9 +25,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
-from rollout.chat import Chat
-from rollout.envs import ENVIRONMENTS
+from rollout.chat.glm45 import Chat
 from rollout.envs.common import ANIMALS, ITEMS, PLACES
+from rollout.envs.registry import ENVIRONMENTS
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",

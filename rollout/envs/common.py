@@ -6,28 +6,21 @@ construction, for every seed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from rollout.environment import Split, ToolCall, ToolSpec
-from rollout.types import Message
+from rollout.contracts import ToolCall, ToolSpec
+from rollout.splits import split_of
+from rollout.types import Message, Split
 
-EVAL_SHARE = 0.125
 ITEMS = ("lamp", "chair", "clock", "candle", "hammer", "kettle", "ladder", "mirror")
 ANIMALS = ("cat", "dog", "horse", "eagle", "tiger", "rabbit", "otter", "camel")
 PLACES = ("attic", "barn", "cellar", "garage", "garden", "kitchen", "library", "office")
 """Three kinds of words, disjoint: a slot of a question takes one kind, so a small model can tell slots apart."""
 
 Asked = TypeVar("Asked")
-
-
-def split_of(content: str) -> Split:
-    """The split a question belongs to: a pure function of what it asks."""
-    bucket = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64
-    return "eval" if bucket < EVAL_SHARE else "train"
 
 
 def draw(

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 
 from rewards.sandbox.sandbox import Outcome, Sandbox
 from rewards.scorers.code import CodeReward
-from rollout.environment import Split, ToolCall
+from rollout.contracts import ToolCall
 from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
-from rollout.types import Message, Task
+from rollout.types import Message, Split, Task
 
 TOOLS = (function_tool("python", "Run a Python program and return what it prints.", {"code": "string"}),)
 MAX_OBSERVATION = 400

@@ -1,7 +1,7 @@
 """Environment `store`: a small stateful back end (who is where), judged on its final state (rewards.scorers.state).
 
 The model is asked for a change that may need several calls (read one name, write another). Names that the request does
-not mention must stay as they were. The oracle is a noisy demonstrator, see rollout.envs.python.
+not mention must stay as they were. The oracle is a noisy demonstrator, see rollout.envs.registry.python.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 
 from rewards.sandbox.sandbox import Sandbox
 from rewards.scorers.state import state_reward
-from rollout.environment import Split, ToolCall
+from rollout.contracts import ToolCall
 from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
-from rollout.types import Message, Task
+from rollout.types import Message, Split, Task
 
 TOOLS = (
     function_tool("get", "Where is it?", {"name": "string"}),

@@ -13,8 +13,8 @@ import pytest
 
 from rewards.sandbox.sandbox import Sandbox
 from rl.recipe import load_recipe
-from rollout.envs import ENVIRONMENTS
-from rollout.tasks import task_stream
+from rollout.envs.registry import ENVIRONMENTS
+from rollout.tasks.stream import task_stream
 from tests.e2e.harness import REPOSITORY, launch
 
 RECIPE = "recipes/agent_rl.yaml"

@@ -17,9 +17,10 @@ from rewards.errors import InfrastructureError
 from rl.cluster import Cluster, ProcessFailure, Resources
 from rl.processes import kill_run, new_run_id
 from rl.recipe import load_recipe
-from rollout.actors import ENGINE_CONCURRENCY_GROUPS, EngineClient, InferenceActor, WorkerActor, WorkerSpec
-from rollout.process import enter_role
-from rollout.tasks import task_stream
+from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, EngineClient, InferenceActor
+from rollout.actors.process import enter_role
+from rollout.actors.worker import WorkerActor, WorkerSpec
+from rollout.tasks.stream import task_stream
 from rollout.types import Completion, SamplingParams
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

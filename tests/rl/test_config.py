@@ -14,7 +14,7 @@ from rl.config import ModelConfig, Recipe
 from rl.recipe import section_of
 
 REPOSITORY = Path(__file__).parents[2]
-NOT_READERS = {"rl/config.py", "rollout/config.py", "rewards/sandbox/config.py", "rl/checks.py", "rl/recipe.py"}
+NOT_READERS = {"rl/config.py", "rollout/agent/config.py", "rewards/sandbox/config.py", "rl/checks.py", "rl/recipe.py"}
 """These declare or validate keys; a reader is a module that acts on one."""
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl.publish import PublishError, publish
-from rollout.config import WeightSyncConfig
+from rollout.transfer.config import WeightSyncConfig
 from rollout.types import WeightSpec
 
 CONFIG = WeightSyncConfig(bucket_mb=1.0)

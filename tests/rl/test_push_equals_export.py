@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rollout.transfer import ShmSender, describe
+from rollout.transfer.bucket import describe
+from rollout.transfer.shm import ShmSender
 from rollout.types import Completion, SamplingParams
 from tests.rl.push_scenario import BUCKET_BYTES, train_one_step
-from tests.rollout import inference_support as support
-from tests.rollout.inference_support import PARITY, Judge
+from tests.rollout.engine import inference_support as support
+from tests.rollout.engine.inference_support import PARITY, Judge
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

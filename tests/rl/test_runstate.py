@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rl.progress import Progress
 from rl.runstate import read_buffer, read_progress, rewrite_progress, write_state
-from rollout.buffer import BufferState
-from rollout.ledger import Ledger
+from rollout.buffer.buffer import BufferState
+from rollout.buffer.ledger import Ledger
 from rollout.types import Group, Task
 
 

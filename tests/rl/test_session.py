@@ -15,8 +15,8 @@ from rl.checkpoint import CheckpointStore
 from rl.progress import Progress
 from rl.rundir import RunDir
 from rl.runstate import write_state
-from rollout.buffer import BufferState
-from rollout.ledger import Ledger
+from rollout.buffer.buffer import BufferState
+from rollout.buffer.ledger import Ledger
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """

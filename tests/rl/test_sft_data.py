@@ -9,7 +9,7 @@ import pytest
 
 from rl.config import Recipe
 from rl.sft_data import sft_fingerprint, sft_rows
-from rollout.chat import Chat
+from rollout.chat.glm45 import Chat
 
 MODEL = Path(__file__).parents[2] / "recipes/models/tiny-glm4-moe"
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}

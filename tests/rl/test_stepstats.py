@@ -15,7 +15,7 @@ from rl.stepstats import (
     rollout_metrics,
     staleness,
 )
-from rollout.buffer import TooManyFailures
+from rollout.buffer.buffer import TooManyFailures
 from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory
 
 STATS = {

@@ -23,7 +23,7 @@ logs = pathlib.Path(sys.argv[1])
 def stuck_in_the_driver():
     threading.Event().wait()
 WORKER = (
-    "import sys, time; from rollout.process import enter_role; enter_role('worker-0', sys.argv[1]);"
+    "import sys, time; from rollout.actors.process import enter_role; enter_role('worker-0', sys.argv[1]);"
     "\\ndef stuck_in_the_worker(): time.sleep(300)"
     "\\nopen(sys.argv[1] + '/up', 'w').close(); stuck_in_the_worker()"
 )

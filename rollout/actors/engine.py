@@ -1,0 +1,100 @@
+"""Ray shells around an inference engine: the actor that owns one, and the client that a worker talks to it through."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+from rewards.errors import InfrastructureError
+from rollout.actors.process import enter_role
+from rollout.engine.config import InferenceConfig
+from rollout.transfer.config import WeightSyncConfig
+from rollout.types import Completion, Device, SamplingParams
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+CONTROL = "control"
+ENGINE_CONCURRENCY_GROUPS = {CONTROL: 16}
+"""Ray's concurrency groups of an InferenceActor; the default one, for `generate`, takes max_concurrency requests."""
+
+
+def _control(method: Method) -> Method:
+    marked: Method = ray.method(concurrency_group=CONTROL)(method)
+    return marked
+
+
+class InferenceActor:
+    """One replica: a vLLM engine and the version of its weights.
+
+    What controls the engine has a concurrency group of its own. If it queued behind `generate`, a paused engine with
+    more requests than its max_concurrency would never get to the call that resumes it.
+    """
+
+    def __init__(self, role: str, logs_dir: str, threads: int, replica: int) -> None:
+        enter_role(role, logs_dir, threads)
+        self._replica = replica
+        self._engine: Any = None
+
+    async def start(
+        self,
+        model_path: str,
+        dtype: str,
+        config: InferenceConfig,
+        sync: WeightSyncConfig,
+        max_context: int,
+        device: Device,
+        seed: int,
+    ) -> None:
+        from rollout.engine.inference import Inference
+
+        self._engine = await Inference.start(
+            model_path, dtype, config, sync, max_context, device, seed, replica=self._replica
+        )
+
+    async def generate(self, request_id: str, prompt: list[int], sampling: SamplingParams) -> Completion:
+        return await self._engine.generate(request_id, prompt, sampling)
+
+    @_control
+    async def call(self, method: str, *args: Any) -> Any:
+        """One stage of a weight version's life: pause, begin_update, load_bucket, finish_update, checksums, resume."""
+        return await getattr(self._engine, method)(*args)
+
+    @_control
+    async def watch(self) -> None:
+        """Does not return while the engine lives; raises what killed it."""
+        await self._engine.watch()
+
+    @_control
+    async def shutdown(self) -> None:
+        if self._engine is not None:
+            await self._engine.shutdown()
+
+
+class EngineClient:
+    """A worker's view of the replicas: a group stays on one, so that its members share the prompt's KV cache."""
+
+    def __init__(self, replicas: Sequence[ActorHandle], group_id: str, timeout_s: float) -> None:
+        self._replica = replicas[zlib.crc32(group_id.encode()) % len(replicas)]
+        self._timeout_s = timeout_s
+
+    async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
+        reference = self._replica.generate.remote(request_id, prompt_token_ids, sampling)
+        try:
+            return await asyncio.wait_for(reference, self._timeout_s)
+        except TimeoutError:
+            ray.cancel(reference)
+            raise InfrastructureError(
+                f"request {request_id}: no completion in inference.generate_timeout_s={self._timeout_s:.0f} s"
+            ) from None
+        except asyncio.CancelledError:
+            # Nobody waits for the answer any more: the engine must not go on sampling it.
+            ray.cancel(reference)
+            raise
+        except RayTaskError as error:
+            raise InfrastructureError(f"request {request_id}: {error.cause}") from error

@@ -1,0 +1,92 @@
+"""The Ray shell around a rollout worker.
+
+Like every shell it owns no rule. It gives its process a log, builds the plain objects and forwards calls; the decisions
+are in `rollout.agent.loop` and are testable without Ray. Heavy imports happen inside the methods, after the environment
+of the process is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ray.actor import ActorHandle
+
+from rewards.sandbox.config import SandboxConfig
+from rollout.actors.engine import EngineClient
+from rollout.actors.process import enter_role
+from rollout.agent.config import EvalConfig, RolloutConfig
+from rollout.types import Group, Task
+
+ISSUE_POLL_S = 5.0
+"""How long a worker's slot waits at the gate before it asks again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a rollout worker needs of the recipe."""
+
+    model_path: str
+    renderer: str
+    rollout: RolloutConfig
+    sandbox: SandboxConfig
+    evaluation: EvalConfig
+    reward_weights: Mapping[str, float]
+    generate_timeout_s: float
+    seed: int
+
+
+class WorkerActor:
+    """Runs agent loops: no weights, no GPU. `run` takes tasks from the buffer for ever; `evaluate` runs a given one."""
+
+    def __init__(
+        self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
+    ) -> None:
+        enter_role(role, logs_dir)
+        from rewards.sandbox.sandbox import Sandbox
+        from rollout.chat.glm45 import Chat
+
+        self._spec, self._replicas, self._buffer = spec, replicas, buffer
+        self._sandbox = Sandbox(spec.sandbox)
+        self._chat = Chat.load(spec.model_path, spec.renderer)
+        self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
+
+    async def run(self) -> None:
+        """Every slot: wait at the gate, run a group, hand it over."""
+        async with asyncio.TaskGroup() as slots:
+            for _ in range(self._spec.rollout.groups_per_worker):
+                slots.create_task(self._slot())
+
+    async def _slot(self) -> None:
+        while True:
+            issue = await self._buffer.issue.remote(ISSUE_POLL_S)
+            if issue is not None:
+                group_id, task = issue
+                await self._buffer.put.remote(await self._group(group_id, task, self._spec.rollout))
+
+    async def evaluate(self, group_id: str, task: Task) -> Group:
+        """`samples_per_task` attempts at a held-out task, at the evaluation's temperature.
+
+        No more run at once than in training; the others wait here, before the clock of their trajectories starts.
+        """
+        config = self._spec.evaluation
+        sampling = self._spec.rollout.sampling.model_copy(update={"temperature": config.temperature})
+        rollout = self._spec.rollout.model_copy(update={"group_size": config.samples_per_task, "sampling": sampling})
+        async with self._evaluating:
+            return await self._group(group_id, task, rollout)
+
+    async def _group(self, group_id: str, task: Task, config: RolloutConfig) -> Group:
+        from rollout.agent.loop import run_group
+
+        engine = EngineClient(self._replicas, group_id, self._spec.generate_timeout_s)
+        return await run_group(
+            task,
+            self._chat,
+            engine,
+            self._sandbox,
+            config,
+            group_id=group_id,
+            seed=self._spec.seed,
+            reward_weights=self._spec.reward_weights,
+        )

@@ -1,0 +1,331 @@
+"""One inference replica: a vLLM engine, the version of its weights, and the life of a weight version (DESIGN §5).
+
+    pause → begin_update → load_bucket … → finish_update(version) → [checksums] → resume
+
+Owns which weights the engine samples from. Refuses to sample before the first push, to resume on weights of which only
+a part was replaced, and settings that the trainer cannot mirror. A plain asyncio object; `rollout.actors.engine`
+puts it in a Ray actor, `rl.publish` drives the life cycle.
+
+**Exact versions.** `Completion.versions[i]` is the version whose weights sampled token i, also for requests that were
+running during a push, because of three facts. (1) One thread does everything to the engine: a step (schedule, forward,
+sample) ends before the next command runs. (2) vLLM labels the tokens of a step with its current weight version and
+appends them to their request inside the same `LLMEngine.step` call, so no token waits anywhere for its label.
+(3) The label moves only in `finish_update`, between steps; with asynchronous scheduling `pause` first collects the
+steps that were already launched, which the old weights computed, under the old label.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rewards.errors import InfrastructureError
+from rollout.engine.config import InferenceConfig
+from rollout.engine.thread import EngineSettings, EngineThread, engine_core
+from rollout.transfer.bucket import Bucket
+from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.nccl import NcclBucket, NcclRendezvous, membership
+from rollout.transfer.registry import resolve_transport
+from rollout.types import Completion, Device, SamplingParams, WeightSpec
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+T = TypeVar("T")
+
+_LISTED = 8
+
+
+class EngineError(InfrastructureError):
+    """The engine could not do what was asked: not ready, aborted, deadline missed. The policy is not to blame."""
+
+
+class EngineDeadError(EngineError):
+    """The engine has died; every call fails with its cause. Only a new Inference helps."""
+
+
+class WeightUpdateError(EngineError):
+    """A weight update failed, or was called out of order. The engine stays paused until a whole update succeeds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """`running` and `waiting` requests, tokens of finished completions, and the used share of the KV cache (0–1)."""
+
+    running: int
+    waiting: int
+    generated_tokens: int
+    kv_usage: float
+
+
+@dataclass(slots=True)
+class _Update:
+    """A weight update in progress: what was announced, and what has arrived."""
+
+    version: int
+    expected: frozenset[str]
+    loaded: set[str]
+    last_sequence: int | None = None
+
+
+class Inference:
+    """See the module. Make one with `await Inference.start(...)`."""
+
+    def __init__(self, thread: EngineThread, settings: EngineSettings, sync: WeightSyncConfig, replica: int) -> None:
+        self._thread = thread
+        self._settings = settings
+        self._sync = sync
+        self._replica = replica
+        self._version: int | None = None
+        self._paused = False
+        self._update: _Update | None = None
+        self._damage: str | None = None
+        self._group: NcclRendezvous | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        model_path: str,
+        dtype: str,
+        config: InferenceConfig,
+        sync: WeightSyncConfig,
+        max_context: int,
+        device: Device,
+        seed: int,
+        *,
+        replica: int = 0,
+        version: int | None = None,
+    ) -> Inference:
+        """Start an engine over the architecture in `model_path`.
+
+        Its weights are random and it refuses to sample until the first push, unless `version` says that the
+        checkpoint's own weights are that policy version.
+
+        Raises:
+            ValueError: an engine argument that is refused, or a device that this vLLM is not built for.
+        """
+        settings = EngineSettings(
+            model_path=model_path,
+            dtype=dtype,
+            config=config,
+            transport=resolve_transport(sync, device),
+            max_context=max_context,
+            device=device,
+            seed=seed,
+            load_format="dummy" if version is None else "auto",
+        )
+        thread = EngineThread(settings)
+        await asyncio.wrap_future(thread.start())
+        engine = cls(thread, settings, sync, replica)
+        if version is not None:
+            await engine._call(lambda llm: llm.set_weight_version(str(version)))
+            engine._version = version
+        return engine
+
+    @property
+    def version(self) -> int | None:
+        """The policy version of the engine's weights; None before the first push."""
+        return self._version
+
+    async def generate(self, request_id: str, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Completion:
+        """Sample one completion. While the engine is paused the request waits; a push does not end it.
+
+        `logprobs` are natural logs under the distribution sampled from. A sampled stop token is included.
+
+        Raises:
+            ValueError: the prompt leaves no room in the context, or the id is running already.
+            EngineError: no weights were pushed yet, or `generate_timeout_s` passed.
+            EngineDeadError: the engine died.
+        """
+        if self._version is None:
+            raise EngineError("nothing was pushed to this engine yet: it would sample from random weights")
+        if not 0 < len(prompt_token_ids) < self._settings.max_context:
+            raise ValueError(
+                f"a prompt of {len(prompt_token_ids)} tokens leaves no room: rollout.max_context is "
+                f"{self._settings.max_context}"
+            )
+        # Under `keep`, prompts cached under older weights must not serve new requests.
+        salt = str(self._version) if self._sync.cache_policy == "keep" else None
+        timeout = self._settings.config.generate_timeout_s
+        running = self._thread.generate(request_id, prompt_token_ids, sampling, salt)
+        try:
+            return await asyncio.wait_for(self._result(running), timeout)
+        except TimeoutError:
+            raise EngineError(f"request {request_id} got no answer in inference.generate_timeout_s={timeout}") from None
+        finally:
+            if not running.done() or running.cancelled():
+                self._thread.abort(request_id, EngineError(f"request {request_id} was given up"))
+
+    async def pause(self) -> None:
+        """Stop sampling between two steps and keep running requests. Idempotent."""
+        await self._result(self._thread.pause())
+        self._paused = True
+
+    async def begin_update(self, version: int, manifest: Sequence[WeightSpec]) -> None:
+        """Open the update to `version`; `manifest` lists every tensor that will be sent.
+
+        Beginning again, after a failure or not, starts over.
+
+        Raises:
+            WeightUpdateError: the engine is not paused, or `version` is older than its weights.
+        """
+        if not self._paused:
+            raise WeightUpdateError(f"update to version {version}: pause the engine first")
+        if self._version is not None and version < self._version:
+            raise WeightUpdateError(f"update to version {version}: the engine has version {self._version} already")
+        self._damage = f"the update to version {version} did not finish"
+        self._update = None
+        await self._stage("begin", version, lambda llm: _begin(llm))
+        self._update = _Update(version=version, expected=frozenset(spec.name for spec in manifest), loaded=set())
+
+    async def load_bucket(self, bucket: Bucket) -> None:
+        """Load one bucket; repeating the last one does nothing.
+
+        Raises:
+            WeightUpdateError: no update is open, names that were not announced or that the model does not have, a
+                tensor that does not fit or was damaged on the way (if the bucket carries digests), or a bucket that
+                was lost. Begin the update again.
+        """
+        update = self._open_update("load_bucket")
+        if bucket.sequence == update.last_sequence:
+            return
+        if update.last_sequence is not None and bucket.sequence != update.last_sequence + 1:
+            self._fail_update(f"bucket {bucket.sequence} came after bucket {update.last_sequence}")
+        unknown = [name for name in bucket.names if name not in update.expected or name in update.loaded]
+        if unknown:
+            self._fail_update(f"{_listed(unknown)}: not announced in the manifest, or sent twice")
+        if isinstance(bucket, NcclBucket):
+            await self._join(update.version, bucket.rendezvous)
+        payload = {"bucket": bucket}
+        await self._stage("load", update.version, lambda llm: _worker(llm, "update_weights", update_info=payload))
+        update.loaded.update(bucket.names)
+        update.last_sequence = bucket.sequence
+
+    async def finish_update(self, version: int) -> int:
+        """Make the loaded weights version `version` and apply the cache policy. Repeating it does nothing.
+
+        Under `recompute` running requests lose their KV cache and continue with all of it computed by the new weights.
+
+        Raises:
+            WeightUpdateError: another or no update is open, announced tensors are missing, or weights of the model
+                were not sent. Begin the update again.
+        """
+        if self._update is None and self._damage is None and self._version == version:
+            return version
+        update = self._open_update("finish_update")
+        if update.version != version:
+            self._fail_update(f"finish_update({version}) while version {update.version} is loading")
+        missing = sorted(update.expected - update.loaded)
+        if missing:
+            self._fail_update(f"announced but never sent: {_listed(missing)}")
+        recompute = self._sync.cache_policy == "recompute"
+        await self._stage("finish", version, lambda llm: _finish(llm, version, recompute))
+        self._version, self._update, self._damage = version, None, None
+        return version
+
+    async def resume(self) -> None:
+        """Sample again. Idempotent.
+
+        Raises:
+            WeightUpdateError: the last update did not finish, so the weights are a mixture: push again.
+        """
+        if self._damage is not None:
+            raise WeightUpdateError(f"the engine stays paused: {self._damage}. Push the weights again")
+        await self._result(self._thread.resume())
+        self._paused = False
+
+    async def checksums(self) -> dict[str, str]:
+        """sha256 of every weight as the engine computes with it, fused and packed.
+
+        By vLLM's name behind the worker's place (`dp0:pp0:pcp0:tp1:model.norm.weight`), so workers do not collide.
+        """
+        workers = await self._call(lambda llm: llm.collective_rpc("sluice_checksums"))
+        return {name: digest for worker in workers for name, digest in worker.items()}
+
+    async def stats(self) -> EngineStats:
+        def read(llm: LLMEngine) -> tuple[int, int, float]:
+            scheduler = engine_core(llm).scheduler
+            running, waiting = scheduler.get_request_counts()
+            return running, waiting, scheduler.kv_cache_manager.usage
+
+        running, waiting, usage = await self._call(read)
+        return EngineStats(
+            running=running,
+            waiting=waiting,
+            generated_tokens=self._thread.generated_tokens,
+            kv_usage=usage,
+        )
+
+    async def watch(self) -> None:
+        """Wait for the engine's end: raises EngineDeadError if it dies, returns after `shutdown`."""
+        await self._result(self._thread.dead)
+
+    async def shutdown(self) -> None:
+        """Free the engine; running requests fail. Idempotent."""
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def _open_update(self, method: str) -> _Update:
+        if self._update is None:
+            raise WeightUpdateError(f"{method}: no update is open ({self._damage or 'call begin_update first'})")
+        return self._update
+
+    def _fail_update(self, problem: str) -> None:
+        assert self._update is not None
+        self._damage = f"the update to version {self._update.version} failed: {problem}"
+        self._update = None
+        raise WeightUpdateError(self._damage)
+
+    async def _stage(self, stage: Literal["begin", "load", "finish"], version: int, run: Callable[[LLMEngine], T]) -> T:
+        try:
+            return await self._call(run)
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            self._update = None
+            self._damage = f"the update to version {version} failed in {stage}: {error}"
+            raise WeightUpdateError(self._damage) from error
+
+    async def _join(self, version: int, group: NcclRendezvous) -> None:
+        """Join the sender's group on its first bucket, all replicas at the same time; the sender may change groups."""
+        if self._group == group:
+            return
+        info = membership(group, self._replica)
+        await self._stage("load", version, lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=info))
+        self._group = group
+
+    async def _call(self, command: Callable[[LLMEngine], T]) -> T:
+        return await self._result(self._thread.submit(command))
+
+    async def _result(self, future: Future[T]) -> T:
+        """The future's result; when the engine is dead, its cause as EngineDeadError."""
+        try:
+            return await asyncio.wrap_future(future)
+        except Exception as error:
+            dead = self._thread.dead
+            if dead.done() and (error is dead.exception() or dead.exception() is None):
+                raise EngineDeadError(f"the vLLM engine is gone: {type(error).__name__}: {error}") from error
+            raise
+
+
+def _worker(llm: LLMEngine, method: str, **arguments: Any) -> None:
+    llm.collective_rpc(method, kwargs=arguments)
+
+
+def _begin(llm: LLMEngine) -> None:
+    llm.collective_rpc("sluice_abandon_update")
+    llm.collective_rpc("start_weight_update")
+
+
+def _finish(llm: LLMEngine, version: int, recompute: bool) -> None:
+    llm.collective_rpc("finish_weight_update")
+    llm.set_weight_version(str(version))
+    if recompute:
+        llm.reset_prefix_cache(reset_running_requests=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

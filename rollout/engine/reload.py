@@ -1,0 +1,150 @@
+"""One checkpoint-format reload of a vLLM model, made safe to fail and to repeat.
+
+vLLM's layer-wise reload buffers tensors until a layer is complete, then copies the processed layer over the running
+one; a layer that never completes is put back with a log line at most. Here a reload that was cut short is rolled back
+before the next one starts, and what is missing or unknown is an error that lists the names. Runs inside the worker
+process, called by our weight-transfer engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+from vllm.config import ModelConfig
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
+from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
+
+from rollout.engine.prepack import forget_packed_experts, repack_tied_heads
+
+_LISTED = 8
+
+
+class LoadableModel(Protocol):
+    """A vLLM model: an nn.Module that takes checkpoint tensors and says which of its weights they went to."""
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+class Reload:
+    """The reloads of one model, one at a time."""
+
+    def __init__(self) -> None:
+        self._known_names: frozenset[str] = frozenset()
+        self._checked: set[str] = set()
+        self._untouched: set[str] = set()
+
+    def begin(self, model: LoadableModel, model_config: ModelConfig) -> None:
+        """Undo a reload that was cut short, and start a new one."""
+        self._roll_back(model, model_config)
+        self._checked = set()
+        # Before the reload begins a shared weight (a tied head) is still one parameter, under its first name.
+        shared_once = {name for name, _ in model.named_parameters()}
+        forget_packed_experts(model.modules())
+        initialize_layerwise_reload(model)
+        # Parameters that the packing of a layer adds are not there now, and no checkpoint has them.
+        self._untouched = shared_once & {name for name, _ in model.named_parameters()}
+
+    def load(self, model: LoadableModel, tensors: Sequence[tuple[str, Tensor]]) -> None:
+        """Load some tensors under checkpoint names.
+
+        A name is loaded alone the first time, to see whether the model takes it: vLLM's models skip names they do not
+        know, some without a word.
+
+        Raises:
+            ValueError: names that the model does not know, or a shape that does not fit.
+        """
+        known = [pair for pair in tensors if pair[0] in self._known_names]
+        if known:
+            self._untouched -= model.load_weights(known)
+        unmatched = []
+        for name, tensor in tensors:
+            if name not in self._known_names:
+                filled = _load_alone(model, name, tensor)
+                self._untouched -= filled
+                unmatched += [] if filled else [name]
+        if unmatched:
+            raise ValueError(f"the engine's model has no weights named {_listed(unmatched)}")
+        self._checked.update(name for name, _ in tensors)
+
+    def finish(self, model: LoadableModel, model_config: ModelConfig) -> None:
+        """Complete the reload.
+
+        Raises:
+            ValueError: weights of the model that nothing was loaded into.
+        """
+        # Counting misses what vLLM loads in place (SKIP_LOAD_TENSORS: the router's bias), names miss parts of one.
+        missing = sorted(self._untouched) or incomplete_layers(model)
+        if missing:
+            raise ValueError(f"the engine's model got no complete weights for {_listed(missing)}")
+        finalize_layerwise_reload(model, model_config)
+        repack_tied_heads(model.modules())
+        self._known_names = frozenset(self._checked)
+
+    def _roll_back(self, model: LoadableModel, model_config: ModelConfig) -> None:
+        started = [info for info in map(get_layerwise_info, model.modules()) if info.can_load()]
+        for info in started:
+            info.loaded_weights.clear()
+            info.load_numel = 0
+        if started:
+            finalize_layerwise_reload(model, model_config)
+
+
+def incomplete_layers(model: LoadableModel) -> list[str]:
+    """Weights of a model in the middle of a reload that still wait for tensors, as `module (parameters)`."""
+    missing = []
+    owned: set[int] = set()
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        # A weight that an earlier module has too (the router's bias, a tied head) is sent once, for that one.
+        own = [parameter for parameter, tensor in _running_weights(layer, info).items() if id(tensor) not in owned]
+        owned.update(id(tensor) for tensor in _running_weights(layer, info).values())
+        if info.can_load() and not is_deferred_attention_layer(layer) and not _is_complete(layer, info, own):
+            loaded = {parameter for parameter, _ in info.loaded_weights}
+            absent = [parameter for parameter in own if parameter not in loaded]
+            missing.append(f"{name} ({', '.join(absent) or 'parts of ' + ', '.join(sorted(loaded))})")
+    return missing
+
+
+def _running_weights(layer: nn.Module, info: LayerReloadingInfo) -> dict[str, Tensor]:
+    """The parameters that the engine computes with: set aside while the layer waits for tensors."""
+    return dict(layer.named_parameters(recurse=False)) if info.kernel_tensors is None else info.kernel_tensors[0]
+
+
+def _is_complete(layer: nn.Module, info: LayerReloadingInfo, own: Sequence[str]) -> bool:
+    # Rows that pad the vocabulary are never sent, and the one tensor of an embedding arrives whole.
+    if isinstance(layer, VocabParallelEmbedding) and own:
+        return info.load_numel > 0
+    # Buffers (rotary tables, expert maps) are computed, not sent.
+    waiting = dict(layer.named_parameters(recurse=False))
+    return info.load_numel >= sum(get_tensor_load_numel(waiting[name]) for name in own if name in waiting)
+
+
+def _load_alone(model: LoadableModel, name: str, tensor: Tensor) -> set[str]:
+    """The model's parameters that took it; none when it does not know the name."""
+    try:
+        return model.load_weights([(name, tensor)])
+    except KeyError:
+        return set()
+    except ValueError as error:
+        if "no module or parameter named" in str(error):
+            return set()
+        raise
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit the engine's model: {error}") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

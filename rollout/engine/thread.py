@@ -1,0 +1,337 @@
+"""A vLLM engine and the one thread that touches it.
+
+The engine core runs in this process (vLLM's in-process LLMEngine) instead of behind AsyncLLM's sockets: it starts in
+3 s instead of 27 s on two cores because nothing is imported twice, one process fewer competes for them, and a step is
+an ordinary call, so what happens before and after it is certain. Pause, weight transfer and caches are vLLM's own
+(`pause_scheduler("keep")`, the worker's start/update/finish_weight_update, weight versions, `reset_prefix_cache`):
+what AsyncLLM's methods of the same names call. With tensor parallelism vLLM spawns its workers from here.
+
+Everything is done by the engine's thread: it runs queued commands between steps and steps while requests are running.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rollout.engine.arguments import check_engine_args, set_vllm_environment
+from rollout.engine.config import InferenceConfig
+from rollout.transfer.registry import Transport
+from rollout.types import Completion, SamplingParams
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+T = TypeVar("T")
+
+_FINISH: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What one engine is built from. `load_format` is vLLM's: dummy (random weights) or auto (the checkpoint's)."""
+
+    model_path: str
+    dtype: str
+    config: InferenceConfig
+    transport: Transport
+    max_context: int
+    device: str
+    seed: int
+    load_format: Literal["dummy", "auto"]
+
+
+class EngineThread:
+    """Owns the engine. Every public method may be called from any thread and returns at once."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.dead: Future[None] = Future()
+        """Fails with what killed the engine; gets a result at an orderly shutdown."""
+        self.generated_tokens = 0
+        self._settings = settings
+        self._commands: queue.SimpleQueue[tuple[Callable[[LLMEngine], Any], Future[Any]]] = queue.SimpleQueue()
+        self._requests: dict[str, Future[Completion]] = {}
+        self._paused = False
+        self._closing = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
+
+    def start(self) -> Future[None]:
+        """Build the engine. The result arrives when it is ready; a failure is that of `dead` as well."""
+        started = self.submit(lambda engine: None)
+        self._thread.start()
+        return started
+
+    def submit(self, command: Callable[[LLMEngine], T]) -> Future[T]:
+        """Run `command` on the engine's thread, between two steps."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self.dead.done():
+                error = self.dead.exception()
+                future.set_exception(RuntimeError("the engine was shut down") if error is None else error)
+            else:
+                self._commands.put((command, future))
+        return future
+
+    def generate(
+        self, request_id: str, prompt: Sequence[int], sampling: SamplingParams, cache_salt: str | None
+    ) -> Future[Completion]:
+        finished: Future[Completion] = Future()
+
+        def add(engine: LLMEngine) -> None:
+            if request_id in self._requests:
+                raise ValueError(f"request id {request_id!r} is already running: ids must be unique")
+            add_request(engine, request_id, prompt, sampling, cache_salt)
+            self._requests[request_id] = finished
+
+        def forward(added: Future[None]) -> None:
+            error = added.exception()
+            if error is not None:
+                _fail(finished, error)
+
+        self.submit(add).add_done_callback(forward)
+        return finished
+
+    def abort(self, request_id: str, reason: Exception) -> Future[None]:
+        """Fail a request with `reason`; nothing when it has ended."""
+
+        def run(engine: LLMEngine) -> None:
+            if request_id in self._requests:
+                engine.abort_request([request_id])
+                _fail(self._requests.pop(request_id), reason)
+
+        return self.submit(run)
+
+    def pause(self) -> Future[None]:
+        """Stop stepping, keep requests. When done, every token sampled so far has its version and was delivered."""
+
+        def run(engine: LLMEngine) -> None:
+            core = engine_core(engine)
+            core.pause_scheduler(mode="keep", clear_cache=False)
+            while core.batch_queue:
+                self._step(engine)
+            self._paused = True
+
+        return self.submit(run)
+
+    def resume(self) -> Future[None]:
+        def run(engine: LLMEngine) -> None:
+            engine_core(engine).resume_scheduler()
+            self._paused = False
+
+        return self.submit(run)
+
+    def shutdown(self) -> None:
+        """Stop after the current step and free everything. Blocks; idempotent."""
+        self._closing = True
+        self.submit(lambda engine: None)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        engine: LLMEngine | None = None
+        try:
+            engine = build_engine(self._settings, on_worker_failure=self._worker_failed)
+            while not self._closing:
+                self._run_commands(engine, block=self._paused or not engine.has_unfinished_requests())
+                if not self._paused and engine.has_unfinished_requests() and not self._closing:
+                    self._step(engine)
+        except BaseException as error:
+            self._end(error)
+        finally:
+            if engine is not None:
+                _release(engine)
+            self._end(None)
+
+    def _run_commands(self, engine: LLMEngine, block: bool) -> None:
+        while True:
+            try:
+                command, future = self._commands.get(block=block)
+            except queue.Empty:
+                return
+            block = False
+            try:
+                _settle(future, command(engine))
+            except Exception as error:
+                _fail(future, error)
+
+    def _step(self, engine: LLMEngine) -> None:
+        try:
+            for output in engine.step():
+                completion = to_completion(output)
+                self.generated_tokens += len(completion.token_ids)
+                request = self._requests.pop(output.request_id, None)
+                if request is not None:
+                    _settle(request, completion)
+        except Exception as error:
+            # Also when a command stepped: an engine that failed in a step has lost its requests' state.
+            self._closing = True
+            self._end(error)
+            raise
+
+    def _worker_failed(self) -> None:
+        # Called by vLLM's monitor thread; the engine's own thread may be waiting for that worker or be idle.
+        self._end(RuntimeError("a vLLM worker process died"))
+        self._closing = True
+        self._commands.put((lambda engine: None, Future()))
+
+    def _end(self, error: BaseException | None) -> None:
+        """Nobody waits for a dead engine: fail all that is open, once."""
+        with self._lock:
+            if not self.dead.done():
+                self.dead.set_result(None) if error is None else self.dead.set_exception(error)
+            reason = self.dead.exception() or RuntimeError("the engine was shut down")
+            waiting = list(self._requests.values())
+            self._requests.clear()
+            while not self._commands.empty():
+                waiting.append(self._commands.get()[1])
+        for future in waiting:
+            _fail(future, reason)
+
+
+def build_engine(settings: EngineSettings, on_worker_failure: Callable[[], None]) -> LLMEngine:
+    """Import vLLM and build the engine, in the thread that will own it."""
+    config = settings.config
+    eager = bool(config.engine_args.get("enforce_eager", settings.device == "cpu"))
+    set_vllm_environment(os.environ, settings.device, config.cpu_threads, eager)
+
+    import torch
+
+    if settings.device == "cpu":
+        torch.set_num_threads(config.cpu_threads)
+
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import Executor
+
+    if current_platform.is_cpu() != (settings.device == "cpu"):
+        raise ValueError(
+            f"this vLLM is built for {current_platform.device_type}, the run wants {settings.device}: "
+            f"start it with SLUICE_DEVICE={settings.device} ./launch.sh …, which takes the environment for that"
+        )
+    check_engine_args(config.engine_args, [field.name for field in fields(EngineArgs)])
+    arguments = EngineArgs(**_engine_arguments(settings, eager))
+    vllm_config = arguments.create_engine_config(UsageContext.LLM_CLASS)
+    engine = LLMEngine(
+        vllm_config=vllm_config,
+        executor_class=Executor.get_class(vllm_config),
+        log_stats=False,
+        multiprocess_mode=False,
+    )
+    engine.model_executor.register_failure_callback(on_worker_failure)
+    return engine
+
+
+def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    # By name: rollout.engine.worker is imported by vLLM in every worker process.
+    backend = f"sluice_{settings.transport}"
+    chosen = {
+        "model": settings.model_path,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.max_context,
+        "tensor_parallel_size": settings.config.tensor_parallel,
+        "distributed_executor_backend": "uni" if settings.config.tensor_parallel == 1 else "mp",
+        "load_format": settings.load_format,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=backend),
+        "worker_extension_cls": "rollout.engine.worker.WorkerExtension",
+        "enforce_eager": eager,
+        "disable_log_stats": True,
+    }
+    if settings.device == "cpu":
+        # An explicit size also skips vLLM's profiling run.
+        chosen["kv_cache_memory_bytes"] = settings.config.kv_cache_gib * 2**30
+        # vLLM rewinds the generator of a seeded request whose prompt was only partly computed in a step, and torch's
+        # CPU generators can't be rewound: the engine would die the first time a step is too small for all prompts.
+        chosen["enable_chunked_prefill"] = False
+    return chosen | settings.config.engine_args
+
+
+def engine_core(engine: LLMEngine) -> EngineCore:
+    """The in-process core. LLMEngine has no pause of its own; AsyncLLM's calls this core's, through a socket."""
+    return engine.engine_core.engine_core
+
+
+def add_request(
+    engine: LLMEngine, request_id: str, prompt: Sequence[int], sampling: SamplingParams, cache_salt: str | None
+) -> None:
+    """Queue one request. Every sampling parameter is given: nothing comes from a default of the engine or the model."""
+    from vllm import SamplingParams as VllmSamplingParams
+    from vllm.inputs.engine import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+
+    parameters = VllmSamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=0.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        repetition_penalty=1.0,
+        seed=sampling.seed,
+        max_tokens=sampling.max_tokens,
+        min_tokens=0,
+        # The model's own end token is a stop token only if it is among ours.
+        ignore_eos=True,
+        stop_token_ids=list(sampling.stop_token_ids),
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    engine.add_request(request_id, tokens_input(list(prompt), cache_salt=cache_salt), parameters)
+
+
+def to_completion(output: RequestOutput) -> Completion:
+    """vLLM's final output as ours: spans of weight versions become one version for every token."""
+    from vllm.logprobs import FlatLogprobs
+
+    sampled = output.outputs[0]
+    assert isinstance(sampled.logprobs, FlatLogprobs) and sampled.weight_versions is not None
+    reason = _FINISH.get(sampled.finish_reason)
+    if reason is None:
+        raise RuntimeError(f"request {output.request_id} ended with {sampled.finish_reason!r}")
+    versions: list[int] = []
+    for span in sampled.weight_versions:
+        versions += [int(span.version)] * (span.end - span.start)
+    return Completion(
+        token_ids=tuple(sampled.token_ids),
+        # The sampled token comes first among a position's logprobs.
+        logprobs=tuple(sampled.logprobs.logprobs[start] for start in sampled.logprobs.start_indices),
+        versions=tuple(versions),
+        finish_reason=reason,
+    )
+
+
+def _release(engine: LLMEngine) -> None:
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+
+
+def _settle(future: Future[T], result: T) -> None:
+    # The waiter may have been cancelled, or told of the engine's death, at this very moment.
+    with suppress(InvalidStateError):
+        future.set_result(result)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    with suppress(InvalidStateError):
+        future.set_exception(error)

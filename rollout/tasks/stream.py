@@ -1,0 +1,131 @@
+"""Tasks by position: a deterministic mixture of generated environments and datasets, in disjoint splits.
+
+`task_stream` is a sequence: task i of a split is always the same, so a ledger needs only its index. Sources are mixed
+by weight in a fixed pattern, without chance: any stretch of the stream has the recipe's proportions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from rollout.contracts import EnvironmentSpec
+from rollout.envs.registry import ENVIRONMENTS
+from rollout.splits import split_of
+from rollout.tasks.config import TasksConfig, TaskSource
+from rollout.tasks.rows import Row, checked_messages, read_rows
+from rollout.types import Split, Task
+
+PATTERN = 1000
+"""Positions after which the mixture repeats: weights count in thousandths."""
+
+
+def task_stream(config: TasksConfig, split: Split) -> TaskStream:
+    """The tasks of a split. Raises ValueError for an unknown environment or a bad dataset, naming row and field."""
+    size = config.train_size if split == "train" else config.eval_size
+    return TaskStream([_source(s, config.seed, split) for s in config.sources], _pattern(config.sources), size)
+
+
+class TaskStream(Sequence[Task]):
+    """`len` tasks; made when asked for."""
+
+    def __init__(self, sources: Sequence[_Generated | _Rows], pattern: Sequence[int], size: int) -> None:
+        self._sources = sources
+        self._pattern = pattern
+        self._size = size
+        self._rank = [pattern[:place].count(source) for place, source in enumerate(pattern)]
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._size))]
+        if not 0 <= index < self._size:
+            raise IndexError(f"task {index} of {self._size}")
+        source, rank = self._place(index)
+        return self._sources[source].task(rank)
+
+    def once(self) -> list[Task]:
+        """Every task once, in order: positions at which a dataset begins again are left out."""
+        places = [self._place(index) for index in range(self._size)]
+        return [self._sources[source].task(rank) for source, rank in places if rank < self._sources[source].distinct]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The source of a position, and how many of the source's tasks come before it."""
+        period, place = divmod(index, len(self._pattern))
+        source = self._pattern[place]
+        return source, period * self._pattern.count(source) + self._rank[place]
+
+
+@dataclass(frozen=True, slots=True)
+class _Generated:
+    spec: EnvironmentSpec
+    seed: int
+    split: Split
+
+    @property
+    def distinct(self) -> float:
+        return math.inf
+
+    def task(self, rank: int) -> Task:
+        return self.spec.generate(rank, self.seed, self.split)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    tasks: Sequence[Task]
+
+    @property
+    def distinct(self) -> float:
+        """How many tasks there are before they come again."""
+        return len(self.tasks)
+
+    def task(self, rank: int) -> Task:
+        return self.tasks[rank % len(self.tasks)]
+
+
+def _source(source: TaskSource, seed: int, split: Split) -> _Generated | _Rows:
+    if source.environment not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {source.environment!r}; there are {', '.join(sorted(ENVIRONMENTS))}")
+    if source.dataset is None:
+        return _Generated(ENVIRONMENTS[source.environment], seed, split)
+    tasks = [_row_task(row, i, source.dataset, source.environment) for i, row in enumerate(read_rows(source.dataset))]
+    chosen = [task for task in tasks if split_of(json.dumps(task.messages, sort_keys=True)) == split]
+    if not chosen:
+        raise ValueError(
+            f"dataset {source.dataset}: none of its {len(tasks)} rows falls into the {split} split (an eighth of "
+            "them, by content, is held out for evaluation); add rows"
+        )
+    random.Random(f"{source.dataset}/{seed}").shuffle(chosen)
+    return _Rows(chosen)
+
+
+def _row_task(row: Row, index: int, dataset: str, environment: str) -> Task:
+    where = f"dataset {dataset} row {index}"
+    for field in ("payload", "metadata"):
+        if not isinstance(row.get(field, {}), dict):
+            raise ValueError(f"{where}: field {field!r} must be an object, not {row[field]!r}")
+    return Task(
+        id=str(row.get("id", f"{environment}-{dataset}-{index}")),
+        environment=environment,
+        messages=tuple(checked_messages(row, where)),
+        payload=row.get("payload", {}),
+        metadata=row.get("metadata", {}),
+    )
+
+
+def _pattern(sources: Sequence[TaskSource]) -> list[int]:
+    """Source per place: each source's places lie as evenly as its share allows. Equal weights alternate."""
+    total = sum(source.weight for source in sources)
+    counts = [max(1, round(PATTERN * source.weight / total)) for source in sources]
+    places = [((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count)]
+    return [source for _, source in sorted(places)]

@@ -1,0 +1,239 @@
+"""Weight buckets from trainer rank 0 to GPU engines, over vLLM's own NCCL weight-transfer engine.
+
+The receiving end is `rollout.engine.worker.NcclTransferEngine`; this is the sending end of the same wire format (packed
+chunks, `packed_nccl_broadcast_producer`), one bucket at a time instead of vLLM's whole model at a time, so that the
+trainer never holds more than a gathered bucket, a copy on its way and what it is packed into. Both sides of a
+broadcast must run at once: `send` starts it on a thread and returns the description that makes the engines receive.
+Not run on GPUs yet; tests/rollout/transfer/test_nccl.py does where it finds two.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rollout.transfer.bucket import describe, digest
+from rollout.transfer.config import WeightSyncConfig
+from rollout.types import WeightSpec
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NcclBucket:
+    """A bucket that trainer rank 0 broadcasts now. An engine joins the group of `rendezvous` on its first bucket."""
+
+    rendezvous: NcclRendezvous
+    sequence: int
+    tensors: tuple[WeightSpec, ...]
+    digests: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NcclRendezvous:
+    """The sender is rank 0; the workers of the replicas follow, replica by replica."""
+
+    address: str
+    port: int
+    replicas: int
+    tensor_parallel: int
+    buffer_bytes: int
+
+    @property
+    def world_size(self) -> int:
+        return 1 + self.replicas * self.tensor_parallel
+
+    def first_rank(self, replica: int) -> int:
+        """The rank of a replica's first worker; vLLM adds a worker's own rank to it."""
+        return 1 + replica * self.tensor_parallel
+
+
+def membership(group: NcclRendezvous, replica: int) -> dict[str, Any]:
+    """The fields of vLLM's NCCLWeightTransferInitInfo for the workers of one replica."""
+    return {
+        "master_address": group.address,
+        "master_port": group.port,
+        "rank_offset": group.first_rank(replica),
+        "world_size": group.world_size,
+        "packed": True,
+        "packed_buffer_size_bytes": group.buffer_bytes,
+    }
+
+
+class Group(Protocol):
+    """Rank 0's end of an open group."""
+
+    def broadcast(self, bucket: Sequence[tuple[str, Tensor]]) -> None:
+        """Blocks until every engine has received it."""
+        ...
+
+    def leave(self) -> None:
+        """From any thread, idempotent: ends a broadcast that hangs, too."""
+        ...
+
+
+class NcclGroup:
+    """A communicator with every worker of every engine. Opening it waits until they have joined."""
+
+    def __init__(self, rendezvous: NcclRendezvous, device: int) -> None:
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+        torch.cuda.set_device(device)
+        self._buffer_bytes = rendezvous.buffer_bytes
+        self._communicator = trainer_init(
+            {
+                "master_address": rendezvous.address,
+                "master_port": rendezvous.port,
+                "world_size": rendezvous.world_size,
+            }
+        )
+
+    def broadcast(self, bucket: Sequence[tuple[str, Tensor]]) -> None:
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        packed_nccl_broadcast_producer(
+            iterator=iter(bucket),
+            group=self._communicator,
+            src=0,
+            post_iter_func=_tensor,
+            buffer_size_bytes=self._buffer_bytes,
+        )
+
+    def leave(self) -> None:
+        # vLLM's destroy is ncclCommAbort: it needs no answer from the other ranks.
+        self._communicator.destroy()
+
+
+class NcclSender:
+    """Rank 0 of a group with every worker of every engine; the first bucket opens it, a failed push replaces it.
+
+    A broadcast that some engine did not take part in leaves a communicator that no later one can use. So `abandon`
+    aborts it, and the next bucket names another rendezvous, where the engines join anew.
+
+    `NCCL_CUMEM_ENABLE` must be the same in the trainer's and the engines' environment.
+    """
+
+    def __init__(
+        self,
+        sync: WeightSyncConfig,
+        replicas: int,
+        tensor_parallel: int,
+        address: str | None = None,
+        open_group: Callable[[NcclRendezvous], Group] | None = None,
+    ) -> None:
+        self._timeout_s = sync.timeout_s
+        self._buffer_bytes = int(sync.bucket_mb * 2**20)
+        self._replicas, self._tensor_parallel = replicas, tensor_parallel
+        self._address = address or LOOPBACK
+        self._open_group = open_group or partial(NcclGroup, device=torch.cuda.current_device())
+        self._membership = self._new_membership()
+        self._running: Future[None] | None = None
+        self._sequence = 0
+
+    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool = False) -> NcclBucket:
+        """Start the broadcast of the bucket, after the one before has ended.
+
+        Raises:
+            RuntimeError: the one before did not end, although every engine has it.
+        """
+        self._finish()
+        # Copies: the source's tensors are valid until it gathers the next bucket, which goes on beside the broadcast.
+        own = [(name, tensor.detach().clone()) for name, tensor in bucket]
+        if torch.cuda.is_available():
+            # They must be there before the broadcast's own stream reads them.
+            torch.cuda.current_stream().synchronize()
+        self._running = self._membership.broadcast(own)
+        sent = NcclBucket(
+            rendezvous=self._membership.rendezvous,
+            sequence=self._sequence,
+            tensors=tuple(describe(name, tensor) for name, tensor in bucket),
+            digests=tuple(digest(tensor) for _, tensor in bucket) if verify else (),
+        )
+        self._sequence += 1
+        return sent
+
+    def abandon(self) -> Exception | None:
+        """Leave the group, whatever it is doing; the next bucket opens another one."""
+        failed = self._running.exception() if self._running is not None and self._running.done() else None
+        self._membership.leave()
+        self._membership, self._running = self._new_membership(), None
+        return failed if isinstance(failed, Exception) else None
+
+    def close(self) -> None:
+        """Leave the group. Idempotent; does not wait for engines that are gone."""
+        self._membership.leave()
+        self._running = None
+
+    def _finish(self) -> None:
+        """The engines have loaded what was broadcast last, so its end is not far."""
+        if self._running is None:
+            return
+        try:
+            self._running.result(self._timeout_s)
+        except FutureTimeoutError as error:
+            raise RuntimeError(
+                f"the broadcast of weight bucket {self._sequence - 1} did not end in {self._timeout_s:.0f} s, though "
+                "every engine has it: see the trainer's log"
+            ) from error
+
+    def _new_membership(self) -> _Membership:
+        rendezvous = NcclRendezvous(
+            address=self._address,
+            port=_free_port(),
+            replicas=self._replicas,
+            tensor_parallel=self._tensor_parallel,
+            buffer_bytes=self._buffer_bytes,
+        )
+        return _Membership(rendezvous, self._open_group)
+
+
+class _Membership:
+    """One group and the one thread that talks to it; leaving it ends both, also while the group is still opening."""
+
+    def __init__(self, rendezvous: NcclRendezvous, open_group: Callable[[NcclRendezvous], Group]) -> None:
+        self.rendezvous = rendezvous
+        self._open_group = open_group
+        self._group: Group | None = None
+        self._left = False
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nccl-sender")
+
+    def broadcast(self, bucket: list[tuple[str, Tensor]]) -> Future[None]:
+        return self._worker.submit(self._run, bucket)
+
+    def leave(self) -> None:
+        self._left = True
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        if self._group is not None:
+            self._group.leave()
+
+    def _run(self, bucket: list[tuple[str, Tensor]]) -> None:
+        if self._group is None:
+            self._group = self._open_group(self.rendezvous)
+        # Seen here or in `leave`, whichever comes second.
+        if self._left:
+            self._group.leave()
+        else:
+            self._group.broadcast(bucket)
+
+
+def _tensor(pair: tuple[str, Tensor]) -> Any:
+    return pair[1]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,150 @@
+"""Weight buckets in shared memory, for trainer and engines on one host without GPUs.
+
+The shared memory is an anonymous file (memfd) that receivers open through the sender's /proc entry. It has no name in
+/dev/shm, so there is nothing to unlink or to sweep: the kernel frees it with the last process that holds it, after
+kill -9 as well.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from rollout.transfer.bucket import DTYPES, describe, digest
+from rollout.types import WeightSpec
+
+_ALIGNMENT = 64
+_HEADER = struct.Struct("<QQ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShmBucket:
+    """Where a bucket lies: file descriptor `fd` of process `pid`, which holds `size` bytes.
+
+    The file starts with (`nonce`, `sequence`), so a reader notices a recycled process id, and a segment that the
+    sender has reused too early. `offsets[i]` is where the bytes of `tensors[i]` begin, `digests[i]` what they must
+    hash to; `digests` is empty when the push is not verified.
+    """
+
+    pid: int
+    fd: int
+    nonce: int
+    sequence: int
+    size: int
+    tensors: tuple[WeightSpec, ...]
+    offsets: tuple[int, ...]
+    digests: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.tensors)
+
+
+class ShmSender:
+    """Writes buckets to one anonymous shared-memory file, each over the one before."""
+
+    def __init__(self, run_id: str) -> None:
+        self._fd: int | None = os.memfd_create(f"sluice-{run_id}")
+        self._nonce = secrets.randbits(64)
+        self._sequence = 0
+
+    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool = False) -> ShmBucket:
+        """Copy the tensors (any device) into shared memory.
+
+        Raises:
+            RuntimeError: after close().
+        """
+        if self._fd is None:
+            raise RuntimeError("this sender is closed: make a new one")
+        specs = tuple(describe(name, tensor) for name, tensor in bucket)
+        offsets, end = [], _aligned(_HEADER.size)
+        for spec in specs:
+            offsets.append(end)
+            end = _aligned(end + spec.nbytes)
+        os.ftruncate(self._fd, end)
+        with mmap.mmap(self._fd, end) as segment:
+            # The header is first: whoever still reads the bucket before the last one finds it changed.
+            segment[: _HEADER.size] = _HEADER.pack(self._nonce, self._sequence)
+            for (_, tensor), spec, offset in zip(bucket, specs, offsets, strict=True):
+                _view(segment, spec, offset).copy_(tensor.detach())
+        sent = ShmBucket(
+            pid=os.getpid(),
+            fd=self._fd,
+            nonce=self._nonce,
+            sequence=self._sequence,
+            size=end,
+            tensors=specs,
+            offsets=tuple(offsets),
+            digests=tuple(digest(tensor) for _, tensor in bucket) if verify else (),
+        )
+        self._sequence += 1
+        return sent
+
+    def abandon(self) -> Exception | None:
+        """Nothing to undo: whoever reads the bucket after the next one was sent is told by its header."""
+        return None
+
+    def close(self) -> None:
+        """Free the memory. Idempotent."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def read_bucket(bucket: ShmBucket) -> list[tuple[str, Tensor]]:
+    """Copies of the bucket's tensors, on CPU.
+
+    Copies, because vLLM buffers what it was given until a layer is complete, longer than the segment stays unchanged.
+
+    Raises:
+        RuntimeError: the sender has exited, or has overwritten the bucket.
+    """
+    path = f"/proc/{bucket.pid}/fd/{bucket.fd}"
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise RuntimeError(
+            f"weight bucket {bucket.sequence}: its sender (pid {bucket.pid}) is gone: {error}"
+        ) from error
+    try:
+        if os.fstat(fd).st_size < bucket.size:
+            raise RuntimeError(f"weight bucket {bucket.sequence}: {path} is another file: its sender is gone")
+        with mmap.mmap(fd, bucket.size) as segment:
+            _check_header(segment, bucket)
+            tensors = [
+                (spec.name, _view(segment, spec, offset).clone())
+                for spec, offset in zip(bucket.tensors, bucket.offsets, strict=True)
+            ]
+            _check_header(segment, bucket)
+    finally:
+        os.close(fd)
+    return tensors
+
+
+def _check_header(segment: mmap.mmap, bucket: ShmBucket) -> None:
+    found = _HEADER.unpack(segment[: _HEADER.size])
+    if found != (bucket.nonce, bucket.sequence):
+        raise RuntimeError(
+            f"weight bucket {bucket.sequence} was overwritten (its segment holds bucket {found[1]}): "
+            "a bucket must be loaded before the next one is sent"
+        )
+
+
+def _view(segment: mmap.mmap, spec: WeightSpec, offset: int) -> Tensor:
+    dtype = DTYPES[spec.dtype]
+    count = prod(spec.shape)
+    if count == 0:
+        return torch.empty(spec.shape, dtype=dtype)
+    return torch.frombuffer(segment, dtype=dtype, count=count, offset=offset).reshape(spec.shape)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT

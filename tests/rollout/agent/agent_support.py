@@ -1,0 +1,137 @@
+"""An agent loop without a model: a byte-level chat, an environment that counts, an engine that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.sandbox.sandbox import queued_s
+from rollout.agent.config import RolloutConfig, SamplingConfig
+from rollout.agent.loop import run_agent
+from rollout.contracts import AssistantTurn, ToolCall, ToolSpec
+from rollout.types import Completion, Message, SamplingParams, Task, Trajectory
+
+STOP, TOOL, ASSISTANT = 256, 257, 258
+TASK = Task(id="t", environment="counter", messages=({"role": "user", "content": "count to 2"},))
+CONFIG = RolloutConfig(
+    group_size=3,
+    max_turns=4,
+    max_context=400,
+    infra_retries=1,
+    trajectory_timeout_s=20.0,
+    sampling=SamplingConfig(max_tokens=100, temperature=0.7),
+)
+
+
+class ByteChat:
+    """A chat format whose tokens are bytes and three markers. `CALL name {json}` lines are tool calls."""
+
+    stop_token_ids = (STOP,)
+
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
+        return [*"\n".join(str(m["content"]) for m in messages).encode(), ASSISTANT]
+
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec]) -> AssistantTurn:
+        text = bytes(t for t in token_ids if t < 256).decode(errors="replace")
+        lines = [line for line in text.split("\n") if line.startswith("CALL ")]
+        try:
+            calls = tuple(ToolCall(name=n, arguments=json.loads(a)) for n, a in (x[5:].split(" ", 1) for x in lines))
+        except ValueError as error:
+            return AssistantTurn(content=text, malformed=str(error))
+        return AssistantTurn(content=text, tool_calls=calls)
+
+    def bridge(self, token_ids: Sequence[int], tool_results: Sequence[str]) -> list[int]:
+        if token_ids[-1] != STOP:
+            raise ValueError("the turn is not closed")
+        return [token for result in tool_results for token in (TOOL, *result.encode())] + [ASSISTANT]
+
+
+@dataclass
+class Counter:
+    """An environment with one tool that counts, and one that fails as told."""
+
+    trouble: Callable[[], Any] = lambda: None
+    count: int = 0
+    closed: int = 0
+    answers: list[str | None] = field(default_factory=list)
+    tools: tuple[ToolSpec, ...] = ()
+
+    async def call(self, call: ToolCall) -> str:
+        if call.name == "wait":
+            await asyncio.sleep(call.arguments["s"])
+            return "waited"
+        if call.name == "queue":
+            start = time.monotonic()
+            try:
+                await asyncio.sleep(call.arguments["s"])
+            finally:
+                queued_s.set(queued_s.get() + time.monotonic() - start)
+            return "queued"
+        if call.name == "trouble":
+            return str(self.trouble())
+        if call.name != "add":
+            return f"error: unknown tool {call.name}"
+        self.count += 1
+        return f"count is {self.count}"
+
+    async def score(self, answer: str | None) -> dict[str, float]:
+        assert not self.closed
+        self.answers.append(answer)
+        return {"right": float(answer == str(self.count)), "counted": float(self.count)}
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class ScriptedEngine:
+    """Says what the script says, turn by turn (per member and try); an exception in the script is raised; a pair is
+    seconds to wait for, and what comes then."""
+
+    script: Sequence[Any]
+    seen: list[tuple[str, list[int], SamplingParams, Completion]] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
+        self.requests.append(request_id)
+        await asyncio.sleep(0)
+        say = self.script[int(request_id.split("/")[-1])]
+        if callable(say):
+            say = say(request_id)
+        if isinstance(say, tuple):
+            seconds, say = say
+            await asyncio.sleep(seconds)
+        if isinstance(say, Exception):
+            raise say
+        ids = ([*say.encode(), STOP] if isinstance(say, str) else list(say))[: sampling.max_tokens]
+        version = len(self.seen)
+        completion = Completion(
+            token_ids=tuple(ids),
+            logprobs=tuple(-0.001 * (i + 1) for i in range(len(ids))),
+            versions=tuple(version + (i > 2) for i in range(len(ids))),
+            finish_reason="stop" if ids and ids[-1] == STOP else "length",
+        )
+        self.seen.append((request_id, prompt_token_ids, sampling, completion))
+        return completion
+
+
+def act(
+    script: Sequence[Any], *, config: RolloutConfig = CONFIG, weights: dict[str, float] | None = None, **how: Any
+) -> tuple[Trajectory, ScriptedEngine, list[Counter]]:
+    engine, made = ScriptedEngine(script), []
+
+    def make() -> Counter:
+        made.append(Counter(**how))
+        return made[-1]
+
+    trajectory = asyncio.run(
+        run_agent(
+            TASK, make, ByteChat(), engine, config,
+            group_id="g", request_id="g/0", seed=5, reward_weights={"counted": 0.0} if weights is None else weights,
+        )
+    )  # fmt: skip
+    return trajectory, engine, made

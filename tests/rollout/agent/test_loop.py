@@ -1,0 +1,236 @@
+"""The agent loop over a scripted engine and a byte-level chat: token fidelity (invariants 1, 2) and whose fault what is
+(invariant 7)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewards.errors import InfrastructureError
+from rollout.agent.loop import run_agent, run_group
+from rollout.contracts import EpisodeEnded
+from rollout.envs.registry import ENVIRONMENTS
+from rollout.types import OBSERVED, Completion, Group, Message, SamplingParams, Task
+from tests.rollout.agent.agent_support import CONFIG, STOP, TASK, ByteChat, Counter, ScriptedEngine, act
+
+pytestmark = pytest.mark.timeout(60)
+
+ADD = "CALL add {}"
+
+
+def test_a_solved_task() -> None:
+    trajectory, _, (environment,) = act([f"{ADD}\n{ADD}", "2"])
+    assert (trajectory.outcome, trajectory.stop_reason) == ("scored", "answered")
+    assert (trajectory.reward, trajectory.reward_parts) == (1.0, {"right": 1.0, "counted": 2.0})
+    assert environment.closed == 1 and environment.answers == ["2"]
+    assert [m["role"] for m in trajectory.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    expected = {"turns": 2, "tool_calls": 2, "tool_errors": 0, "tokens_sampled": 26, "infra_retries": 0}
+    assert {name: trajectory.metrics[name] for name in expected} == expected
+    assert trajectory.metrics["tokens_observed"] == len(trajectory.samples[0].token_ids) - 26
+    assert [s.name for s in trajectory.spans] == ["generate", "environment", "environment", "generate", "reward"]
+    assert all(s.end >= s.start for s in trajectory.spans)
+
+
+def test_every_sampling_parameter_is_sent_and_ids_are_unique() -> None:
+    _, engine, _ = act([ADD, ADD, ADD, "3"])
+    prompts = [len(prompt) for _, prompt, _, _ in engine.seen]
+    for (_, _, sampling, _), length in zip(engine.seen, prompts, strict=True):
+        assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 1.0, 0)
+        assert sampling.stop_token_ids == (STOP,)
+        assert sampling.max_tokens == min(100, CONFIG.max_context - length)
+    assert len({sampling.seed for _, _, sampling, _ in engine.seen}) == len(set(engine.requests)) == 4
+    _, again, _ = act([ADD, ADD, ADD, "3"])
+    assert [s.seed for _, _, s, _ in again.seen] == [s.seed for _, _, s, _ in engine.seen]
+
+
+speech = st.lists(st.integers(0, 255), max_size=12).map(bytes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(speech, st.booleans()), min_size=1, max_size=4))
+def test_sampled_tokens_are_the_trained_tokens(turns: list[tuple[bytes, bool]]) -> None:
+    """Whatever bytes are sampled, valid UTF-8 or not: the sample is prompt, sampled, shown, sampled …, unchanged."""
+    script = [[*said, *(b"\nCALL add {}" if calls else b""), STOP] for said, calls in turns] + ["done"] * 4
+    trajectory, engine, _ = act(script)
+    (sample,) = trajectory.samples
+    covered = [False] * len(sample.token_ids)
+    for _, prompt, _, completion in engine.seen:
+        assert list(sample.token_ids[: len(prompt)]) == prompt
+        span = slice(len(prompt), len(prompt) + len(completion.token_ids))
+        assert sample.token_ids[span] == completion.token_ids
+        assert sample.logprobs[span] == completion.logprobs
+        assert sample.versions[span] == completion.versions
+        covered[span] = [True] * len(completion.token_ids)
+    assert [bool(m) for m in sample.loss_mask] == covered
+    assert all(
+        v == OBSERVED and p == 0.0 for v, p, c in zip(sample.versions, sample.logprobs, covered, strict=True) if not c
+    )
+
+
+def test_a_malformed_call_is_the_policys_failure() -> None:
+    trajectory, engine, (environment,) = act(["CALL add {", "never asked"])
+    assert (trajectory.outcome, trajectory.stop_reason, trajectory.reward) == ("scored", "malformed", 0.0)
+    assert environment.answers == [None] and len(engine.seen) == 1
+    assert "malformed" in trajectory.messages[-1]
+    assert trajectory.samples[0].trained_tokens == len("CALL add {") + 1
+
+
+def test_an_unknown_tool_is_an_observation() -> None:
+    trajectory, _, _ = act(["CALL fly {}", "0"])
+    assert (trajectory.stop_reason, trajectory.reward) == ("answered", 1.0)
+    assert trajectory.metrics["tool_errors"] == 1
+
+
+def test_a_turn_cut_by_its_budget_is_truncated_and_trained() -> None:
+    trajectory, _, (environment,) = act(["2" * 500])
+    assert (trajectory.outcome, trajectory.stop_reason, trajectory.reward) == ("truncated", "token_limit", 0.0)
+    assert environment.answers == [None] and trajectory.samples[0].trained_tokens == 100
+
+
+def test_the_turn_limit() -> None:
+    trajectory, engine, (environment,) = act([ADD] * 9)
+    assert (trajectory.outcome, trajectory.stop_reason) == ("truncated", "turn_limit")
+    assert environment.count == len(engine.seen) == CONFIG.max_turns  # the last turn's call was made
+    assert environment.answers == [None]
+    assert trajectory.samples[0].loss_mask[-1] == 1
+
+
+@pytest.mark.parametrize("room", range(12, 80))
+def test_the_context_is_never_exceeded(room: int) -> None:
+    trajectory, engine, _ = act([ADD] * 9, config=CONFIG.model_copy(update={"max_context": room}))
+    assert len(trajectory.samples[0].token_ids) <= room
+    for _, prompt, sampling, _ in engine.seen:
+        assert sampling.max_tokens >= 1 and len(prompt) + sampling.max_tokens <= room
+
+
+def test_a_prompt_that_does_not_fit_is_nobodys_reward() -> None:
+    trajectory, engine, _ = act(["2"], config=CONFIG.model_copy(update={"max_context": 8}))
+    assert trajectory.outcome == "infra_error" and "rollout.max_context" in str(trajectory.error)
+    assert engine.requests == []
+
+
+def end() -> None:
+    raise EpisodeEnded
+
+
+def test_an_environment_may_end_the_episode() -> None:
+    trajectory, _, (environment,) = act([f"{ADD}\nCALL trouble {{}}", "2"], trouble=end)
+    assert (trajectory.outcome, trajectory.stop_reason) == ("scored", "environment")
+    assert environment.answers == [None] and trajectory.reward_parts["counted"] == 1.0
+
+
+def crash() -> None:
+    raise KeyError("lost")
+
+
+@pytest.mark.parametrize("error", [InfrastructureError("engine died"), RuntimeError("boom"), TimeoutError("slow")])
+def test_an_engine_failure_is_retried_afresh(error: Exception) -> None:
+    def first_try_fails(request_id: str) -> Any:
+        return error if request_id == "g/0/0/1" else "1"
+
+    trajectory, engine, (first, second) = act([ADD, first_try_fails])
+    assert (trajectory.outcome, trajectory.reward) == ("scored", 1.0)
+    assert trajectory.metrics["infra_retries"] == 1
+    assert (first.count, second.count) == (1, 1) and (first.closed, second.closed) == (1, 1)
+    assert trajectory.samples[0].trained_tokens == len(ADD) + len("1") + 2
+    assert len(engine.requests) == len(set(engine.requests)) == 4
+
+
+@pytest.mark.parametrize(
+    ("script", "how", "says"),
+    [
+        ([RuntimeError("engine died")], {}, "RuntimeError: engine died"),
+        (["CALL trouble {}"], {"trouble": crash}, "KeyError: 'lost'"),
+    ],
+)
+def test_a_failure_is_data_never_a_reward(script: list[Any], how: dict[str, Any], says: str) -> None:
+    trajectory, _, made = act(script, **how)
+    assert (trajectory.outcome, trajectory.stop_reason, trajectory.reward) == ("infra_error", "aborted", None)
+    assert trajectory.samples == () and trajectory.reward_parts == {}
+    assert str(trajectory.error).count(says) == CONFIG.infra_retries + 1 == len(made)
+    assert [environment.closed for environment in made] == [1, 1]
+
+
+def test_an_aborted_completion_is_an_infrastructure_failure() -> None:
+    class Aborting(ScriptedEngine):
+        async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
+            return Completion(token_ids=(65,), logprobs=(-1.0,), versions=(0,), finish_reason="abort")
+
+    trajectory = asyncio.run(
+        run_agent(
+            TASK, Counter, ByteChat(), Aborting([]), CONFIG, group_id="g", request_id="r", seed=0, reward_weights={}
+        )
+    )
+    assert trajectory.outcome == "infra_error" and "aborted" in str(trajectory.error)
+
+
+def test_a_scorer_that_fails_gives_no_reward() -> None:
+    class Unscored(Counter):
+        async def score(self, answer: str | None) -> dict[str, float]:
+            return {"right": float("nan")}
+
+    trajectory = asyncio.run(
+        run_agent(
+            TASK, Unscored, ByteChat(), ScriptedEngine(["2"]), CONFIG,
+            group_id="g", request_id="r", seed=0, reward_weights={},
+        )
+    )  # fmt: skip
+    assert trajectory.outcome == "infra_error" and "finite" in str(trajectory.error)
+
+
+def test_cancellation_closes_the_environment_and_propagates() -> None:
+    async def cancelled() -> Counter:
+        environment = Counter()
+        running = asyncio.create_task(
+            run_agent(
+                TASK, lambda: environment, ByteChat(), ScriptedEngine([(30.0, "1")]), CONFIG,
+                group_id="g", request_id="r", seed=0, reward_weights={},
+            )
+        )  # fmt: skip
+        await asyncio.sleep(0.05)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        return environment
+
+    assert asyncio.run(cancelled()).closed == 1
+
+
+class CounterSpec:
+    name = "counter"
+    reward_parts = ("right", "counted")
+
+    def generate(self, index: int, seed: int, split: str) -> Task:
+        return TASK
+
+    def demonstrate(self, task: Task, rng: Any) -> list[Message]:
+        return []
+
+    def make(self, task: Task, sandbox: Any) -> Counter:
+        return Counter()
+
+
+def group_of(engine: ScriptedEngine) -> Group:
+    return asyncio.run(
+        run_group(TASK, ByteChat(), engine, None, CONFIG, group_id="g7", seed=1, reward_weights={"counted": 0.0})  # type: ignore[arg-type]
+    )
+
+
+def test_a_group_has_all_members_and_a_failure_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENTS, "counter", CounterSpec())
+    engine = ScriptedEngine([lambda r: RuntimeError("lost") if r.startswith("g7/1/") else ADD, "1"])
+    group = group_of(engine)
+    assert (group.id, group.task, len(group.trajectories)) == ("g7", TASK, 3)
+    assert [t.outcome for t in group.trajectories] == ["scored", "infra_error", "scored"]
+    assert [t.reward for t in group.usable] == [1.0, 1.0]
+    assert len(set(engine.requests)) == len(engine.requests)
+    assert len({sampling.seed for _, _, sampling, _ in engine.seen}) == len(engine.seen)
+
+
+def test_an_unknown_environment_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'counter'.*python"):
+        group_of(ScriptedEngine([]))

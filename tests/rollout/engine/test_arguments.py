@@ -1,0 +1,51 @@
+"""What a recipe may ask of vLLM (invariant 9), checked without vLLM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rollout.engine.arguments import check_engine_args, set_vllm_environment
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("logprobs_mode", "always processed_logprobs"),
+        ("max_model_len", "use rollout.max_context"),
+        ("quantization", "not the trainer's weights"),
+        ("kv_cache_dtype", "changes the logprobs"),
+        ("hf_overrides", "config.json"),
+        ("enable_expert_parallel", "every expert"),
+        ("pipeline_parallel_size", "every layer"),
+        ("max_num_seq", "did you mean max_num_seqs"),
+    ],
+)
+def test_refused_arguments_name_the_fix(argument: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"engine_args.{argument}.*{says}"):
+        check_engine_args({argument: 1}, known=["max_num_seqs", "enforce_eager"])
+
+
+def test_ordinary_arguments_pass() -> None:
+    check_engine_args({"max_num_seqs": 64, "enforce_eager": True}, known=["max_num_seqs", "enforce_eager"])
+    check_engine_args({"anything_vllm_may_have": 1})
+
+
+def test_threads_are_set_on_cpu_only() -> None:
+    cpu: dict[str, str] = {}
+    set_vllm_environment(cpu, "cpu", 3, eager=True)
+    assert cpu["OMP_NUM_THREADS"] == "3" and cpu["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    gpu: dict[str, str] = {}
+    set_vllm_environment(gpu, "cuda", 3, eager=True)
+    assert "OMP_NUM_THREADS" not in gpu and "TORCH_COMPILE_DISABLE" not in gpu
+
+
+def test_the_engine_module_is_light_until_an_engine_starts() -> None:
+    script = "import sys, rollout.engine.inference; print(sorted({'vllm', 'transformers', 'ray'} & set(sys.modules)))"
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+    )
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,239 @@
+"""The nccl transport: the sender's rules over a group of threads, and on two GPUs the real thing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.nccl import NcclRendezvous, NcclSender, membership
+from tests.rollout.engine import inference_support as support
+
+
+class Broken(RuntimeError):
+    """A broadcast that was aborted."""
+
+
+class ThreadGroup:
+    """A group as `NcclSender` sees one: a broadcast ends when the engine has received it, or when the group is left."""
+
+    def __init__(self, rendezvous: NcclRendezvous) -> None:
+        self.rendezvous = rendezvous
+        self.received: queue.Queue[str] = queue.Queue()
+        self.left = threading.Event()
+        self._wanted = threading.Semaphore(0)
+
+    def receive(self) -> str:
+        self._wanted.release()
+        return self.received.get(timeout=30)
+
+    def broadcast(self, bucket: Sequence[tuple[str, Tensor]]) -> None:
+        while not self._wanted.acquire(timeout=0.01):
+            if self.left.is_set():
+                raise Broken
+        self.received.put(f"{bucket[0][0]}{bucket[0][1].tolist()}")
+
+    def leave(self) -> None:
+        self.left.set()
+
+
+class Network:
+    """Opens groups; `wait_for` gives the engines' side of one once the sender has opened it."""
+
+    def __init__(self) -> None:
+        self.opened: queue.Queue[ThreadGroup] = queue.Queue()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def open(self, rendezvous: NcclRendezvous) -> ThreadGroup:
+        assert self.gate.wait(30)
+        group = ThreadGroup(rendezvous)
+        self.opened.put(group)
+        return group
+
+    def sender(self, replicas: int = 1) -> NcclSender:
+        return NcclSender(WeightSyncConfig(timeout_s=30), replicas, 1, address="10.0.0.7", open_group=self.open)
+
+
+def bucket(name: str) -> list[tuple[str, Tensor]]:
+    return [(name, torch.zeros(2))]
+
+
+def test_buckets_go_one_after_the_other_through_one_group() -> None:
+    network = Network()
+    sender = network.sender()
+    first = sender.send(bucket("a"))
+    group = network.opened.get(timeout=30)
+    assert group.receive() == "a[0.0, 0.0]"
+    ((_, reused),) = gathered = bucket("b")
+    second = sender.send(gathered, verify=True)
+    reused.fill_(7)
+    assert group.receive() == "b[0.0, 0.0]", "the source's tensors end with the next bucket, the broadcast later"
+    assert first.rendezvous == second.rendezvous == group.rendezvous and group.rendezvous.address == "10.0.0.7"
+    assert (first.sequence, second.sequence, len(first.digests), len(second.digests)) == (0, 1, 0, 1)
+    sender.close()
+    assert group.left.is_set()
+
+
+def test_a_bucket_that_no_engine_received_does_not_stop_the_next_push() -> None:
+    network = Network()
+    sender = network.sender()
+    lost = sender.send(bucket("a"))
+    old = network.opened.get(timeout=30)
+    assert sender.abandon() is None
+    assert old.left.wait(30)
+    again = sender.send(bucket("a"))
+    new = network.opened.get(timeout=30)
+    assert new.receive() == "a[0.0, 0.0]"
+    assert again.rendezvous == new.rendezvous != lost.rendezvous, "engines that stayed in the old group would hang"
+    sender.close()
+
+
+def test_a_group_that_opens_after_it_was_given_up_is_left() -> None:
+    network = Network()
+    network.gate.clear()
+    sender = network.sender()
+    sender.send(bucket("a"))
+    sender.abandon()
+    network.gate.set()
+    assert network.opened.get(timeout=30).left.wait(30)
+    sender.close()
+
+
+def test_what_failed_in_the_senders_thread_is_returned() -> None:
+    def refuse(rendezvous: NcclRendezvous) -> ThreadGroup:
+        raise OSError("no route to host")
+
+    sender = NcclSender(WeightSyncConfig(), 1, 1, open_group=refuse)
+    sender.send(bucket("a"))
+    with pytest.raises(OSError, match="no route"):
+        sender.send(bucket("b"))
+    assert str(sender.abandon()) == "no route to host"
+    assert sender.abandon() is None
+    sender.close()
+
+
+@pytest.mark.slow
+def test_vllms_workers_of_all_replicas_get_every_rank_once() -> None:
+    from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
+
+    group = NcclRendezvous(address="a", port=1, replicas=3, tensor_parallel=2, buffer_bytes=5)
+    joins = [NCCLWeightTransferInitInfo(**membership(group, replica)) for replica in range(3)]
+    # nccl_common.worker_init_process_group: the worker's own rank is added to rank_offset.
+    ranks = [info.rank_offset + worker for info in joins for worker in range(group.tensor_parallel)]
+    assert [0, *ranks] == list(range(joins[0].world_size))
+    assert all(info.packed and info.packed_buffer_size_bytes == 5 for info in joins)
+
+
+@pytest.mark.slow
+def test_what_arrives_over_nccl_passes_the_checks_of_every_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's receiving loop needs a GPU: here it hands over what was sent, and our engine must look at it."""
+    from types import SimpleNamespace
+
+    from rollout.engine import worker as vllm_worker
+    from rollout.transfer.bucket import describe, digest
+    from rollout.transfer.nccl import NcclBucket
+
+    class Model(torch.nn.Module):
+        def load_weights(self, weights: list[tuple[str, Tensor]]) -> set[str]:
+            return {name for name, _ in weights if name == "known"}
+
+    def engine_receives(name: str, sent: Tensor, received: Tensor) -> None:
+        def consumer(*, iterator, post_unpack_func, **_: object) -> None:
+            assert list(iterator) == [(name, ([2], torch.float32))]
+            post_unpack_func([(name, received)])
+
+        monkeypatch.setattr(vllm_worker, "packed_nccl_broadcast_consumer", consumer)
+        settings = SimpleNamespace(parallel_config=None, model_config=None)
+        engine = vllm_worker.NcclTransferEngine(None, settings, torch.device("cpu"), Model())
+        group = NcclRendezvous(address="a", port=1, replicas=1, tensor_parallel=1, buffer_bytes=5)
+        arriving = NcclBucket(rendezvous=group, sequence=3, tensors=(describe(name, sent),), digests=(digest(sent),))
+        engine.receive_weights(engine.parse_update_info({"bucket": arriving}))
+
+    engine_receives("known", torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match="no weights named unknown"):
+        engine_receives("unknown", torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match="bucket 3: not the bytes that were sent: known"):
+        engine_receives("known", torch.ones(2), torch.zeros(2))
+
+
+ENGINE = """
+import asyncio, pickle, sys
+from rollout.engine.config import InferenceConfig
+from rollout.transfer.config import WeightSyncConfig
+from rollout.engine.inference import Inference
+
+async def serve():
+    engine = await Inference.start(sys.argv[1], "float32", InferenceConfig(), WeightSyncConfig(), 512, "cuda", 0)
+    while (call := pickle.load(sys.stdin.buffer)) is not None:
+        result = await getattr(engine, call[0])(*call[1:])
+        sys.stdout.buffer.write(pickle.dumps(result))
+        sys.stdout.buffer.flush()
+    await engine.shutdown()
+
+asyncio.run(serve())
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_push_over_nccl_equals_a_fresh_load(tmp_path: Path) -> None:
+    import pickle
+
+    from rollout.transfer.bucket import describe
+    from rollout.transfer.registry import make_sender
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs: one to send, one to receive")
+    support.make_llama(tmp_path / "llama")
+    weights = {name: tensor.cuda(0) for name, tensor in support.checkpoint_weights(tmp_path / "llama").items()}
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE, str(tmp_path / "llama")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
+        cwd=Path(__file__).parents[3],
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+
+        def start(*call: object) -> None:
+            child.stdin.write(pickle.dumps(call))
+            child.stdin.flush()
+
+        def call(*call: object) -> object:
+            start(*call)
+            return pickle.load(child.stdout)
+
+        sender = make_sender(WeightSyncConfig(), "test", "cuda")
+        call("pause")
+        call("begin_update", 1, [describe(name, tensor) for name, tensor in weights.items()])
+        for part in support.in_buckets(weights):
+            call("load_bucket", sender.send(part, verify=True))
+        sender.abandon()
+        call("begin_update", 1, [describe(name, tensor) for name, tensor in weights.items()])
+        for part in support.in_buckets(weights):
+            call("load_bucket", sender.send(part, verify=True))
+        call("finish_update", 1)
+        pushed = call("checksums")
+        child.stdin.write(pickle.dumps(None))
+        child.stdin.flush()
+        sender.close()
+
+    async def fresh() -> dict[str, str]:
+        engine = await support.start(tmp_path / "llama", version=0, device="cuda")
+        checksums = await engine.checksums()
+        await engine.shutdown()
+        return checksums
+
+    assert pushed == asyncio.run(fresh())

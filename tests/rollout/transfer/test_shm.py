@@ -1,0 +1,142 @@
+"""Buckets in shared memory: the same bits arrive, and nothing stays behind, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.transfer.bucket import check_digests, describe
+from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.registry import make_sender, resolve_transport
+from rollout.transfer.shm import ShmSender, read_bucket
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=6),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_a_bucket_arrives_bit_for_bit(shapes: list[list[int]], dtype: torch.dtype) -> None:
+    sent = [(f"layer.{i}", torch.randn(shape).to(dtype)) for i, shape in enumerate(shapes)]
+    sender = ShmSender("test")
+    bucket = sender.send(sent)
+    received = read_bucket(bucket)
+    sender.close()
+    assert [name for name, _ in received] == [name for name, _ in sent] == list(bucket.names)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for (_, a), (_, b) in zip(sent, received, strict=True))
+
+
+def test_non_contiguous_tensors_arrive() -> None:
+    sender = ShmSender("test")
+    tensor = torch.arange(12.0).reshape(3, 4).T
+    ((_, received),) = read_bucket(sender.send([("w", tensor)]))
+    sender.close()
+    assert torch.equal(received, tensor)
+
+
+def test_a_bucket_takes_the_place_of_the_one_before() -> None:
+    sender = ShmSender("test")
+    first, second = (sender.send([("w", torch.full((1000,), float(i)))]) for i in range(2))
+    with pytest.raises(RuntimeError, match="bucket 0 was overwritten"):
+        read_bucket(first)
+    assert read_bucket(second)[0][1][0] == 1
+    sender.close()
+
+
+def test_digests_name_what_was_damaged_or_exchanged_on_the_way() -> None:
+    sender = ShmSender("test")
+    tensors = {
+        "a": torch.arange(12.0).reshape(3, 4).T,
+        "b": torch.zeros(3, 4),
+        "c": torch.tensor(1.0),
+        "d": torch.empty(0),
+    }
+    bucket = sender.send(list(tensors.items()), verify=True)
+    check_digests(bucket, read_bucket(bucket))
+    exchanged = replace(bucket, offsets=(bucket.offsets[1], bucket.offsets[0], *bucket.offsets[2:]))
+    with pytest.raises(ValueError, match=r"not the bytes that were sent: a, b$"):
+        check_digests(exchanged, read_bucket(exchanged))
+    os.pwrite(bucket.fd, b"\x01", bucket.offsets[1] + 5)
+    with pytest.raises(ValueError, match=r"bucket 0: not the bytes that were sent: b$"):
+        check_digests(bucket, read_bucket(bucket))
+    unverified = sender.send([("a", torch.zeros(2))])
+    check_digests(unverified, [("a", torch.ones(2))])
+    sender.close()
+
+
+def test_another_file_under_the_same_number_is_noticed() -> None:
+    sender, other = ShmSender("test"), ShmSender("test")
+    bucket, strange = sender.send([("w", torch.zeros(8))]), other.send([("w", torch.ones(8))])
+    with pytest.raises(RuntimeError, match="overwritten"):
+        read_bucket(replace(bucket, fd=strange.fd))
+    other.close()
+    sender.close()
+
+
+def test_closing_frees_the_memory_and_is_idempotent() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    sender = ShmSender("test")
+    bucket = sender.send([("w", torch.zeros(8))])
+    sender.close()
+    sender.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(RuntimeError, match="gone"):
+        read_bucket(bucket)
+    with pytest.raises(RuntimeError, match="closed"):
+        sender.send([("w", torch.zeros(8))])
+
+
+SENDER_SCRIPT = """
+import sys, time, torch
+from rollout.transfer.shm import ShmSender
+bucket = ShmSender("test").send([("w", torch.arange(6.0))])
+print(bucket.pid, bucket.fd, bucket.nonce, bucket.size, bucket.offsets[0], "vllm" in sys.modules, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_sender_leaves_nothing_and_the_receiver_is_told() -> None:
+    shared = set(os.listdir("/dev/shm"))
+    with subprocess.Popen(
+        [sys.executable, "-c", SENDER_SCRIPT], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+    ) as child:
+        assert child.stdout is not None
+        pid, fd, nonce, size, offset, imports_vllm = child.stdout.readline().split()
+        assert imports_vllm == "False"
+        own = ShmSender("test")
+        bucket = replace(
+            own.send([("w", torch.zeros(6))]),
+            pid=int(pid),
+            fd=int(fd),
+            nonce=int(nonce),
+            size=int(size),
+            offsets=(int(offset),),
+        )
+        own.close()
+        assert torch.equal(read_bucket(bucket)[0][1], torch.arange(6.0))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        with pytest.raises(RuntimeError, match="gone"):
+            read_bucket(bucket)
+    assert set(os.listdir("/dev/shm")) == shared
+
+
+def test_an_unknown_dtype_is_named() -> None:
+    with pytest.raises(ValueError, match="counts is int64"):
+        describe("counts", torch.zeros(1, dtype=torch.int64))
+
+
+def test_the_transport_follows_the_device() -> None:
+    assert resolve_transport(WeightSyncConfig(), "cpu") == "shm"
+    assert resolve_transport(WeightSyncConfig(), "cuda") == "nccl"
+    assert resolve_transport(WeightSyncConfig(transport="shm"), "cuda") == "shm"
+    with pytest.raises(ValueError, match="needs GPUs"):
+        make_sender(WeightSyncConfig(transport="nccl"), "run", "cpu")
