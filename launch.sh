@@ -23,7 +23,7 @@ find_python() {
     die "no Python 3.11 or 3.12 on PATH (python3 is $(python3 -V 2>&1 || true)); install one, e.g. apt-get install python3.11 python3.11-venv"
 }
 
-# What rl/preflight.py counts too: the GPUs that nvidia-smi lists, unless CUDA_VISIBLE_DEVICES hides all of them.
+# What rl/recipe/machine.py counts too: the GPUs that nvidia-smi lists, unless CUDA_VISIBLE_DEVICES hides all of them.
 sees_gpu() {
     [[ ! ${CUDA_VISIBLE_DEVICES-all} =~ ^[[:space:]]*(-1|,|$) ]] && [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]
 }
@@ -39,7 +39,7 @@ choose_device() {
         auto) device=$(sees_gpu && echo cuda || echo cpu) ;;
         *) die "SLUICE_DEVICE=$SLUICE_DEVICE is no device; use cpu, cuda or auto" ;;
     esac
-    # needed_gb: what is installed, and room for the wheels while pip unpacks them; rl/preflight.py has the same numbers.
+    # needed_gb: what is installed, and room for the wheels while pip unpacks them; rl/recipe/machine.py has the same numbers.
     if [[ $device == cpu ]]; then
         lock="$root/locks/cpu.txt" venv="${SLUICE_VENV:-$root/.venv}" needed_gb=8 cost="about 5 minutes and 4 GB on disk"
         export CUDA_VISIBLE_DEVICES="" # for torch, vLLM and Ray, whose CPU builds meet the GPUs of the machine otherwise

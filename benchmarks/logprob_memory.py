@@ -1,4 +1,4 @@
-"""Peak memory of label logprobs over the LM head, forward and backward: chunked (rl.logprobs) against full logits.
+"""Peak memory of label logprobs over the LM head, forward and backward: chunked against full logits.
 
 Every measurement is a fresh process, because the peak of resident memory never falls. It reports how much the peak
 rose above the process just before the call: inputs and parameters are not in it, their gradients are.
@@ -52,7 +52,7 @@ def measure(kind: str, tokens: int, vocabulary: int, chunk: int) -> None:
     """Print the rise of the peak in MiB and the seconds of one forward and backward."""
     import torch
 
-    from rl.logprobs import chunked_logprobs
+    from rl.learner.logprobs import chunked_logprobs
 
     torch.manual_seed(0)
     hidden = torch.randn(tokens, HIDDEN, requires_grad=True)

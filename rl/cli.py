@@ -1,7 +1,7 @@
 """The verbs behind launch.sh: parse, decide, hand over. Nothing heavy is imported before a verb needs it.
 
 The help page is rl/help.txt, which launch.sh prints without starting Python. Exit codes: 0 done, 1 the run or a check
-failed, 2 nothing was started (bad recipe or usage, missing hardware or tool). How a run ends else: rl.session.
+failed, 2 nothing was started (bad recipe or usage, missing hardware or tool). How a run ends else: rl.driver.session.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl.paths import REPOSITORY
+
 if TYPE_CHECKING:
     from rl.config import Recipe
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NOTHING_STARTED = 2
 HELP = ("-h", "--help")
 
@@ -39,7 +40,8 @@ def _train(argv: Sequence[str]) -> int:
         return NOTHING_STARTED
     if lacking := _lacking(recipe):
         return _refuse("\n".join(lacking))
-    from rl.processes import new_run_id, run_guarded
+    from rl.driver.guardian import run_guarded
+    from rl.driver.processes import new_run_id
 
     run_id = new_run_id()
 
@@ -55,8 +57,8 @@ def _train(argv: Sequence[str]) -> int:
 
 def _lacking(recipe: Recipe) -> list[str]:
     """What keeps the recipe from running on this machine, in words; asked before anything starts."""
-    from rl.plan import missing_hardware, resolve_device
-    from rl.preflight import cpu_count, environment_error, gpu_names, sandbox_error
+    from rl.recipe.hardware import missing_hardware, resolve_device
+    from rl.recipe.machine import cpu_count, environment_error, gpu_names, sandbox_error
 
     lacking = []
     # An existing cluster's devices are only known once connected to it; rl.run asks the same question there.
@@ -75,15 +77,15 @@ def _plan(argv: Sequence[str]) -> int:
     recipe = _load(argv)
     if recipe is None:
         return NOTHING_STARTED
-    from rl.plan import describe
-    from rl.preflight import cpu_count, gpu_names
+    from rl.recipe.machine import cpu_count, gpu_names
+    from rl.verbs.plan import describe
 
     print(describe(recipe, cpus=cpu_count(), gpus=len(gpu_names())))
     return 0
 
 
 def _load(argv: Sequence[str]) -> Recipe | None:
-    from rl.recipe import RecipeError, load_recipe
+    from rl.recipe.load import RecipeError, load_recipe
 
     try:
         return load_recipe(argv[0], argv[1:])
@@ -99,19 +101,19 @@ def _test(argv: Sequence[str]) -> int:
 
 
 def _check(argv: Sequence[str]) -> int:
-    from rl.tooling import check
+    from rl.verbs.develop import check
 
     return check() if not argv else _refuse(f"check takes no arguments, got {list(argv)}")
 
 
 def _lock(argv: Sequence[str]) -> int:
-    from rl.tooling import lock
+    from rl.verbs.develop import lock
 
     return lock() if not argv else _refuse(f"lock takes no arguments, got {list(argv)}")
 
 
 def _doctor(argv: Sequence[str]) -> int:
-    from rl.preflight import doctor
+    from rl.verbs.doctor import doctor
 
     return doctor() if not argv else _refuse(f"doctor takes no arguments, got {list(argv)}")
 

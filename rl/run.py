@@ -10,39 +10,28 @@
     checkpoint ─ evaluate
 
 Rollouts go on during all of it except the push itself. The driver decides what happens next and writes it down; it
-moves no weights and runs no model, environment or reward. `rl.session` opens and closes what is used here.
+moves no weights and runs no model, environment or reward. `rl.driver.session` opens and closes what is used here.
 """
 
 from __future__ import annotations
 
-from rl.algorithms import train_rows
-from rl.batch import denominator, pack
-from rl.cluster import ProcessFailure
-from rl.coldstart import cold_start
+from rl.advantages.rows import train_rows
+from rl.batch.micro_batch import denominator
+from rl.batch.packing import pack
 from rl.config import Recipe
-from rl.publish import PublishError
-from rl.runstate import rewrite_progress, write_state
-from rl.schedule import learning_rate
-from rl.session import Session, drive
-from rl.stepstats import (
-    check_eval_failures,
-    check_finite,
-    eval_metrics,
-    learner_metrics,
-    rollout_metrics,
-    staleness,
-)
-from rollout.actors.worker import WorkerSpec
-from rollout.buffer.buffer import BufferSpec
-from rollout.tasks.stream import task_stream
+from rl.driver.health import check_finite
+from rl.driver.session import Session, drive
+from rl.driver.specs import buffer_spec, worker_spec
+from rl.driver.steps import checkpoint, due, evaluate, open_gate, publish, take
+from rl.learner.schedule import learning_rate
+from rl.observe.stepstats import learner_metrics, rollout_metrics, staleness
+from rl.rundir.runstate import rewrite_progress
+from rl.sft.cold_start import cold_start
 from rollout.types import Group
-
-TAKE_POLL_S = 5.0
-"""How long the buffer holds one `take` before it answers with how far it is."""
 
 
 def run(recipe: Recipe, run_id: str) -> int:
-    """The driver's life, below its guardian (rl.processes). Returns the exit code (rl.session)."""
+    """The driver's life, below its guardian (rl.driver.processes). Returns the exit code (rl.driver.session)."""
     return drive(recipe, run_id, train)
 
 
@@ -109,39 +98,6 @@ def prepare_policy(run: Session, model: str) -> None:
         cluster.watch(cluster.engines, "watch")
 
 
-def publish(run: Session, *, verify: bool) -> None:
-    """Push the trainers' weights to every engine as the current version. A push is idempotent: it is tried twice."""
-    cluster, version = run.cluster, run.progress.version
-    with run.timed("weight_sync"):
-        try:
-            calls = cluster.call(cluster.trainers, "publish", version, cluster.engines, verify)
-            cluster.wait(calls, f"publishing weights version {version}")
-        except ProcessFailure as error:
-            if not isinstance(error.cause, PublishError):
-                raise
-            run.console.warn(f"{error}; trying once more")
-            calls = cluster.call(cluster.trainers, "publish", version, cluster.engines, verify)
-            cluster.wait(calls, f"publishing weights version {version} again")
-
-
-def open_gate(run: Session) -> None:
-    """Tell the buffer which version the engines hold: it may admit tasks for it now."""
-    run.cluster.wait(run.cluster.call([run.cluster.buffer], "published", run.progress.version), "moving the gate")
-
-
-def take(run: Session) -> list[Group]:
-    """The next groups to learn from. Arrivals count as progress for the watchdog while too few are there."""
-    cluster = run.cluster
-    with run.timed("wait_rollouts"):
-        while True:
-            answer = cluster.wait(cluster.call([cluster.buffer], "take", run.progress.version, TAKE_POLL_S), "taking")[
-                0
-            ]
-            run.observe_buffer(answer)
-            if answer.groups is not None:
-                return list(answer.groups)
-
-
 def learn(run: Session, groups: list[Group]) -> None:
     """Advantages, packing, one optimizer step on every rank, and the entry in the ledger."""
     recipe, cluster, progress = run.recipe, run.cluster, run.progress
@@ -170,46 +126,6 @@ def learn(run: Session, groups: list[Group]) -> None:
     run.count_tasks(cluster.wait(calls, "writing the ledger")[0])
 
 
-def evaluate(run: Session) -> dict[str, float]:
-    """Held-out success of the version that the engines hold now (rl.stepstats.eval_metrics).
-
-    Raises:
-        TooManyFailures: infrastructure failures left too little to judge.
-    """
-    recipe, cluster = run.recipe, run.cluster
-    tasks = task_stream(recipe.tasks, "eval").once()
-    # By position: tasks of a dataset may share an id, and requests must not.
-    arguments = [(f"eval-{run.progress.version}-{position}", task) for position, task in enumerate(tasks)]
-    workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
-    with run.phase(f"evaluating {len(tasks)} held-out tasks"):
-        calls = cluster.call_each(workers, "evaluate", arguments)
-        groups = cluster.wait(calls, "evaluation", lambda: run.watchdog.beat("a held-out task"))
-    check_eval_failures(groups, recipe.rollout.failure_share_limit)
-    run.directory.write_groups(run.progress.step, groups, split="eval")
-    values = eval_metrics(groups, recipe.eval.success_reward)
-    run.log(values)
-    return values
-
-
-def due(run: Session, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens after this one; not after the last."""
-    step = run.progress.step
-    return every > 0 and step % every == 0 and step < run.recipe.run.steps
-
-
-def checkpoint(run: Session) -> None:
-    """Trainer state, Hugging Face export, buffer and progress: visible together or not at all."""
-    cluster, step = run.cluster, run.progress.step
-    with run.timed("checkpoint"):
-        folder = run.checkpoints.begin(step)
-        cluster.wait(cluster.call(cluster.trainers, "save", str(folder / "trainer")), "saving the trainer")
-        cluster.wait(cluster.call(cluster.trainers, "export", str(folder / "hf")), "exporting the model")
-        buffer = cluster.wait(cluster.call([cluster.buffer], "state"), "saving the buffer")[0]
-        run.progress.wall_s = run.wall_s()
-        write_state(folder, run.progress, buffer)
-        run.checkpoints.publish(step)
-
-
 def finish(run: Session) -> None:
     """The last evaluation. The last checkpoint is written before it, so a process that dies here costs no step."""
     run.progress.eval_after = evaluate(run)
@@ -217,28 +133,3 @@ def finish(run: Session) -> None:
     saved = run.checkpoints.latest()
     assert saved is not None
     rewrite_progress(saved, run.progress)
-
-
-def worker_spec(run: Session) -> WorkerSpec:
-    recipe = run.recipe
-    return WorkerSpec(
-        model_path=recipe.model.path,
-        renderer=recipe.model.renderer,
-        rollout=recipe.rollout,
-        sandbox=recipe.sandbox,
-        evaluation=recipe.eval,
-        reward_weights=recipe.rewards.weights,
-        generate_timeout_s=recipe.inference.generate_timeout_s,
-        seed=recipe.run.seed,
-    )
-
-
-def buffer_spec(run: Session) -> BufferSpec:
-    recipe = run.recipe
-    return BufferSpec(
-        tasks=recipe.tasks,
-        max_staleness=recipe.buffer.max_staleness,
-        groups_per_step=recipe.trainer.groups_per_step,
-        failure_share_limit=recipe.rollout.failure_share_limit,
-        seed=recipe.run.seed,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-from rl.preflight import gpu_names
+from rl.recipe.machine import gpu_names
 
 # Hypothesis fails an example that takes over 200 ms: on a busy machine that says nothing about the code.
 settings.register_profile("sluice", deadline=None)

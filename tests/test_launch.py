@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.preflight import ENVIRONMENT_GB
+from rl.recipe.machine import ENVIRONMENT_GB
 
 REPOSITORY = Path(__file__).parents[1]
 TOOLS = (

@@ -4,7 +4,7 @@
 
 Owns which weights the engine samples from. Refuses to sample before the first push, to resume on weights of which only
 a part was replaced, and settings that the trainer cannot mirror. A plain asyncio object; `rollout.actors.engine`
-puts it in a Ray actor, `rl.publish` drives the life cycle.
+puts it in a Ray actor, `rl.weights.publish` drives the life cycle.
 
 **Exact versions.** `Completion.versions[i]` is the version whose weights sampled token i, also for requests that were
 running during a push, because of three facts. (1) One thread does everything to the engine: a step (schedule, forward,

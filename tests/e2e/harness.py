@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from rl.metrics import read_metrics
-from rl.processes import kill_run, processes_of_run, resource_prefix
+from rl.driver.processes import kill_run, processes_of_run, resource_prefix
+from rl.observe.metrics_log import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = "recipes/quickstart.yaml"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rewards.sandbox.sandbox import Sandbox
-from rl.recipe import load_recipe
+from rl.recipe.load import load_recipe
 from rollout.envs.registry import ENVIRONMENTS
 from rollout.tasks.stream import task_stream
 from tests.e2e.harness import REPOSITORY, launch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.rundir import read_groups
+from rl.rundir.directory import read_groups
 from rollout.types import OBSERVED
 from tests.e2e.harness import Run, launch
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rl.checkpoint import CheckpointStore
-from rl.metrics import read_metrics
-from rl.rundir import read_groups
-from rl.runstate import read_buffer
+from rl.observe.metrics_log import read_metrics
+from rl.rundir.checkpoint import CheckpointStore
+from rl.rundir.directory import read_groups
+from rl.rundir.runstate import read_buffer
 from tests.e2e.harness import launch, launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

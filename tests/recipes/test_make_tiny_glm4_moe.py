@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.models.make_tiny_glm4_moe import segments
-from rl.plan import model_size
+from rl.verbs.plan import model_size
 from rollout.envs.registry import ENVIRONMENTS
 
 MODEL = Path(__file__).parents[2] / "recipes" / "models" / "tiny-glm4-moe"

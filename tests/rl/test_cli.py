@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rl.cli import NOTHING_STARTED, main
-from rl.preflight import environment_error
-from rl.watchdog import STALL_EXIT_CODE
+from rl.driver.watchdog import STALL_EXIT_CODE
+from rl.recipe.machine import environment_error
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = str(REPOSITORY / "recipes" / "agent_rl.yaml")

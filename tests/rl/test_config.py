@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 from rewards.strict import StrictModel
-from rl.config import ModelConfig, Recipe
-from rl.recipe import section_of
+from rl.config import Recipe
+from rl.learner.config import ModelConfig
+from rl.recipe.load import section_of
 
 REPOSITORY = Path(__file__).parents[2]
-NOT_READERS = {"rl/config.py", "rollout/agent/config.py", "rewards/sandbox/config.py", "rl/checks.py", "rl/recipe.py"}
+NOT_READERS = {
+    "rl/config.py",
+    "rollout/agent/config.py",
+    "rewards/sandbox/config.py",
+    "rl/recipe/checks.py",
+    "rl/recipe/load.py",
+}
 """These declare or validate keys; a reader is a module that acts on one."""
 
 

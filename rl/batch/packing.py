@@ -1,0 +1,91 @@
+"""Packing: which rows share a micro-batch, and which micro-batches a rank runs."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from rl.batch.micro_batch import PackedBatch, Row, _concatenate, _mask, filler
+
+
+def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[PackedBatch]]:
+    """Spread rows over `ranks` lists of micro-batches of at most `token_budget` tokens.
+
+    Every rank gets the same number of micro-batches (invariant 4), the smallest that our two heuristics can fill
+    (`_assign`); token counts are balanced over micro-batches and over ranks, and micro-batches that run at the same
+    time are close in size. Where there are fewer rows than places, and when there are no rows at all, fillers of
+    zero weight take the rest. The result is deterministic.
+
+    Raises:
+        ValueError: ranks or token_budget below 1, an empty row, a row longer than the budget, or a row whose first
+            token is to be trained (nothing predicts it).
+    """
+    if ranks < 1 or token_budget < 1:
+        raise ValueError(f"ranks={ranks} and token_budget={token_budget} must both be at least 1")
+    for index, row in enumerate(rows):
+        _check(index, row, token_budget)
+    bins = _assign([len(row) for row in rows], ranks, token_budget)
+    batches: list[list[PackedBatch]] = [[] for _ in range(ranks)]
+    for place, members in enumerate(bins):
+        turn, column = divmod(place, ranks)
+        # Bins come largest first: going back and forth over the ranks evens out their totals.
+        rank = column if turn % 2 == 0 else ranks - 1 - column
+        batches[rank].append(_concatenate([rows[i] for i in members]) if members else filler())
+    return batches
+
+
+def _check(index: int, row: Row, token_budget: int) -> None:
+    if len(row) == 0:
+        raise ValueError(f"row {index} has no tokens")
+    if len(row) > token_budget:
+        raise ValueError(
+            f"row {index} has {len(row)} tokens, trainer.token_budget is {token_budget}: "
+            f"raise trainer.token_budget to at least {len(row)} or lower rollout.max_context"
+        )
+    if _mask(row)[0]:
+        raise ValueError(f"row {index}: its first token is to be trained, but nothing predicts it; mask it out")
+
+
+def _assign(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
+    """Row indices per micro-batch, largest micro-batch first; as many bins as a multiple of `ranks`.
+
+    Starts at the lower bound ceil(total / budget) and adds one micro-batch a rank until the rows fit.
+    """
+    per_rank = max(1, -(-sum(lengths) // (budget * ranks)))
+    while True:
+        count = per_rank * ranks
+        bins = _longest_to_emptiest(lengths, count, budget) or _longest_to_fullest(lengths, count, budget)
+        if bins is not None:
+            return sorted(bins, key=lambda members: -sum(lengths[i] for i in members))
+        per_rank += 1
+
+
+def _longest_to_emptiest(lengths: Sequence[int], count: int, budget: int) -> list[list[int]] | None:
+    """LPT: balanced (largest bin <= 4/3 of the best possible; Graham 1969). None if a bin passes the budget."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, b) for b in range(count)]
+    for i in _longest_first(lengths):
+        load, b = heapq.heappop(heap)
+        if load + lengths[i] > budget:
+            return None
+        bins[b].append(i)
+        heapq.heappush(heap, (load + lengths[i], b))
+    return bins
+
+
+def _longest_to_fullest(lengths: Sequence[int], count: int, budget: int) -> list[list[int]] | None:
+    """Best-fit decreasing: tight instead of balanced, it fits some sets that LPT does not. None if it does not fit."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for i in _longest_first(lengths):
+        open_bins = [b for b in range(count) if loads[b] + lengths[i] <= budget]
+        if not open_bins:
+            return None
+        best = max(open_bins, key=loads.__getitem__)
+        bins[best].append(i)
+        loads[best] += lengths[i]
+    return bins
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])

@@ -1,0 +1,128 @@
+"""The DeepSpeed configuration of the learner: ZeRO-3, AutoEP, AdamW, one accumulation window per optimizer step.
+
+Owns the mapping from `trainer.*` to DeepSpeed's keys and the rule for `trainer.deepspeed`: it is merged over what is
+made here, except for keys that other settings own, which are errors that name the setting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl.families.family import AUTOEP_PRESETS, EXPERT_COUNT_KEYS, is_moe
+from rl.learner.config import OptimizerConfig, TrainerConfig
+
+OWNED = {
+    "train_batch_size": "trainer.token_budget and trainer.groups_per_step",
+    "train_micro_batch_size_per_gpu": "trainer.token_budget",
+    "gradient_accumulation_steps": "the number of micro-batches of each step",
+    "managed_gradient_accumulation": "the learner, which marks the end of each step itself",
+    "gradient_clipping": "trainer.optimizer.clip_norm",
+    "optimizer": "trainer.optimizer",
+    "scheduler": "trainer.optimizer.warmup_steps",
+    "bf16.enabled": "model.dtype",
+    "fp16": "model.dtype",
+    "zero_optimization.stage": "the learner, which is built on stage 3",
+    "expert_parallel.enabled": "trainer.expert_parallel",
+    "expert_parallel.autoep_size": "trainer.expert_parallel",
+    "expert_parallel.preset_model": "the model's architecture",
+}
+
+
+def deepspeed_config(
+    model_config: dict[str, Any], trainer: TrainerConfig, optimizer: OptimizerConfig, dtype: str, device: str
+) -> dict[str, Any]:
+    """What `deepspeed.initialize` is given.
+
+    Args:
+        model_config: the model's config.json as a dictionary.
+
+    Raises:
+        ValueError: `trainer.deepspeed` sets a key that another setting owns, or `trainer.expert_parallel` does not
+            fit the model or the ranks.
+    """
+    moe = is_moe(model_config)
+    _check_expert_parallel(model_config, trainer, moe)
+    refuse_owned(trainer.deepspeed)
+    offload = "offload_optimizer" in trainer.deepspeed.get("zero_optimization", {})
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # One optimizer step spans as many micro-batches as the step has; `engine.step()` is the boundary.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": optimizer.clip_norm,
+        "steps_per_print": 1_000_000_000,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.lr,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+                # PyTorch's AdamW needs no compiler on the machine; offloaded states need DeepSpeed's CPU kernel.
+                "torch_adam": not offload,
+            },
+        },
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": _zero(device),
+    }
+    if dtype == "bfloat16":
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if moe:
+        config["expert_parallel"] = {
+            "enabled": True,
+            "autoep_size": trainer.expert_parallel,
+            "preset_model": AUTOEP_PRESETS[model_config["model_type"]],
+        }
+    return _merge(config, trainer.deepspeed)
+
+
+def refuse_owned(overrides: dict[str, Any]) -> None:
+    for path in _paths(overrides):
+        for owned, owner in OWNED.items():
+            if path == owned or path.startswith(owned + ".") or owned.startswith(path + "."):
+                raise ValueError(f"trainer.deepspeed.{path} is set by {owner}; remove it")
+
+
+def _zero(device: str) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": 3, "contiguous_gradients": True, "reduce_scatter": True}
+    if device == "cpu":
+        zero.update(overlap_comm=False)
+    return zero
+
+
+def _check_expert_parallel(model_config: dict[str, Any], trainer: TrainerConfig, moe: bool) -> None:
+    model_type = model_config["model_type"]
+    if not moe:
+        if trainer.expert_parallel != 1:
+            raise ValueError(
+                f"trainer.expert_parallel={trainer.expert_parallel} but {model_type} has no experts; set it to 1"
+            )
+        return
+    if model_type not in AUTOEP_PRESETS:
+        raise ValueError(
+            f"model type {model_type!r} has experts that Sluice cannot split; "
+            f"supported are {', '.join(sorted(AUTOEP_PRESETS))}"
+        )
+    experts = next(model_config[key] for key in EXPERT_COUNT_KEYS if model_config.get(key))
+    if trainer.ranks % trainer.expert_parallel or experts % trainer.expert_parallel:
+        raise ValueError(
+            f"trainer.expert_parallel={trainer.expert_parallel} must divide "
+            f"trainer.ranks={trainer.ranks} and the model's {experts} experts"
+        )
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _paths(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths of the leaves; an empty dictionary is a leaf."""
+    paths = []
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        paths += _paths(value, path + ".") if isinstance(value, dict) and value else [path]
+    return paths

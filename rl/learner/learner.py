@@ -1,0 +1,259 @@
+"""One rank of the learner: a DeepSpeed engine over the policy, and the five things the run asks of it.
+
+    train_step   all micro-batches → one gradient, normalised once by the global denominator → one AdamW step
+    logprobs     the current policy's log-probabilities of a batch
+    weights      the stream of full tensors for the inference copy
+    save / load  everything a resumed run needs to go on bit for bit
+    export_hf    a Hugging Face checkpoint
+
+A plain object: it lives in whatever process torch.distributed's environment was set in, one a rank, and every public
+method but `__init__`'s siblings `weights.manifest` and `weights.plan` is a collective. It knows no algorithm: the
+objective is a function it is given.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import numpy.typing as npt
+import torch
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+from transformers import AutoConfig
+
+from rl.batch.micro_batch import PackedBatch
+from rl.batch.tensors import BatchTensors, Objective, to_tensors
+from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
+from rl.learner.deepspeed_config import deepspeed_config
+from rl.learner.deepspeed_router import route_in_float32
+from rl.learner.model import PolicyModel, load_model, resolve_model
+from rl.learner.rng import restore_rng, rng_state
+from rl.weights.hf_export import SHARD_BYTES, write_hf_export
+from rl.weights.source import WeightSource
+
+_TAG = "shards"
+
+
+class Learner:
+    """See the module's docstring. Build one at a time in a process; `close` before the next."""
+
+    def __init__(
+        self,
+        model_path: str,
+        model_cfg: ModelConfig,
+        trainer_cfg: TrainerConfig,
+        optimizer_cfg: OptimizerConfig,
+        seed: int,
+        device: str,
+    ) -> None:
+        """
+        Args:
+            model_path: directory or hub name of the weights to start from (model_cfg.path or an SFT stage's export).
+            device: `cpu` or `cuda`; the GPU is that of LOCAL_RANK.
+
+        Raises:
+            ValueError: the configuration does not fit the model or the world.
+        """
+        timeout = timedelta(seconds=trainer_cfg.timeout_s)
+        self._device = _join(device, trainer_cfg, timeout)
+        self.rank = torch.distributed.get_rank()
+        self._world = torch.distributed.get_world_size()
+        if self._world != trainer_cfg.ranks:
+            raise ValueError(f"trainer.ranks={trainer_cfg.ranks} but WORLD_SIZE={self._world}")
+        self._origin = resolve_model(model_path)
+        architecture = AutoConfig.from_pretrained(self._origin).to_dict()
+        config = deepspeed_config(architecture, trainer_cfg, optimizer_cfg, model_cfg.dtype, device)
+        # Partitioned parameter by parameter: whole, a large model fits neither a rank's memory nor its GPU.
+        zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
+        causal_lm = load_model(
+            model_path,
+            model_cfg.dtype,
+            seed,
+            place=lambda parameter: zero._convert_to_zero_parameters([parameter]),
+            read=self.rank == 0,
+        )
+        if trainer_cfg.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        _seed(seed + self.rank)
+        self._config = causal_lm.config
+        policy = PolicyModel(causal_lm, trainer_cfg.logprob_chunk)
+        self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=config)
+        for buffer in self._engine.module.buffers():  # DeepSpeed moves those of a whole model only
+            buffer.data = buffer.data.to(self._device)
+        _set_deadlines(timeout)
+        self.weights = WeightSource(self._engine.module)
+        self._moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
+        route_in_float32(self._moe_layers, self._config.model_type)
+
+    def train_step(
+        self,
+        batches: Sequence[PackedBatch],
+        objective: Objective,
+        denominator: float,
+        lr: float,
+        temperature: float = 1.0,
+    ) -> dict[str, float]:
+        """One optimizer step over this rank's micro-batches.
+
+        Args:
+            denominator: the global count the loss is divided by, equal on every rank (`micro_batch.denominator`).
+            lr: of this step (`rl.learner.schedule`).
+
+        Returns:
+            `loss`, `grad_norm` (before clipping), `lr`, the objective's sums and `moe/load_max_over_mean` (most loaded
+            expert over the mean, worst layer), all global and equal on every rank.
+
+        Raises:
+            ValueError: ranks disagree on the number of micro-batches or on the denominator, or there are none.
+        """
+        self._require_lockstep(len(batches), denominator)
+        for layer in self._moe_layers:
+            layer.tokens_per_expert.zero_()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        sums: dict[str, torch.Tensor] = {}
+        for batch in batches:
+            for name, value in self._backward(batch, objective, denominator, temperature).items():
+                sums[name] = sums[name] + value if name in sums else value
+        self._engine.step()
+        return {
+            **self._reduce(sums),
+            "grad_norm": float(self._engine.get_global_grad_norm()),
+            "lr": lr,
+            **self._expert_load(),
+        }
+
+    @torch.no_grad()
+    def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> npt.NDArray[np.float32]:
+        """[T] log-probability of each label under the current policy. A collective: every rank calls it as often."""
+        logprobs, _ = self._forward(to_tensors(batch, self._device), batch, temperature)
+        return logprobs.float().cpu().numpy()
+
+    def save(self, directory: str | Path) -> None:
+        """Write this rank's shards, optimizer and generators. The same ranks must load them."""
+        directory = Path(directory)
+        self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=False)
+        state = {"ranks": self._world, "rng": rng_state()}
+        self._state_file(directory).write_text(json.dumps(state))
+        torch.distributed.barrier()
+
+    def load(self, directory: str | Path) -> None:
+        """Continue from `save`.
+
+        Raises:
+            ValueError: there is no checkpoint, or it was written by another number of ranks.
+        """
+        directory = Path(directory)
+        if not self._state_file(directory).is_file():
+            raise ValueError(f"{directory} holds no learner state of rank {self.rank}")
+        state = json.loads(self._state_file(directory).read_text())
+        if state["ranks"] != self._world:
+            raise ValueError(f"{directory} was written by {state['ranks']} ranks; set trainer.ranks to that")
+        loaded, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        if loaded is None:
+            raise ValueError(f"{directory} holds no DeepSpeed shards for rank {self.rank}")
+        restore_rng(state["rng"])
+
+    def export_hf(self, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
+        """Write a directory that `from_pretrained` and vLLM load: weights, config, tokenizer files of the origin."""
+        write_hf_export(Path(directory), self.weights, self._config, self._origin, self.rank, shard_bytes)
+        torch.distributed.barrier()
+
+    def close(self) -> None:
+        """Free the engine, so that another learner can be built in this process. The process group stays."""
+        self._engine.destroy()
+        del self._engine, self.weights, self._moe_layers
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _forward(
+        self, tensors: BatchTensors, batch: PackedBatch, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs, entropy = self._engine(
+            input_ids=tensors.input_ids,
+            position_ids=tensors.position_ids,
+            cu_seqlens=tuple(batch.cu_seqlens.tolist()),
+            labels=tensors.labels,
+            temperature=temperature,
+        )
+        return logprobs, entropy
+
+    def _backward(
+        self, batch: PackedBatch, objective: Objective, denominator: float, temperature: float
+    ) -> dict[str, torch.Tensor]:
+        tensors = to_tensors(batch, self._device)
+        logprobs, entropy = self._forward(tensors, batch, temperature)
+        loss, stats = objective(logprobs, entropy, tensors, denominator)
+        # DeepSpeed averages gradients over the ranks; the loss is already divided by the global count.
+        self._engine.backward(loss * self._world, scale_wrt_gas=False)
+        return {"loss": loss.detach(), **stats}
+
+    def _require_lockstep(self, count: int, denominator: float) -> None:
+        """ZeRO-3 gathers parameters in every forward: a rank with fewer micro-batches leaves the others waiting."""
+        mine = torch.tensor([count, -count, denominator, -denominator], dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
+        most, least, high, low = mine[0].item(), 0.0 - mine[1].item(), mine[2].item(), 0.0 - mine[3].item()
+        if most != least or most == 0:
+            raise ValueError(
+                f"rank {self.rank} has {count} micro-batches, the ranks have {least:.0f} to {most:.0f}: "
+                "give every rank the same number, at least one; fill with zero-weight ones (rl.batch.packing.pack does)"
+            )
+        if high != low or low <= 0:
+            raise ValueError(f"rank {self.rank} was given denominator {denominator}, the ranks {low} to {high}")
+
+    def _reduce(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        names = sorted(sums)
+        values = torch.stack([sums[name].detach().to(torch.float64) for name in names])
+        torch.distributed.all_reduce(values)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def _expert_load(self) -> dict[str, float]:
+        if not self._moe_layers:
+            return {}
+        load = torch.stack([layer.tokens_per_expert for layer in self._moe_layers])
+        torch.distributed.all_reduce(load)
+        ratio = load.max(dim=1).values / load.mean(dim=1).clamp_min(1.0)
+        return {"moe/load_max_over_mean": ratio.max().item()}
+
+    def _state_file(self, directory: Path) -> Path:
+        return directory / f"learner-rank{self.rank:05d}.json"
+
+
+def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.device:
+    """Join torch.distributed once per process and choose this rank's device."""
+    if device == "cpu":
+        torch.set_num_threads(trainer.cpu_threads)
+        place, backend = torch.device("cpu"), "gloo"
+    else:
+        place, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl"
+        torch.cuda.set_device(place)
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, and each call site would warn.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    if not deepspeed.comm.is_initialized():
+        # DeepSpeed would compile a shared-memory all-reduce with the machine's C++ compiler (minutes), whose segments
+        # in /dev/shm outlive a killed rank. gloo does the same work.
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    return place
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _set_deadlines(timeout: timedelta) -> None:
+    """Groups that DeepSpeed made (experts, data-parallel) start with torch's default of 30 minutes, not with ours."""
+    for group in torch.distributed.distributed_c10d._world.pg_map:
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)

@@ -1,0 +1,139 @@
+"""Log-probabilities of labels over the LM head, with logits for only `chunk` tokens in memory at any time.
+
+Full logits are T x V floats (8,192 tokens x 151,552 words = 4.6 GiB), several times over with their gradient. Here
+the forward keeps one number a token, and the backward computes the logits of each chunk again. Peak memory is
+O(chunk x V) plus the gradients themselves. Temperature divides the logits, as the engine does before sampling, so
+that these logprobs and vLLM's `processed_logprobs` are of the same distribution.
+
+ZeRO-3: the head's weight is whole only while DeepSpeed's module hooks have gathered it, in forward and again in
+backward; in between its storage is empty. Two things keep that correct, and the caller provides the second:
+  * the *parameter* is saved, never a view, cast or copy of it: autograd keeps a saved leaf by reference, so backward
+    reads the storage gathered then (tests/rl/learner/test_logprobs.py pins this);
+  * the weight belongs to the module whose hooks gather it: call `ChunkedLMHead`, not `chunked_logprobs` with another
+    module's weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def chunked_logprobs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """log softmax(hidden @ weight.T / temperature) at the labels, and that distribution's entropy.
+
+    Args:
+        hidden: [T, H] floating point; T may be 0, and no multiple of `chunk` is needed. Callers may pass only the
+            positions they train: nothing here looks at neighbours.
+        weight: [V, H], same dtype as hidden. A leaf, if its storage may change before backward (see the module).
+        labels: [T] int64 in [0, V).
+        temperature: > 0.
+        chunk: tokens whose logits exist at once, in forward and in backward.
+
+    Returns:
+        logprobs [T], differentiable in hidden and weight, and entropy [T] in nats, detached. Both are float32
+        (float64 for float64 inputs): logits are rounded to the inputs' dtype as in the engine, what follows is not.
+
+    Raises:
+        ValueError: shapes that do not fit each other, temperature or chunk not positive.
+    """
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"expected hidden [T, H], weight [V, H], labels [T]; got hidden {tuple(hidden.shape)}, "
+            f"weight {tuple(weight.shape)}, labels {tuple(labels.shape)}"
+        )
+    if temperature <= 0 or chunk < 1:
+        raise ValueError(f"temperature={temperature} must be > 0 and chunk={chunk} at least 1")
+    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, labels, temperature, chunk)
+    return logprobs, entropy
+
+
+class ChunkedLMHead(nn.Module):
+    """Takes the place of a causal model's `lm_head` and gives logprobs instead of logits.
+
+    It holds the linear head's own parameter under the same name (`lm_head.weight`; tied embeddings stay tied), so
+    checkpoints, exports and DeepSpeed's per-module gathering see what they saw before. Put it in place before
+    `deepspeed.initialize`, which installs the hooks, and call the module itself, never its `forward`.
+    """
+
+    def __init__(self, head: nn.Linear, chunk: int) -> None:
+        super().__init__()
+        if head.bias is not None:
+            raise ValueError("the LM head has a bias, which chunked_logprobs would ignore; no supported model has one")
+        self.weight: nn.Parameter = head.weight
+        self.chunk: int = chunk
+
+    def forward(self, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """hidden [T, H], labels [T] -> logprobs [T], entropy [T]; see `chunked_logprobs`."""
+        return chunked_logprobs(hidden, self.weight, labels, temperature, self.chunk)
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        exact = _exact(hidden)
+        logprobs, entropy, normalizer = (hidden.new_empty(len(hidden), dtype=exact) for _ in range(3))
+        for part in _chunks(len(hidden), chunk):
+            logits = _logits(hidden[part], weight, temperature)
+            normalizer[part] = logits.logsumexp(dim=-1)
+            logprobs[part] = logits.gather(1, labels[part, None]).squeeze(1) - normalizer[part]
+            probabilities = (logits - normalizer[part, None]).exp_()
+            entropy[part] = normalizer[part] - probabilities.mul_(logits).sum(dim=-1)
+        ctx.save_for_backward(hidden, weight, labels, normalizer)
+        ctx.temperature, ctx.chunk, ctx.weight_shape = temperature, chunk, weight.shape
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, labels, normalizer = ctx.saved_tensors
+        temperature, chunk = ctx.temperature, ctx.chunk
+        if weight.shape != ctx.weight_shape:
+            raise RuntimeError(
+                f"the LM head's weight is {tuple(weight.shape)} in backward but was whole in forward: ZeRO-3 has not "
+                "gathered it; call the ChunkedLMHead module that owns it, so that DeepSpeed's hooks run"
+            )
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        # Chunks are summed in the exact type: a bfloat16 sum would change with the number of chunks.
+        grad_weight = torch.zeros_like(weight, dtype=_exact(hidden)) if want_weight else None
+        for part in _chunks(len(hidden), chunk):
+            # d logprob[label] / d logits = (onehot(label) - softmax) / temperature
+            scale = (grad[part] / temperature)[:, None]
+            grad_logits = _logits(hidden[part], weight, temperature).sub_(normalizer[part, None]).exp_().mul_(-scale)
+            grad_logits.scatter_add_(1, labels[part, None], scale)
+            rounded = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = rounded @ weight
+            if grad_weight is not None:
+                _add_product(grad_weight, rounded.T, hidden[part])
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+def _exact(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)
+
+
+def _chunks(length: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """[C, V] in the exact type; a fresh tensor that the caller may overwrite."""
+    return (hidden @ weight.T).to(_exact(hidden)).div_(temperature)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a temporary of total's size where the types allow it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

@@ -1,0 +1,137 @@
+"""The policy as the learner runs it: a Hugging Face decoder and a head that returns log-probabilities, not logits.
+
+Owns loading (a local directory or a hub name; random weights from a seed where a directory has a config only) and
+`PolicyModel`, the one module that DeepSpeed wraps. Its parameters keep their Hugging Face names, so weights move
+between engine, checkpoint and inference copy without prefixes. It refuses architectures it does not know how to split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from rl.learner.attention import PACKED_ATTENTION
+from rl.learner.logprobs import ChunkedLMHead
+from rl.weights.hf_reader import HfCheckpoint, has_weights
+
+
+def resolve_model(path: str) -> Path:
+    """The local directory of a model: `path` itself, or the cached snapshot of that hub name (downloaded once)."""
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise ValueError(f"model.path {path!r} has no config.json; give a Hugging Face model directory")
+        return directory
+    if path.startswith((".", "/", "~")):
+        raise ValueError(f"model.path {path!r} is not a directory; give an existing one or a Hugging Face name")
+    return Path(snapshot_download(path))
+
+
+def load_model(
+    path: str, dtype: str, seed: int, place: Callable[[nn.Parameter], None] | None = None, read: bool = True
+) -> PreTrainedModel:
+    """The causal language model at `path` in `dtype`, with packed attention, in training mode.
+
+    A directory without weights is initialised from `seed`, the same on every rank, leaving the global RNG as it was.
+
+    Args:
+        place: called with every parameter as soon as it is whole, on the CPU. It may move or partition the storage,
+            so that a model read from a checkpoint never has more than one whole parameter.
+        read: False leaves the parameters' values undefined, for a rank whose `place` takes them from another.
+
+    Raises:
+        ValueError: no model, or a checkpoint that does not fit it; on every rank alike, before `place` is called.
+    """
+    directory = resolve_model(path)
+    config = AutoConfig.from_pretrained(directory)
+    torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    stored = has_weights(directory)
+    with init_empty_weights(include_buffers=False) if stored else _seeded(seed):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION)
+    if stored:
+        _read(model, HfCheckpoint(directory), place or _stay, read)
+    else:
+        for parameter in model.parameters():
+            (place or _stay)(parameter)
+    model.config.architectures = [type(model).__name__]
+    return model.train()
+
+
+def _read(model: PreTrainedModel, checkpoint: HfCheckpoint, place: Callable[[nn.Parameter], None], read: bool) -> None:
+    """Give an empty model the checkpoint's values, parameter by parameter."""
+    tied = ["lm_head.weight"] if model.config.tie_word_embeddings else []
+    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
+    # Older Llama checkpoints carry the rotary frequencies, which follow from the config.
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$"]
+    checkpoint.require(tensors, optional=tied, ignored=ignored)
+    for name, empty in tensors.items():
+        if not isinstance(empty, nn.Parameter):
+            checkpoint.read_into(empty, name)
+            continue
+        full = torch.empty(empty.shape, dtype=empty.dtype)
+        if read:
+            checkpoint.read_into(full, name)
+        owner, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(full)
+        setattr(model.get_submodule(owner), leaf, parameter)
+        place(parameter)
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+
+
+def _stay(parameter: nn.Parameter) -> None:
+    """Whole, on the CPU."""
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class PolicyModel(nn.Module):
+    """A decoder under its Hugging Face parameter names (`model.*`, `lm_head.weight`), returning log-probabilities."""
+
+    def __init__(self, causal_lm: PreTrainedModel, chunk: int) -> None:
+        super().__init__()
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None or causal_lm.base_model_prefix != "model":
+            raise ValueError(
+                f"{type(causal_lm).__name__} has no plain `model` + `lm_head`; "
+                "supported are decoders of the Llama/Qwen/GLM-4.5 kind"
+            )
+        self.config: PreTrainedConfig = causal_lm.config
+        self.model: nn.Module = causal_lm.base_model
+        self.lm_head: nn.Module = ChunkedLMHead(head, chunk)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: tuple[int, ...],
+        labels: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each label and entropy of each position, both [T] float32.
+
+        Args: input_ids, position_ids, labels: [T] int64; cu_seqlens: segment boundaries of the packed row.
+        """
+        output = self.model(
+            input_ids=input_ids[None],
+            position_ids=position_ids[None],
+            attention_mask=None,
+            use_cache=False,
+            cu_seqlens=cu_seqlens,
+        )
+        logprobs: torch.Tensor
+        entropy: torch.Tensor
+        logprobs, entropy = self.lm_head(output.last_hidden_state[0], labels, temperature)
+        return logprobs, entropy

@@ -1,0 +1,14 @@
+"""The learning rate of a step: a pure function, so a resumed run needs no scheduler state."""
+
+from __future__ import annotations
+
+from rl.learner.config import OptimizerConfig
+
+
+def learning_rate(cfg: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up over `warmup_steps`, then constant, or linear to zero after the last of `steps`; `step` from 0."""
+    if step < cfg.warmup_steps:
+        return cfg.lr * (step + 1) / cfg.warmup_steps
+    if cfg.decay == "none":
+        return cfg.lr
+    return cfg.lr * (steps - step) / max(steps - cfg.warmup_steps, 1)

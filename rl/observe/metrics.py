@@ -1,0 +1,134 @@
+"""Every metric this framework logs: one registry of names, each with its unit and meaning.
+
+`REGISTRY` is the only list: docs/metrics.md (`docs_page`) and wandb's definitions are generated from it, and logging a
+name that isn't in it is an error. Nothing here computes a metric; the driver and the learner do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rl.observe.bottleneck import BOTTLENECKS
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A name ending in `/<...>` stands for a family: any single last part is accepted in its place."""
+
+    name: str
+    unit: str
+    meaning: str
+
+    @property
+    def is_family(self) -> bool:
+        return self.name.endswith(">")
+
+    @property
+    def prefix(self) -> str:
+        """What the members of a family begin with, slash included."""
+        return self.name[: self.name.rindex("/") + 1]
+
+
+_METRICS = (
+    Metric("reward/mean", "reward", "Mean reward of the step's trajectories (infrastructure failures left out)."),
+    Metric("reward/std", "reward", "Standard deviation of those rewards."),
+    Metric("reward/part/<name>", "reward", "Mean of one named part of the reward, before its weight."),
+    Metric("policy/version", "count", "Weight version after the step; the cold-started policy is version 0."),
+    Metric("policy/entropy", "nats", "Mean entropy of the policy's next-token distribution at trained tokens."),
+    Metric("policy/clip_fraction", "share", "Trained tokens whose importance ratio was clipped."),
+    Metric("policy/ratio_mean", "ratio", "Mean importance ratio: trainer's probability over the sampling policy's."),
+    Metric("policy/kl_behaviour", "nats", "Estimated KL from the sampling policy to the trained one, per token."),
+    Metric("loss/policy", "loss", "Policy-gradient loss, normalised once by the global token count."),
+    Metric("loss/sft", "nats", "Supervised cross-entropy per trained token."),
+    Metric(
+        "mismatch/logprob_abs_mean",
+        "nats",
+        "Mean |engine logprob - trainer logprob| over tokens sampled by the very version that is being trained.",
+    ),
+    Metric("mismatch/fresh_tokens", "tokens", "How many tokens that comparison is over; stale ones can't be compared."),
+    Metric("staleness/mean", "versions", "Mean age of the trained tokens: policy version minus sampling version."),
+    Metric("staleness/max", "versions", "Age of the oldest trained token; never above buffer.max_staleness."),
+    Metric("rollout/success", "share", "Trajectories of the step that solved their task."),
+    Metric("rollout/trajectories", "count", "Trajectories trained in the step."),
+    Metric("rollout/turns_mean", "count", "Mean number of model turns of a trajectory."),
+    Metric("rollout/tokens_mean", "tokens", "Mean number of sampled tokens of a trajectory."),
+    Metric("rollout/truncated_share", "share", "Trajectories cut by a turn, token or time limit."),
+    Metric("rollout/malformed_share", "share", "Trajectories that ended with a tool call that can't be parsed."),
+    Metric("rollout/groups_zero_variance", "share", "Groups whose rewards are all equal: they teach GRPO nothing."),
+    Metric("rollout/groups_unusable", "share", "Groups that infrastructure failures left nothing to compare in."),
+    Metric("rollout/dropped_stale", "count", "Groups dropped in the step because they were older than the bound."),
+    Metric("tools/calls_mean", "count", "Mean number of tool calls of a trajectory."),
+    Metric("tools/error_share", "share", "Tool calls that returned an error to the model."),
+    Metric("error/infra_share", "share", "Recent trajectories lost to an infrastructure failure."),
+    Metric("moe/load_max_over_mean", "ratio", "Busiest expert's tokens over the mean; 1 is balanced. Worst layer."),
+    Metric("optim/lr", "1/step", "Learning rate of the step."),
+    Metric("optim/grad_norm", "norm", "Global gradient norm before clipping."),
+    Metric("perf/tokens_per_s", "tokens/s", "Trained tokens over the wall time of the step."),
+    Metric("perf/trained_tokens", "tokens", "Tokens that carried loss in the step."),
+    Metric("perf/sampled_tokens_per_s", "tokens/s", "Tokens the step's trajectories sampled over its wall time."),
+    Metric("time/step_s", "s", "Wall time of the step."),
+    Metric("time/wait_rollouts_s", "s", "Time the trainer waited for finished groups."),
+    Metric("time/train_s", "s", "Forward, backward and optimizer."),
+    Metric("time/weight_sync_s", "s", "Publishing the new weights, from pause to resume."),
+    Metric("time/generate_s", "s", "Time an average trajectory spent waiting for the engine (beside the other times)."),
+    Metric("time/environment_s", "s", "Time an average trajectory spent in its environment, tools and rewards."),
+    Metric("time/checkpoint_s", "s", "Writing the checkpoint and export that were due after the step before this one."),
+    Metric("memory/driver_rss_mb", "MB", "Resident memory of the driver process."),
+    Metric("memory/trainer_rss_mb", "MB", "Largest resident memory among the trainer ranks."),
+    Metric("eval/success", "share", "Held-out trajectories that solved their task (infrastructure failures left out)."),
+    Metric("eval/success/<environment>", "share", "The same, of one environment."),
+    Metric("eval/infra_share", "share", "Held-out trajectories lost to an infrastructure failure."),
+)
+
+REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
+_FAMILIES = tuple(metric for metric in _METRICS if metric.is_family)
+
+STEP_KEY = "step"
+"""The one key of a metrics.jsonl line that is not a metric."""
+
+
+def metric_for(name: str) -> Metric:
+    """The registry entry of a concrete name; ValueError, with the nearest name, for one that isn't registered."""
+    if name in REGISTRY and not REGISTRY[name].is_family:
+        return REGISTRY[name]
+    for family in _FAMILIES:
+        member = name.removeprefix(family.prefix)
+        if member != name and member and not set(member) & set("/<>"):
+            return family
+    nearest = difflib.get_close_matches(name, REGISTRY, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ValueError(
+        f"metric {name!r} is not registered: {hint}A new one is added to rl/observe/metrics.py, with its unit"
+    )
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ValueError for the first name that isn't registered."""
+    for name in names:
+        metric_for(name)
+
+
+def docs_page() -> str:
+    """docs/metrics.md: `python -m rl.observe.metrics > docs/metrics.md`."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated by `.venv/bin/python -m rl.observe.metrics > docs/metrics.md`; a test compares the two.",
+        "Each line of a run's metrics.jsonl is one JSON object: `step` and some of these. `null` is a value that was",
+        "not finite. A second line with the same step adds to the first one (the final evaluation does that).",
+    ]
+    section = ""
+    for metric in _METRICS:
+        if (prefix := metric.name.split("/")[0]) != section:
+            section = prefix
+            lines += ["", f"## {section}", "", "| name | unit | meaning |", "|---|---|---|"]
+        lines.append(f"| `{metric.name}` | {metric.unit} | {metric.meaning.replace('|', chr(92) + '|')} |")
+    lines += ["", "## The bottleneck of a step", "", "| it says | turn first |", "|---|---|"]
+    lines += [f"| {name} | `{knob}` |" for name, knob in BOTTLENECKS]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(docs_page(), end="")

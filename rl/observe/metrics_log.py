@@ -1,0 +1,81 @@
+"""metrics.jsonl: the local truth about a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from rl.observe.metrics import STEP_KEY, check_names
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object per step, flushed line by line, so that a kill loses at most the line in flight.
+
+    Opening it removes a half-written last line. Steps never go back: resuming calls `truncate_after` first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.touch()
+        self._repair()
+        self._last_step = max((step for step, _ in read_metrics(path)), default=-1)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line. ValueError for an unregistered name or a step before the last one."""
+        check_names(values)
+        if step < self._last_step:
+            raise ValueError(
+                f"step {step} after step {self._last_step} in {self._path}: call truncate_after({step - 1}) to go back"
+            )
+        row: dict[str, float | None] = {STEP_KEY: step}
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        self._last_step = step
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps: they are beyond the checkpoint that the run goes on from."""
+        self._file.close()
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)[STEP_KEY] <= step]
+        _replace(self._path, b"".join(kept))
+        self._last_step = min(self._last_step, step)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _repair(self) -> None:
+        raw = self._path.read_bytes()
+        if raw and not raw.endswith(b"\n"):
+            _replace(self._path, raw[: raw.rfind(b"\n") + 1])
+
+
+def read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """The steps of a metrics.jsonl in file order, non-finite values as NaN; a half-written last line is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        if line.endswith("\n"):
+            row = json.loads(line)
+            rows.append((row.pop(STEP_KEY), {k: math.nan if v is None else v for k, v in row.items()}))
+    return rows
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

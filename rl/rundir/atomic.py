@@ -1,0 +1,32 @@
+"""Files that are never seen half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Readers see the old content or the new one, and after a crash too: temporary file, fsync, rename, fsync."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def atomic_write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Strict, indented JSON; ValueError for NaN or infinity."""
+    atomic_write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

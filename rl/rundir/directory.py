@@ -1,0 +1,123 @@
+"""The run directory: what lies where, who may write there, and the files that must never be seen half-written.
+
+    config.yaml  metrics.jsonl  summary.json  trajectories/  checkpoints/  logs/  wandb/  run.lock
+
+`RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
+time (an exclusive lock, which the kernel drops however the run ends). It never deletes anything but the trajectories
+of steps that a resumed run is going to do again, and a directory in which nothing was started.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Literal, Self
+
+from rl.rundir.atomic import atomic_write_bytes
+from rollout.store.groups import decode_groups, encode_groups
+from rollout.types import Group
+
+Resume = Literal["never", "auto", "must"]
+Split = Literal["train", "eval"]
+LOCK_NAME = "run.lock"
+
+
+class RunDir:
+    """An open run directory. `resumed` says whether an earlier run was here, `previous_run_id` which one it was."""
+
+    def __init__(self, path: Path, lock: IO[str], previous_run_id: str | None) -> None:
+        self.path = path
+        self.previous_run_id = previous_run_id
+        self.resumed = previous_run_id is not None
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.trajectories = path / "trajectories"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, *, resume: Resume, run_id: str) -> Self:
+        """Create or re-enter `path` and lock it until `close` or the end of the process.
+
+        `run_id` names this process tree (rl.driver.processes); the next run here reads it to look for leftovers.
+        Raises ValueError: a foreign directory, a run already in it, or one that `resume` forbids or misses.
+        """
+        path = path.expanduser().absolute()
+        _check(path, resume)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path)
+        previous = lock.read().strip() or None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(run_id)
+        lock.flush()
+        run = cls(path, lock, previous)
+        for folder in (run.trajectories, run.checkpoints, run.logs):
+            folder.mkdir(exist_ok=True)
+        return run
+
+    def write_groups(self, step: int, groups: Iterable[Group], *, split: Split = "train") -> Path:
+        """Write every group of a step, one JSON object a line, gzipped; replaces what the step wrote before."""
+        path = self.trajectories / f"{split}-{step:06d}.jsonl.gz"
+        atomic_write_bytes(path, encode_groups(groups))
+        return path
+
+    def discard_trajectories_after(self, step: int) -> None:
+        """Remove the trajectories of later steps, which a resumed run is going to do again."""
+        for path in self.trajectories.glob("*-*.jsonl.gz"):
+            if int(path.name.partition("-")[2].partition(".")[0]) > step:
+                path.unlink()
+
+    def discard(self) -> None:
+        """Take the directory away again, for a run that started nothing in it; one that an earlier run used stays."""
+        if not self.resumed:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Release the lock; the directory stays."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check(path: Path, resume: Resume) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run.dir={path} is a file; name a directory")
+    names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    earlier = LOCK_NAME in names
+    if names and not earlier:
+        raise ValueError(f"run.dir={path} is not empty and not a run directory; name a new or empty directory")
+    if earlier and resume == "never":
+        _release_or_refuse(path)
+        raise ValueError(f"run.dir={path} holds an earlier run; set resume=auto to go on, or another run.dir")
+    if not earlier and resume == "must":
+        raise ValueError(f"resume=must, but run.dir={path} holds no run; set resume=auto, or its run.dir")
+
+
+def _release_or_refuse(path: Path) -> None:
+    """A run that is still going is the better thing to tell than one that was here before."""
+    _acquire(path).close()
+
+
+def _acquire(path: Path) -> IO[str]:
+    lock = (path / LOCK_NAME).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(f"run.dir={path} is in use by a run still going; wait, or set another run.dir") from None
+    lock.seek(0)
+    return lock
+
+
+def read_groups(path: Path) -> list[Group]:
+    """The groups that `RunDir.write_groups` wrote, equal to what was given to it."""
+    return decode_groups(path.read_bytes())

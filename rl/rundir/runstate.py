@@ -1,0 +1,41 @@
+"""The driver's part of a checkpoint: how far the run is, the ledger, and the groups that wait in the buffer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rl.rundir.atomic import atomic_write_bytes, atomic_write_json
+from rl.rundir.directory import read_groups
+from rl.rundir.progress import Progress
+from rollout.buffer.buffer import BufferState
+from rollout.store.groups import encode_groups
+
+STATE_NAME = "run.json"
+GROUPS_NAME = "groups.jsonl.gz"
+
+
+def write_state(checkpoint: Path, progress: Progress, buffer: BufferState) -> None:
+    """Into a checkpoint that is being written."""
+    atomic_write_bytes(checkpoint / GROUPS_NAME, encode_groups(buffer.groups))
+    atomic_write_json(checkpoint / STATE_NAME, {"progress": progress.to_dict(), "buffer": dict(buffer.ledger)})
+
+
+def rewrite_progress(checkpoint: Path, progress: Progress) -> None:
+    """Add to a published checkpoint what was learned about its weights since."""
+    atomic_write_json(checkpoint / STATE_NAME, _read(checkpoint) | {"progress": progress.to_dict()})
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    return Progress.from_dict(_read(checkpoint)["progress"])
+
+
+def read_buffer(checkpoint: Path) -> BufferState:
+    """What the buffer goes on from."""
+    return BufferState(ledger=_read(checkpoint)["buffer"], groups=tuple(read_groups(checkpoint / GROUPS_NAME)))
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    return state

@@ -1,0 +1,20 @@
+"""The recipe's `sft:` section."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rewards.strict import StrictModel
+from rl.learner.config import OptimizerConfig
+
+
+class SftConfig(StrictModel):
+    """A supervised stage before reinforcement learning. Its result is cached by content hash."""
+
+    dataset: str
+    """jsonl / parquet path or Hugging Face dataset with a `messages` (and optional `tools`) column, or
+    `oracle`: demonstrations of the recipe's own environments by their scripted oracle policies."""
+    rows: int = Field(default=2000, ge=1)
+    steps: int = Field(default=100, ge=1)
+    tokens_per_step: int = Field(default=8192, ge=16)
+    optimizer: OptimizerConfig

@@ -1,0 +1,99 @@
+"""Rows of the supervised stage: demonstrations as token ids and loss masks, and the hash its result is cached under.
+
+Demonstrations come from the environments' scripted oracles (`dataset: oracle`) or from any dataset with a `messages`
+(and optional `tools`) column. The chat format renders them exactly as an agent loop would have seen them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+from rewards.sandbox.sandbox import Sandbox
+from rl.batch.micro_batch import SftRow
+from rl.config import Recipe
+from rollout.chat.glm45 import Chat
+from rollout.contracts import ToolSpec
+from rollout.envs.registry import ENVIRONMENTS
+from rollout.tasks.rows import Row, checked_messages, read_rows
+from rollout.tasks.stream import task_stream
+from rollout.types import Message
+
+ORACLE = "oracle"
+
+
+def sft_rows(recipe: Recipe) -> list[SftRow]:
+    """At most `sft.rows` rows. Raises ValueError naming the dataset row and field that cannot be used, or the row that
+    is too long for a micro-batch.
+    """
+    if recipe.sft is None:
+        raise ValueError("the recipe has no sft: section")
+    chat = Chat.load(recipe.model.path, recipe.model.renderer)
+    thinking = recipe.rollout.thinking
+    dataset = recipe.sft.dataset
+    found = _oracle_conversations(recipe, recipe.sft.rows) if dataset == ORACLE else _dataset_conversations(dataset)
+    rows: list[SftRow] = []
+    for where, messages, tools in found:
+        for cycle in _cycles(messages):
+            rows.append(_render(chat, cycle, tools, thinking, where))
+            _check_length(rows[-1], recipe.trainer.token_budget, where)
+            if len(rows) == recipe.sft.rows:
+                return rows
+    if not rows:
+        raise ValueError(f"dataset {dataset}: there is no assistant message in it to learn from")
+    return rows
+
+
+def _oracle_conversations(recipe: Recipe, count: int) -> Iterator[tuple[str, list[Message], tuple[ToolSpec, ...]]]:
+    # Another seed than the reinforcement stage's: what it explores first should not be what it has just memorised.
+    config = recipe.tasks.model_copy(update={"seed": recipe.tasks.seed + 1, "train_size": count})
+    sandbox = Sandbox(recipe.sandbox)
+    for index, task in enumerate(task_stream(config, "train")):
+        spec = ENVIRONMENTS[task.environment]
+        rng = random.Random(f"demonstration/{recipe.run.seed}/{index}")
+        yield f"task {task.id}", spec.demonstrate(task, rng), spec.make(task, sandbox).tools
+
+
+def _dataset_conversations(dataset: str) -> Iterator[tuple[str, list[Message], tuple[ToolSpec, ...]]]:
+    for index, row in enumerate(read_rows(dataset)):
+        where = f"dataset {dataset} row {index}"
+        yield where, checked_messages(row, where), _checked_tools(row, where)
+
+
+def _checked_tools(row: Row, where: str) -> tuple[ToolSpec, ...]:
+    """The row's `tools`: a list of functions in OpenAI form, or that list as JSON text (Arrow cannot mix schemas)."""
+    tools = row.get("tools", [])
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: field 'tools' is not JSON ({error.msg})") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and "function" in tool for tool in tools):
+        raise ValueError(f"{where}: field 'tools' must be a list of {{'type': 'function', 'function': …}}")
+    return tuple(tools)
+
+
+def _cycles(messages: list[Message]) -> Iterator[list[Message]]:
+    """One conversation per answered user message: earlier turns are history, as an agent loop would see them."""
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    for start, end in zip(users, [*users[1:], len(messages)], strict=True):
+        if end > start + 1 and messages[start + 1]["role"] == "assistant":
+            yield messages[:end]
+
+
+def _render(chat: Chat, messages: list[Message], tools: tuple[ToolSpec, ...], thinking: bool, where: str) -> SftRow:
+    try:
+        token_ids, loss_mask = chat.render_demonstration(messages, tools, thinking)
+    except ValueError as error:
+        raise ValueError(f"{where}: field 'messages': {error}") from None
+    return SftRow(token_ids=tuple(token_ids), loss_mask=tuple(loss_mask))
+
+
+def _check_length(row: SftRow, budget: int, where: str) -> None:
+    # Here and not where rows are packed: that would be at a random step, without the row's name.
+    if len(row) > budget:
+        raise ValueError(
+            f"{where}: {len(row)} tokens, but trainer.token_budget is {budget}: raise trainer.token_budget to at least "
+            f"{len(row)}, or shorten the row or leave it out"
+        )

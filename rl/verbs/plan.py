@@ -1,0 +1,107 @@
+"""What a recipe wants of the machine, and what `plan` prints. Starts nothing and downloads nothing.
+
+The rule: `run.device=cpu` runs anywhere (ranks and engines share the cores). `cuda` wants one GPU for every trainer
+rank and `tensor_parallel` GPUs for every engine, plus a CPU core for each process. `auto` is cuda where a GPU is seen,
+else cpu. rl.cli asks about this machine; rl.run asks about a cluster it has connected to.
+"""
+
+from __future__ import annotations
+
+from rl.config import Recipe
+from rl.families.family import ModelSize
+from rl.families.glm4_moe import PUBLISHED
+from rl.recipe import marked_yaml
+from rl.recipe.hardware import missing_hardware, resolve_device, wants
+from rl.recipe.load import derived
+from rollout.types import Device
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+MASTER_BYTES = 16
+"""Per parameter besides the weights: float32 gradient, float32 master copy, two float32 AdamW moments."""
+
+
+def model_size(model_path: str) -> ModelSize | None:
+    """Size of the model, from its config.json where that is on this machine, else as published, else None."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(model_path, local_files_only=True)
+    except (OSError, ValueError):
+        return PUBLISHED.get(model_path)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+    )
+
+
+def describe(recipe: Recipe, *, cpus: int, gpus: int) -> str:
+    """The text of `plan`: the resolved recipe, its batch arithmetic, the memory and hardware it wants, the verdict."""
+    device = resolve_device(recipe, gpus)
+    sections = [
+        ("resolved recipe", marked_yaml.dump(recipe.model_dump(mode="json")).rstrip()),
+        ("derived", "\n".join(f"{name}: {value}" for name, value in derived(recipe).items())),
+        ("memory", _memory(recipe, device)),
+        ("hardware", _hardware(recipe, device, cpus, gpus)),
+    ]
+    return "\n\n".join(f"── {title} ──\n{text}" for title, text in sections)
+
+
+def _memory(recipe: Recipe, device: Device) -> str:
+    size = model_size(recipe.model.path)
+    if size is None:
+        return f"unknown: the config.json of {recipe.model.path} is not on this machine"
+    weight = DTYPE_BYTES[recipe.model.dtype]
+    shard = size.parameters * (weight + MASTER_BYTES) / recipe.trainer.ranks
+    engine = size.parameters * weight / recipe.inference.tensor_parallel
+    place = "GPU" if device == "cuda" else "process"
+    return (
+        f"{_scaled(size.parameters)} parameters in {recipe.model.dtype}\n"
+        f"trainer: {_bytes(shard)} in each of {recipe.trainer.ranks} ranks for weights, gradients and optimizer states "
+        f"(trainer.deepspeed may offload them to the host)\n"
+        f"trainer, on top: {_activations(recipe, size)}\n"
+        f"inference: {_bytes(engine)} in each engine {place} for weights; the KV cache comes on top\n"
+        f"host: a checkpoint is read tensor by tensor; no process holds the whole model beside its own part"
+    )
+
+
+def _activations(recipe: Recipe, size: ModelSize) -> str:
+    """What a full micro-batch keeps for the backward pass. The layers' inner tensors depend on too much to be told."""
+    trainer = recipe.trainer
+    inputs = _bytes(trainer.token_budget * size.layers * size.hidden * DTYPE_BYTES[recipe.model.dtype])
+    if trainer.gradient_checkpointing:
+        return (
+            f"{inputs} for the inputs of {size.layers} layers × trainer.token_budget={trainer.token_budget} tokens, "
+            "then all that one layer computes: its gathered weights, its attention, the tokens sent to its experts"
+        )
+    return (
+        f"all that {size.layers} layers compute for trainer.token_budget={trainer.token_budget} tokens, many times the "
+        f"{inputs} of their inputs alone; trainer.gradient_checkpointing=true keeps those and one layer's"
+    )
+
+
+def _hardware(recipe: Recipe, device: Device, cpus: int, gpus: int) -> str:
+    here = f"here: {gpus} GPUs, {cpus} CPU cores"
+    if device == "cpu":
+        verdict = missing_hardware(recipe, cpus=cpus, gpus=gpus) or ["can start here"]
+        return "\n".join([f"run.device={recipe.run.device}: runs on CPU", here, *verdict])
+    wanted = wants(recipe)
+    lines = [
+        f"run.device={recipe.run.device}: wants {wanted.gpus} GPUs ({wanted.trainer_gpus} trainer, "
+        f"{wanted.inference_gpus} inference) and {wanted.cpus} CPU cores",
+        here,
+    ]
+    if recipe.run.ray_address is not None:
+        return "\n".join([*lines, f"the Ray cluster at {recipe.run.ray_address} is asked when the run starts"])
+    return "\n".join([*lines, *(missing_hardware(recipe, cpus=cpus, gpus=gpus) or ["can start here"])])
+
+
+def _scaled(count: int) -> str:
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,57 @@
+"""A Hugging Face checkpoint that `AutoModelForCausalLM.from_pretrained` and vLLM load, streamed bucket by bucket."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from rl.weights.source import WeightSource
+
+SHARD_BYTES = 1 << 30
+"""Size of an exported safetensors file, and so the most that an export holds in memory."""
+
+_NOT_COPIED = {"config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"}
+_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}
+
+
+def write_hf_export(
+    directory: Path, source: WeightSource, config: PreTrainedConfig, origin: Path, rank: int, shard_bytes: int
+) -> None:
+    """Write config, tokenizer files of `origin` and sharded safetensors. A collective; only rank 0 writes."""
+    plan = source.plan(shard_bytes)
+    if rank == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(directory)
+        _copy_tokenizer(origin, directory)
+    weight_map: dict[str, str] = {}
+    for index, bucket in enumerate(source.buckets(shard_bytes)):
+        file = _shard_name(index, len(plan))
+        weight_map.update((name, file) for name, _ in bucket)
+        if rank == 0:
+            save_file({name: _own(tensor) for name, tensor in bucket}, directory / file, metadata={"format": "pt"})
+    if rank == 0 and len(plan) > 1:
+        total = sum(spec.nbytes for spec in source.manifest())
+        index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index_json, indent=2, sort_keys=True))
+
+
+def _shard_name(index: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU and in storage of its own: safetensors refuses tensors that share memory."""
+    return tensor.cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _copy_tokenizer(origin: Path, directory: Path) -> None:
+    for file in origin.iterdir():
+        if file.suffix in _COPIED_SUFFIXES and file.name not in _NOT_COPIED:
+            shutil.copyfile(file, directory / file.name)

@@ -1,0 +1,179 @@
+"""Packing: every token once, aligned with the position that predicts it, within budget, in lockstep, balanced."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.batch.micro_batch import PackedBatch, SftRow, TrainRow, denominator, filler
+from rl.batch.packing import pack
+from rollout.types import OBSERVED, Sample
+
+BUDGET = 32
+
+
+def sample(tokens: list[int], mask: list[int], version: int = 3) -> Sample:
+    return Sample(
+        token_ids=tuple(tokens),
+        loss_mask=tuple(mask),
+        logprobs=tuple(-0.5 * t * m for t, m in zip(tokens, mask, strict=True)),
+        versions=tuple(version if m else OBSERVED for m in mask),
+    )
+
+
+@st.composite
+def train_rows(draw: st.DrawFn) -> list[TrainRow]:
+    """Rows whose token ids are unique over the whole list, so that a token can be followed through packing."""
+    rows, next_token = [], 1
+    for length in draw(st.lists(st.integers(1, BUDGET), max_size=20)):
+        mask = [0, *draw(st.lists(st.integers(0, 1), min_size=length - 1, max_size=length - 1))]
+        tokens = list(range(next_token, next_token + length))
+        rows.append(TrainRow(sample=sample(tokens, mask, version=length % 5), advantage=float(len(rows) + 1)))
+        next_token += length
+    return rows
+
+
+def segments(batch: PackedBatch) -> list[slice]:
+    return [slice(a, b) for a, b in pairwise(batch.cu_seqlens.tolist())]
+
+
+def is_filler(batch: PackedBatch) -> bool:
+    return not batch.input_ids.any()
+
+
+def test_a_packed_row_by_hand() -> None:
+    rows = [
+        TrainRow(sample=sample([10, 11, 12, 13], [0, 0, 1, 1], version=7), advantage=-2.0),
+        TrainRow(sample=sample([20, 21], [0, 1], version=8), advantage=0.5),
+    ]
+    [[batch]] = pack(rows, ranks=1, token_budget=8)
+    assert batch.input_ids.tolist() == [10, 11, 12, 13, 20, 21]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
+    assert batch.cu_seqlens.tolist() == [0, 4, 6]
+    assert batch.labels.tolist() == [11, 12, 13, 0, 21, 0]
+    assert batch.loss_mask.tolist() == [0, 1, 1, 0, 1, 0]
+    assert batch.advantages.tolist() == [0, -2, -2, 0, 0.5, 0]
+    assert batch.behaviour_logprobs.tolist() == [0, -6, -6.5, 0, -10.5, 0]
+    assert batch.versions.tolist() == [-1, 7, 7, -1, 8, -1]
+    assert (batch.tokens, batch.trained_tokens) == (6, 3)
+
+
+def test_array_types_are_the_contract() -> None:
+    batch = filler()
+    assert {name: getattr(batch, name).dtype for name in PackedBatch.__slots__} == {
+        "input_ids": np.int64,
+        "position_ids": np.int64,
+        "cu_seqlens": np.int32,
+        "labels": np.int64,
+        "loss_mask": np.float32,
+        "advantages": np.float32,
+        "behaviour_logprobs": np.float32,
+        "versions": np.int32,
+    }
+
+
+def test_a_supervised_row_has_mask_and_labels_but_no_version() -> None:
+    [[batch]] = pack([SftRow(token_ids=(1, 2, 3), loss_mask=(0, 0, 1))], ranks=1, token_budget=4)
+    assert batch.labels.tolist() == [2, 3, 0]
+    assert batch.loss_mask.tolist() == [0, 1, 0]
+    assert batch.versions.tolist() == [-1, -1, -1]
+    assert not batch.advantages.any()
+
+
+@given(train_rows(), st.integers(1, 5))
+def test_every_row_is_packed_once_and_aligned(rows: list[TrainRow], ranks: int) -> None:
+    found = []
+    for batch in (b for rank in pack(rows, ranks, BUDGET) for b in rank if not is_filler(b)):
+        for where in segments(batch):
+            tokens = batch.input_ids[where]
+            row = next(r for r in rows if r.sample.token_ids[0] == tokens[0])
+            found.append(row)
+            assert tokens.tolist() == list(row.sample.token_ids)
+            assert batch.position_ids[where].tolist() == list(range(len(tokens)))
+            assert batch.labels[where].tolist() == [*row.sample.token_ids[1:], 0]
+            assert batch.loss_mask[where].tolist() == [*row.sample.loss_mask[1:], 0]
+            assert batch.behaviour_logprobs[where].tolist() == [*row.sample.logprobs[1:], 0]
+            assert batch.versions[where].tolist() == [*row.sample.versions[1:], OBSERVED]
+            assert batch.advantages[where].tolist() == [row.advantage * m for m in (*row.sample.loss_mask[1:], 0)]
+    assert sorted(r.advantage for r in found) == [r.advantage for r in rows]
+
+
+@given(train_rows(), st.integers(1, 5))
+def test_lockstep_budget_and_denominator(rows: list[TrainRow], ranks: int) -> None:
+    packed = pack(rows, ranks, BUDGET)
+    assert len(packed) == ranks
+    assert len({len(rank) for rank in packed}) == 1 and packed[0]
+    assert all(b.tokens <= BUDGET for rank in packed for b in rank if not is_filler(b))
+    assert denominator(packed) == sum(r.sample.trained_tokens for r in rows)
+    again = pack(rows, ranks, BUDGET)
+    assert [[b.input_ids.tolist() for b in rank] for rank in packed] == [
+        [b.input_ids.tolist() for b in rank] for rank in again
+    ]
+
+
+@given(train_rows(), st.integers(1, 5))
+def test_few_and_balanced_micro_batches(rows: list[TrainRow], ranks: int) -> None:
+    """No more than best-fit decreasing guarantees (twice the lower bound), and LPT's spread: at most one row."""
+    packed = pack(rows, ranks, BUDGET)
+    total = sum(len(r) for r in rows)
+    lower_bound = max(1, -(-total // BUDGET))
+    assert len(packed[0]) <= -(-2 * lower_bound // ranks)
+    longest = max((len(r) for r in rows), default=0)
+    if total <= len(packed[0]) * ranks * (BUDGET - longest):  # roomy enough for LPT never to pass the budget
+        loads = [0 if is_filler(b) else b.tokens for rank in packed for b in rank]
+        assert max(loads) - min(loads) <= longest
+
+
+def test_equal_rows_are_spread_evenly() -> None:
+    rows = [SftRow(token_ids=(1,) * 8, loss_mask=(0,) + (1,) * 7)] * 12
+    packed = pack(rows, ranks=2, token_budget=32)
+    assert [[b.tokens for b in rank] for rank in packed] == [[24, 24], [24, 24]]
+
+
+def test_totals_of_the_ranks_are_evened_out() -> None:
+    """Large and small micro-batches alternate: 8 + 5 and 7 + 6, not 8 + 6 and 7 + 5; the first two run together."""
+    rows = [SftRow(token_ids=(1,) * n, loss_mask=(0,) * n) for n in (5, 8, 6, 7)]
+    assert [[b.tokens for b in rank] for rank in pack(rows, ranks=2, token_budget=8)] == [[8, 5], [7, 6]]
+
+
+def test_the_tight_fit_is_found_where_balancing_would_need_one_more() -> None:
+    lengths = [3, 3, 2, 2, 2]  # LPT over two bins of 6 ends at 7 + 5; {3,3} and {2,2,2} fit
+    rows = [SftRow(token_ids=(1,) * n, loss_mask=(0,) * n) for n in lengths]
+    assert [[b.tokens for b in rank] for rank in pack(rows, ranks=1, token_budget=6)] == [[6, 6]]
+
+
+def test_fewer_rows_than_ranks_are_filled_with_zero_weight() -> None:
+    packed = pack([SftRow(token_ids=(5, 6), loss_mask=(0, 1))], ranks=3, token_budget=4)
+    assert [len(rank) for rank in packed] == [1, 1, 1]
+    assert sorted(b.trained_tokens for rank in packed for b in rank) == [0, 0, 1]
+
+
+def test_no_rows_still_keep_every_rank_in_step() -> None:
+    packed = pack([], ranks=2, token_budget=4)
+    assert [len(rank) for rank in packed] == [1, 1] and denominator(packed) == 0
+
+
+def test_a_row_over_the_budget_names_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"row 1 has 9 tokens, trainer.token_budget is 8: raise .* at least 9"):
+        pack([SftRow(token_ids=(1,) * n, loss_mask=(0,) * n) for n in (2, 9)], ranks=1, token_budget=8)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (SftRow(token_ids=(), loss_mask=()), "row 0 has no tokens"),
+        (SftRow(token_ids=(1, 2), loss_mask=(1, 1)), "row 0: its first token is to be trained"),
+    ],
+)
+def test_rows_that_cannot_be_trained_are_refused(row: SftRow, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack([row], ranks=1, token_budget=8)
+
+
+def test_supervised_row_lists_must_agree() -> None:
+    with pytest.raises(ValueError, match="2 token_ids but 1 loss_mask"):
+        SftRow(token_ids=(1, 2), loss_mask=(0,))

@@ -1,0 +1,144 @@
+"""Every way a session ends: exit code, summary, directory. Real Ray, with a `train` that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rl.rundir.checkpoint import CheckpointStore
+from rl.rundir.directory import RunDir
+from rl.rundir.progress import Progress
+from rl.rundir.runstate import write_state
+from rollout.buffer.buffer import BufferState
+from rollout.buffer.ledger import Ledger
+
+REPOSITORY = Path(__file__).parents[3]
+PROGRAM = """
+import math, os, sys, time
+import rl.driver.cluster
+from rl.driver.processes import new_run_id
+from rl.driver.guardian import run_guarded
+from rl.recipe.load import load_recipe
+from rl.run import train
+from rl.driver.session import drive
+
+def outside_of_any_wait(session):
+    open(session.directory.path / "reading", "w").close()
+    while True:
+        time.sleep(0.01)
+
+def not_a_number(session):
+    session.progress.mismatch_sum, session.progress.mismatch_tokens = math.nan, 1
+    raise RuntimeError("boom")
+
+def ray_hangs_at_the_end(session):
+    rl.driver.cluster.CLOSE_S = 1.0
+    rl.driver.cluster.ray.shutdown = lambda: time.sleep(300)
+
+def one_more_group_is_stale(session):
+    session.count_tasks({"reissued/stale": session.stale_before + 1})
+    print("dropped", session.values["rollout/dropped_stale"], "of", session.ledger_counts["reissued/stale"])
+
+recipe = load_recipe("recipes/quickstart.yaml", ["wandb.mode=disabled", *sys.argv[2:]])
+run_id = new_run_id()
+sys.exit(run_guarded(lambda: drive(recipe, run_id, globals()[sys.argv[1]]), run_id=run_id))
+"""
+
+
+def start(scenario: str, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, scenario, *overrides],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(scenario: str, *overrides: str) -> tuple[int, str]:
+    process = start(scenario, *overrides)
+    output, _ = process.communicate(timeout=110)
+    return process.returncode, output
+
+
+def summary(directory: Path) -> dict[str, object]:
+    values: dict[str, object] = json.loads((directory / "summary.json").read_text())
+    return values
+
+
+def earlier_run(directory: Path) -> None:
+    """Finished after 3 steps; two groups had been dropped as stale on the way."""
+    ledger = Ledger()
+    for _ in range(2):
+        ledger.reissue(ledger.issue_next(0).id, "stale")
+    with RunDir.open(directory, resume="never", run_id="earlier") as run:
+        store = CheckpointStore(run.checkpoints, keep=1)
+        progress = Progress(step=3, version=3, eval_after={"eval/success": 0.5})
+        write_state(store.begin(3), progress, BufferState(ledger=ledger.state_dict(), groups=()))
+        store.publish(3)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_what_is_dropped_from_its_checkpoint_on(tmp_path: Path) -> None:
+    earlier_run(tmp_path / "run")
+    code, output = run("one_more_group_is_stale", f"run.dir={tmp_path / 'run'}", "resume=auto")
+    assert code == 0 and "dropped 1.0 of 3" in output
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_run_starts_nothing_and_keeps_its_summary(tmp_path: Path) -> None:
+    earlier_run(tmp_path / "run")
+    code, output = run("train", f"run.dir={tmp_path / 'run'}", "resume=auto", "run.steps=3")
+    assert code == 0 and "nothing to resume" in output
+    told = summary(tmp_path / "run")
+    assert (told["steps"], told["eval_success_after"], told["tasks_issued"]) == (3, 0.5, 2)
+    assert not list((tmp_path / "run" / "logs").iterdir())
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_heard_outside_of_any_wait(tmp_path: Path) -> None:
+    process = start("outside_of_any_wait", f"run.dir={tmp_path / 'run'}")
+    while not (tmp_path / "run" / "reading").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert summary(tmp_path / "run")["exit_reason"] == "SIGINT"
+
+
+@pytest.mark.slow
+def test_the_summary_is_written_whatever_the_numbers_are(tmp_path: Path) -> None:
+    code, output = run("not_a_number", f"run.dir={tmp_path / 'run'}")
+    assert code == 1 and "the driver failed: RuntimeError: boom" in output
+    assert summary(tmp_path / "run")["mismatch_logprob_abs_mean"] is None
+
+
+@pytest.mark.slow
+def test_an_end_that_hangs_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    code, output = run("ray_hangs_at_the_end", f"run.dir={tmp_path / 'run'}")
+    assert code == 0, output
+    assert "Current thread" in output and "_shut_down" in output
+    assert summary(tmp_path / "run")["exit_reason"] == "finished"
+
+
+@pytest.mark.slow
+def test_missing_hardware_starts_nothing_and_leaves_the_directory_free(tmp_path: Path) -> None:
+    code, output = run("not_a_number", f"run.dir={tmp_path / 'run'}", "run.device=cuda", "trainer.ranks=998")
+    assert code == 2, output
+    assert "GPUs" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, output = run("not_a_number", f"run.dir={tmp_path / 'file' / 'run'}")
+    assert code == 2
+    assert output.splitlines()[-1].startswith("error: run.dir=") and "Not a directory" in output
+    assert "Traceback" not in output

@@ -1,0 +1,185 @@
+"""What the learner's tests share: tiny models, one fixed training problem, and its answer by plain Hugging Face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+)
+from transformers.core_model_loading import revert_weight_conversion
+
+from rl.batch.micro_batch import TrainRow
+from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
+from rl.learner.learner import Learner
+from rollout.types import Sample
+
+VOCAB = 512
+TEMPERATURE = 0.7
+# A large eps: Adam's first step is g / (|g| + eps), which turns rounding noise of near-zero gradients into whole steps.
+OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-3, weight_decay=0.1, clip_norm=0.05)
+
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.1,
+}
+
+
+def model_config(kind: str) -> PreTrainedConfig:
+    if kind.startswith("glm"):
+        return Glm4MoeConfig(
+            **_COMMON,
+            num_hidden_layers=3,
+            n_routed_experts=8,
+            n_shared_experts=1,
+            first_k_dense_replace=1,
+            n_group=2,
+            topk_group=1,
+            norm_topk_prob=True,
+            routed_scaling_factor=1.7,
+            use_qk_norm=True,
+            attention_bias=True,
+        )
+    if kind == "qwen":
+        return Qwen3MoeConfig(**_COMMON, num_hidden_layers=2, num_experts=8, norm_topk_prob=True)
+    dense = {k: v for k, v in _COMMON.items() if k not in ("moe_intermediate_size", "num_experts_per_tok")}
+    return LlamaConfig(**dense, num_hidden_layers=2, tie_word_embeddings=True)
+
+
+def make_model(kind: str, directory: Path) -> Path:
+    """Save a tiny random model. `glm-skewed` routes every token to the first four experts, those of rank 0."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(model_config(kind), dtype=torch.float32)
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            bias = module.e_score_correction_bias
+            bias.copy_(torch.randn(bias.shape) * 0.2)
+            if kind == "glm-skewed":
+                bias[:4] += 10.0
+    model.save_pretrained(directory / kind)
+    return directory / kind
+
+
+def learner(
+    path: Path,
+    ranks: int,
+    expert_parallel: int,
+    persist: int = 100_000,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    gradient_checkpointing: bool = False,
+    dtype: str = "float32",
+) -> Learner:
+    """A learner on gloo; parameters of up to `persist` elements stay whole between steps."""
+    settings = {
+        "ranks": ranks,
+        "expert_parallel": expert_parallel,
+        "logprob_chunk": 11,
+        "timeout_s": 60.0,
+        "gradient_checkpointing": gradient_checkpointing,
+        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": persist}},
+    }
+    return Learner(
+        model_path=str(path),
+        model_cfg=ModelConfig.model_validate({"path": str(path), "dtype": dtype}),
+        trainer_cfg=TrainerConfig.model_validate({**settings, "optimizer": optimizer.model_dump()}),
+        optimizer_cfg=optimizer,
+        seed=5,
+        device="cpu",
+    )
+
+
+def rows() -> list[TrainRow]:
+    """Seven rows of 2 to 16 tokens; about two thirds of the tokens are sampled, with plausible logprobs."""
+    generator = np.random.default_rng(1)
+    made = []
+    for length in (7, 12, 5, 9, 3, 16, 2):
+        mask = [0, *(int(generator.random() < 0.7) for _ in range(length - 1))]
+        made.append(
+            TrainRow(
+                sample=Sample(
+                    token_ids=tuple(generator.integers(0, VOCAB, length).tolist()),
+                    loss_mask=tuple(mask),
+                    logprobs=tuple(-6.0 - float(generator.random()) if m else 0.0 for m in mask),
+                    versions=tuple(0 if m else -1 for m in mask),
+                ),
+                advantage=float(generator.normal()),
+            )
+        )
+    return made
+
+
+def objective(logprobs: Tensor, entropy: Tensor, batch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """An unclipped policy gradient; its statistics are sums."""
+    ratio = torch.exp(logprobs - batch.behaviour_logprobs)
+    loss = -(ratio * batch.advantages * batch.loss_mask).sum() / denominator
+    return loss, {"entropy_sum": (entropy * batch.loss_mask).sum().detach(), "tokens": batch.loss_mask.sum()}
+
+
+@dataclass
+class Answer:
+    """What plain Hugging Face and torch.optim.AdamW make of one step; tensors under checkpoint names."""
+
+    logprobs: list[Tensor]
+    loss: float
+    grad_norm: float
+    first_moment: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+def checkpoint_names(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    if model.config.tie_word_embeddings:
+        kept.pop("lm_head.weight", None)
+    return revert_weight_conversion(model, kept)
+
+
+def plain_answer(path: Path) -> Answer:
+    """One step over `rows()`, one sequence at a time, with full logits."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=OPTIMIZER.lr,
+        betas=OPTIMIZER.betas,
+        eps=OPTIMIZER.eps,
+        weight_decay=OPTIMIZER.weight_decay,
+    )
+    data = rows()
+    count = sum(row.sample.trained_tokens for row in data)
+    all_logprobs, total = [], 0.0
+    for row in data:
+        tokens = torch.tensor(row.sample.token_ids)
+        logits = model(input_ids=tokens[None]).logits[0] / TEMPERATURE
+        logprobs = logits[:-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+        mask = torch.tensor(row.sample.loss_mask[1:], dtype=torch.float32)
+        behaviour = torch.tensor(row.sample.logprobs[1:])
+        loss = -(torch.exp(logprobs - behaviour) * row.advantage * mask).sum() / count
+        loss.backward()
+        all_logprobs.append(logprobs.detach())
+        total += loss.item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+    optimizer.step()
+    moments = {name: optimizer.state[p]["exp_avg"] for name, p in model.named_parameters() if p in optimizer.state}
+    return Answer(
+        logprobs=all_logprobs,
+        loss=total,
+        grad_norm=float(norm),
+        first_moment=checkpoint_names(model, moments),
+        weights=checkpoint_names(model, model.state_dict()),
+    )

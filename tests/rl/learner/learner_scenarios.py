@@ -1,0 +1,171 @@
+"""What one rank does in each multi-process test of the learner; see `tests.rl.learner.learner_worker.run_ranks`.
+
+Starting a rank costs seconds, so a scenario checks many configurations, building one learner after another in the
+same process, which is itself what an SFT stage followed by reinforcement learning does.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from deepspeed.utils import groups, safe_get_full_optimizer_state
+from torch import Tensor
+
+from rl.batch.micro_batch import PackedBatch, denominator, filler
+from rl.batch.packing import pack
+from rl.learner.learner import Learner
+from rl.weights.source import _pieces
+from tests.rl.learner import learner_fixtures as fixtures
+from tests.rl.learner.learner_cases import CASES, SMALL_BUCKET
+
+RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """One step of every case, with all that can be compared with plain Hugging Face; and then a second step."""
+    results = {}
+    for case in CASES[WORLD]:
+        learner = fixtures.learner(
+            directory.parent / case.kind,
+            WORLD,
+            case.expert_parallel,
+            case.persist,
+            gradient_checkpointing=case.checkpointing,
+        )
+        batches, count = with_fillers(case.budget)
+        before = row_logprobs(learner)
+        stats = learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+        export = directory / ("export-" + "-".join(map(str, case)))
+        learner.export_hf(export, shard_bytes=100_000)
+        results[case] = {
+            "logprobs": before,
+            "stats": stats,
+            "first_moment": first_moments(learner),
+            "weights": full_weights(learner),
+            "manifest": learner.weights.manifest(),
+            "streaming": stream_in_small_buckets(learner),
+            "logprobs_after": row_logprobs(learner),
+            "export": export,
+        }
+        second = learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+        results[case]["second_loss"] = second["loss"]
+        learner.close()
+    return results
+
+
+def half_precision(directory: Path) -> dict[str, Any]:
+    """One step in bfloat16, and what the first router sees and says."""
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD, dtype="bfloat16")
+    router = learner._moe_layers[0].router
+    seen: dict[str, Tensor] = {}
+    router.gate.register_forward_hook(
+        lambda gate, inputs, logits: seen.update(
+            input=inputs[0].detach(), weight=gate.weight.detach().clone(), logits=logits.detach()
+        )
+    )
+    logprobs = row_logprobs(learner)
+    stats = step(learner)
+    buffers = {name: buffer.dtype for name, buffer in learner._engine.module.named_buffers()}
+    types = {spec.name: spec.dtype for spec in learner.weights.manifest()}
+    learner.close()
+    return {"logprobs": logprobs, "stats": stats, "router": seen, "buffers": buffers, "types": types}
+
+
+def lockstep(directory: Path) -> dict[str, Any]:
+    """Wrong calls are refused on every rank, the learner still works afterwards, and lr=0 moves no weight."""
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
+    batches, count = with_fillers(64)
+    errors = []
+    for wrong, number in [(batches * (RANK + 1), count), ([], count), (batches, count + RANK), (batches, 0)]:
+        try:
+            learner.train_step(wrong, fixtures.objective, number, lr=0.0)
+        except ValueError as error:
+            errors.append(str(error))
+    before = full_weights(learner)
+    stats = learner.train_step(batches, fixtures.objective, count, lr=0.0, temperature=fixtures.TEMPERATURE)
+    after = full_weights(learner)
+    learner.close()
+    return {
+        "errors": errors,
+        "loss": stats["loss"],
+        "unmoved": all(torch.equal(after[name], before[name]) for name in before),
+    }
+
+
+def resume_first(directory: Path) -> dict[str, Any]:
+    """One step, save, another step."""
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
+    step(learner)
+    learner.save(directory.parent / "checkpoint")
+    return after_checkpoint(learner)
+
+
+def resume_second(directory: Path) -> dict[str, Any]:
+    """What a new process makes of that checkpoint."""
+    learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
+    for draw in range(3):
+        torch.rand(draw + 1), random.random(), np.random.random()
+    learner.load(directory.parent / "checkpoint")
+    return after_checkpoint(learner)
+
+
+def after_checkpoint(learner: Learner) -> dict[str, Any]:
+    draws = [torch.rand(3).tolist(), random.random(), np.random.random()]
+    stats = step(learner)
+    return {"draws": draws, "stats": stats, "weights": full_weights(learner)}
+
+
+def step(learner: Learner) -> dict[str, float]:
+    batches, count = with_fillers(20)
+    return learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+
+
+def with_fillers(budget: int) -> tuple[list[PackedBatch], int]:
+    """This rank's micro-batches and the denominator. At a budget of 17 a filler comes first or last, by rank."""
+    packed = pack(fixtures.rows(), WORLD, budget)
+    mine = packed[RANK]
+    if budget == 17:
+        mine = [filler(), *mine] if RANK == 0 else [*mine, filler()]
+    return mine, denominator(packed)
+
+
+def row_logprobs(learner: Learner) -> list[Tensor]:
+    """One row per call, the same on every rank: [L - 1] each."""
+    packed = [pack([row], 1, 64)[0][0] for row in fixtures.rows()]
+    return [torch.from_numpy(learner.logprobs(batch, fixtures.TEMPERATURE)[:-1]) for batch in packed]
+
+
+def full_weights(learner: Learner, max_bytes: int = 1 << 30) -> dict[str, Tensor]:
+    return {name: tensor.clone() for bucket in learner.weights.buckets(max_bytes) for name, tensor in bucket}
+
+
+def stream_in_small_buckets(learner: Learner) -> dict[str, Any]:
+    """The weights through small buckets, with the bytes of each and those of parameters that are whole meanwhile."""
+    weights, bucket_bytes, whole_bytes = {}, [], []
+    for bucket in learner.weights.buckets(SMALL_BUCKET):
+        weights.update({name: tensor.clone() for name, tensor in bucket})
+        bucket_bytes.append([tensor.nbytes for _, tensor in bucket])
+        whole_bytes.append(sum(parameter.data.nbytes for parameter in learner._engine.module.parameters()))
+    left = sum(parameter.data.nbytes for parameter in learner._engine.module.parameters())
+    return {"weights": weights, "bucket_bytes": bucket_bytes, "whole_bytes": whole_bytes, "left": left}
+
+
+def first_moments(learner: Learner) -> dict[str, Tensor]:
+    """Adam's first moment after one step, (1 - beta1) times the clipped gradient that the optimizer saw."""
+    moments: dict[str, Tensor] = {}
+    for name, parameter in learner._engine.module.named_parameters():
+        full = safe_get_full_optimizer_state(parameter, "exp_avg")
+        (piece,) = _pieces(name, parameter, max_bytes=None)
+        if piece.experts is None:
+            moments[piece.names[0]] = full.clone()
+            continue
+        group = groups._get_expert_parallel_group(parameter.group_name)
+        shards = [torch.empty_like(full) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(shards, full.contiguous(), group=group)
+        moments.update(zip(piece.names, torch.cat(shards).unbind(0), strict=True))
+    return moments

@@ -1,0 +1,59 @@
+"""One rank of a learner under test: `python -m tests.rl.learner.learner_worker SCENARIO RANK_DIR`.
+
+The torch.distributed environment is set by `run_ranks` below, which also owns the deadline and the clean-up. A
+scenario is a function of `tests.rl.learner.learner_scenarios`; what it returns is saved as `result-<rank>.pt`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run_ranks(scenario: str, ranks: int, directory: Path, deadline_s: float = 240.0) -> list[Any]:
+    """Run a scenario on `ranks` fresh processes; their results in rank order. Fails with the log of a failed rank."""
+    directory.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), WORLD_SIZE=str(ranks))
+    environment.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    processes = []
+    for rank in range(ranks):
+        with open(directory / f"log-{rank}.txt", "w") as log:
+            command = [sys.executable, "-m", "tests.rl.learner.learner_worker", scenario, str(directory)]
+            processes.append(
+                subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": str(rank)}, stdout=log, stderr=log)
+            )
+    try:
+        codes = [process.wait(timeout=deadline_s) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = "\n".join(f"--- rank {r}\n{(directory / f'log-{r}.txt').read_text()[-4000:]}" for r in range(ranks))
+    assert codes == [0] * ranks, f"{scenario} ended with {codes}\n{logs}"
+    return [torch.load(directory / f"result-{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    from tests.rl.learner import learner_scenarios
+
+    scenario, directory = sys.argv[1], Path(sys.argv[2])
+    result = getattr(learner_scenarios, scenario)(directory)
+    torch.save(result, directory / f"result-{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What DeepSpeed is configured with, and which overrides are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from rl.learner.config import OptimizerConfig, TrainerConfig
+from rl.learner.deepspeed_config import deepspeed_config
+
+OPTIMIZER = OptimizerConfig(lr=3e-4, clip_norm=0.5, weight_decay=0.1)
+GLM = {"model_type": "glm4_moe", "n_routed_experts": 8}
+DENSE = {"model_type": "llama"}
+
+
+def build(model: dict, dtype: str = "float32", device: str = "cpu", **trainer) -> dict:
+    return deepspeed_config(model, TrainerConfig(optimizer=OPTIMIZER, **trainer), OPTIMIZER, dtype, device)
+
+
+def test_experts_are_split_by_autoep_whenever_there_are_any() -> None:
+    for size in (1, 2):
+        section = build(GLM, expert_parallel=size)["expert_parallel"]
+        assert section == {"enabled": True, "autoep_size": size, "preset_model": "deepseek_v3"}
+    assert "expert_parallel" not in build(DENSE)
+
+
+def test_the_optimizer_and_precision_are_the_recipes() -> None:
+    config = build(GLM)
+    assert config["gradient_clipping"] == 0.5
+    assert config["optimizer"]["params"]["lr"] == 3e-4
+    assert config["bf16"] == {"enabled": False} and "data_types" not in config
+    half = build(GLM, dtype="bfloat16")
+    assert half["bf16"] == {"enabled": True} and half["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_overrides_are_merged_key_by_key() -> None:
+    override = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "expert_parallel": {"use_grouped_mm": 0}}
+    config = build(GLM, deepspeed=override)
+    assert config["zero_optimization"]["stage"] == 3
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+    assert config["expert_parallel"]["autoep_size"] == 1
+    assert config["optimizer"]["params"]["torch_adam"] is False, "offloaded states need DeepSpeed's own kernel"
+
+
+@pytest.mark.parametrize(
+    ("override", "owner"),
+    [
+        ({"gradient_clipping": 1.0}, "trainer.optimizer.clip_norm"),
+        ({"zero_optimization": {"stage": 2}}, "stage 3"),
+        ({"zero_optimization": None}, "stage 3"),
+        ({"bf16": {"enabled": True}}, "model.dtype"),
+        ({"fp16": {"enabled": True}}, "model.dtype"),
+        ({"optimizer": {"params": {"lr": 1.0}}}, "trainer.optimizer"),
+        ({"expert_parallel": {"autoep_size": 4}}, "trainer.expert_parallel"),
+    ],
+)
+def test_keys_that_other_settings_own_are_refused_with_the_setting(override: dict, owner: str) -> None:
+    with pytest.raises(ValueError, match=owner):
+        build(GLM, deepspeed=override)
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "size", "message"),
+    [
+        (DENSE, 2, 2, "has no experts; set it to 1"),
+        (GLM, 3, 2, "must divide"),
+        (GLM, 3, 3, "8 experts"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, 2, 2, "supported are glm4_moe, qwen3_moe"),
+    ],
+)
+def test_expert_parallelism_that_does_not_fit_is_refused(model: dict, ranks: int, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(model, ranks=ranks, expert_parallel=size)

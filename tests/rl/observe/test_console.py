@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rl.observe.console import Console, duration, step_line
+
+REPOSITORY = Path(__file__).parents[3]
+VALUES = {
+    "reward/mean": 0.625,
+    "reward/std": 0.31,
+    "rollout/success": 0.71,
+    "loss/policy": -0.0123,
+    "mismatch/logprob_abs_mean": 1.5e-7,
+    "staleness/max": 1.0,
+    "perf/tokens_per_s": 412.4,
+    "time/step_s": 2.34,
+    "time/wait_rollouts_s": 1.4,
+    "time/train_s": 0.6,
+}
+
+
+def test_a_step_line_ends_with_the_bottleneck_and_the_knob() -> None:
+    line = step_line(3, 60, VALUES, 200).plain
+    assert line.startswith(" 3/60  reward  0.62  ± 0.31  success  71%")
+    assert line.endswith("waiting for rollouts → inference.replicas")
+    assert "Δlogprob 1.5e-07" in line
+
+
+@pytest.mark.parametrize("width", [100, 120, 140])
+def test_a_narrow_step_line_drops_details_and_keeps_what_matters(width: int) -> None:
+    line = step_line(3, 60, VALUES, width).plain
+    assert len(line) <= width
+    for part in ("3/60", "reward", "success", "waiting for rollouts → inference.replicas"):
+        assert part in line
+
+
+def test_metrics_that_are_absent_are_left_out() -> None:
+    assert step_line(1, 2, {"reward/mean": 1.0, "time/train_s": 1.0}, 80).plain == (
+        "1/2  reward  1.00  · training → trainer.ranks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8.26, "8.3 s"), (47.4, "47 s"), (192, "3 min 12 s"), (7500, "2 h 05 min"), (59.7, "1 min 00 s")],
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def _everything(console: Console) -> None:
+    console.title("sluice")
+    with console.phase("starting Ray"), console.phase("starting vLLM engine"):
+        pass
+    for step in range(1, 41):
+        console.supervised_step(step, 40, 3.0 - step / 40)
+    console.step(1, VALUES)
+    console.warn("[bold]not markup[/bold]")
+    console.summary(
+        "done: 1 step",
+        before={"held-out success": 0.31},
+        after={"held-out success": 0.86},
+        facts={"policy version": "1"},
+        places={"run directory": "/a/" + "very/long/" * 30 + "path"},
+    )
+
+
+def test_a_pipe_gets_plain_unwrapped_lines_and_nothing_redrawn() -> None:
+    stream = io.StringIO()
+    with Console(steps=1, stream=stream) as console:
+        _everything(console)
+    text = stream.getvalue()
+    assert not set(text) & set("\x1b\r")
+    lines = text.splitlines()
+    assert any(line.endswith("→ inference.replicas") for line in lines)
+    assert "warning: [bold]not markup[/bold]" in lines
+    assert sum("supervised cold start" in line for line in lines) == 10
+    assert any(line.endswith("very/long/path") for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_the_summary_says_before_and_after() -> None:
+    stream = io.StringIO()
+    with Console(steps=1, stream=stream) as console:
+        _everything(console)
+    assert re.search(r"held-out success\s+31% →\s+86%\s+\+55 points", stream.getvalue())
+
+
+def test_a_failed_phase_is_marked_and_raises() -> None:
+    stream = io.StringIO()
+    with Console(steps=1, stream=stream) as console, pytest.raises(RuntimeError), console.phase("starting Ray"):
+        raise RuntimeError
+    assert re.search(r"✗ starting Ray\s+0\.0 s", stream.getvalue())
+
+
+def test_an_ascii_stream_gets_question_marks_instead_of_a_crash() -> None:
+    raw = io.BytesIO()
+    with Console(steps=1, stream=io.TextIOWrapper(raw, encoding="ascii", write_through=True)) as console:
+        console.step(1, VALUES)
+    assert b"? inference.replicas" in raw.getvalue()
+
+
+def test_threads_do_not_garble_lines() -> None:
+    stream = io.StringIO()
+    with Console(steps=400, stream=stream) as console:
+        threads = [
+            threading.Thread(target=lambda name=name: [console.note(name * 50) for _ in range(100)]) for name in "abcd"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 400
+    assert set(lines) == {name * 50 for name in "abcd"}
+
+
+def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
+    program = (
+        "from tests.rl.observe.test_console import _everything\nfrom rl.observe.console import Console\n"
+        "with Console(steps=1) as console: _everything(console)"
+    )
+    output = _in_terminal(program)
+    assert "━" in output
+    assert "\x1b[?25l" in output
+    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
+    tail = output[output.rindex("\x1b[?25h") :]
+    assert "+55 points" in tail
+    assert "━" not in tail
+
+
+def _in_terminal(program: str) -> str:
+    """What a program writes to a real pseudo-terminal."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    chunks = []
+    try:
+        while chunk := os.read(ours, 65536):
+            chunks.append(chunk)
+    except OSError:
+        pass  # Linux says EIO where others say end of file
+    os.close(ours)
+    assert child.wait() == 0, b"".join(chunks).decode()
+    return b"".join(chunks).decode()

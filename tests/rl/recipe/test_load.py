@@ -1,0 +1,253 @@
+"""What a recipe file may say, and what one reads when it says something else: file, line, value, nearest key, fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rl.recipe.load import RecipeError, derived, load_recipe, resolved_text, save_resolved
+
+REPOSITORY = Path(__file__).parents[3]
+SMALL = """\
+model: owner/name
+sandbox: unsafe-none
+tasks:
+  sources:
+    - environment: python
+    - environment: store
+      weight: 2
+rollout:
+  group_size: 4
+  max_context: 512
+trainer:
+  groups_per_step: 6
+  token_budget: 1024
+  optimizer:
+    lr: 1e-3
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL, encoding="utf-8")
+    return path
+
+
+def messages(path: Path, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value.messages
+
+
+def changed(path: Path, old: str, new: str) -> Path:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+def test_values_defaults_and_short_forms(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.model.path == "owner/name" and recipe.model.dtype == "bfloat16"
+    assert recipe.sandbox.kind == "unsafe-none" and recipe.sandbox.wall_s == 10.0
+    assert [source.weight for source in recipe.tasks.sources] == [1.0, 2.0]
+    assert recipe.trainer.optimizer.lr == 1e-3 and recipe.sft is None
+
+
+def test_an_unknown_key_names_file_line_and_the_nearest(recipe_file: Path) -> None:
+    changed(recipe_file, "group_size", "group_sise")
+    assert messages(recipe_file) == (
+        f"{recipe_file}:9: unknown key 'rollout.group_sise'; the nearest is 'rollout.group_size'",
+    )
+
+
+def test_a_key_in_the_wrong_section_names_the_right_one(recipe_file: Path) -> None:
+    changed(recipe_file, "  groups_per_step", "  max_staleness: 1\n  groups_per_step")
+    assert messages(recipe_file) == (
+        f"{recipe_file}:12: unknown key 'trainer.max_staleness'; the nearest is 'buffer.max_staleness'",
+    )
+
+
+def test_every_problem_is_reported_at_once(recipe_file: Path) -> None:
+    changed(recipe_file, "group_size: 4", "group_size: four")
+    changed(recipe_file, "lr: 1e-3", "lr: -1")
+    changed(recipe_file, "weight: 2", "weigth: 2")
+    assert messages(recipe_file) == (
+        f"{recipe_file}:7: unknown key 'tasks.sources.1.weigth'; the nearest is 'tasks.sources.1.weight'",
+        f'{recipe_file}:9: rollout.group_size: expected a valid integer, got "four"',
+        f"{recipe_file}:15: trainer.optimizer.lr: expected greater than or equal to 0, got -1",
+    )
+
+
+def test_types_are_strict(recipe_file: Path) -> None:
+    assert messages(recipe_file, "run.steps='3'")[0].endswith('run.steps: expected a valid integer, got "3"')
+    assert messages(recipe_file, "run.steps=true")[0].endswith("expected a valid integer, got true")
+    assert messages(recipe_file, "run.steps=2.5")[0].endswith("expected a valid integer, got 2.5")
+    assert messages(recipe_file, "run.name=7")[0].endswith("expected a valid string, got 7 (put it in quotes)")
+    assert messages(recipe_file, "rollout.thinking=yes")[0].endswith('expected a valid boolean, got "yes"')
+    assert messages(recipe_file, "trainer.optimizer.lr=.inf")[0].endswith("expected a finite number, got Infinity")
+
+
+def test_missing_keys_point_at_their_section(recipe_file: Path) -> None:
+    changed(recipe_file, "  optimizer:\n    lr: 1e-3\n", "")
+    assert messages(recipe_file) == (f"{recipe_file}:11: trainer needs the key 'optimizer'",)
+    assert messages(recipe_file, "sft.steps=3")[0] == "override sft.steps=3: sft needs the key 'dataset'"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\na: 2\n", ":2: key 'a' is written twice"),
+        ("a: [1\n", ":2: not valid YAML"),
+        ("- a\n", ":1: a recipe is a mapping"),
+        ("", ":1: a recipe is a mapping"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert words in messages(path)[0]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert messages(tmp_path / "none.yaml") == (f"{tmp_path}/none.yaml: cannot be read: No such file or directory",)
+
+
+WORDS = st.sampled_from(["run", "steps", "model", "tasks", "sources", "0", "9", "sft", "trainer", "optimizer", "betas"])
+VALUES = st.sampled_from(["", "3", "x", "[1, 2]", "[]", "{a: 1}", "null", "{", "1e400", "&a [*a]", "!!set {a}", "[{}]"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.lists(WORDS, min_size=1, max_size=4).map(".".join), VALUES), min_size=1, max_size=3))
+def test_whatever_is_overridden_the_answer_is_a_recipe_or_a_recipe_error(
+    recipe_file: Path, written: list[tuple[str, str]]
+) -> None:
+    try:
+        load_recipe(recipe_file, [f"{key}={value}" for key, value in written])
+    except RecipeError as error:
+        assert error.messages and all(message for message in error.messages)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(st.text())
+def test_whatever_a_file_holds_the_answer_is_a_recipe_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert messages(path)
+
+
+def test_overrides_win_in_order(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        ["run.steps=3", "run.steps=4", "trainer.optimizer.betas=[0.8, 0.9]", "tasks.sources.1.weight=5"],
+    )
+    assert recipe.run.steps == 4 and recipe.trainer.optimizer.betas == (0.8, 0.9)
+    assert recipe.tasks.sources[1].weight == 5.0
+
+
+def test_an_override_in_a_short_section_expands_it(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["model.dtype=float32", "sandbox.wall_s=3"])
+    assert (recipe.model.path, recipe.model.dtype) == ("owner/name", "float32")
+    assert (recipe.sandbox.kind, recipe.sandbox.wall_s) == ("unsafe-none", 3.0)
+
+
+def test_a_short_override_keeps_the_rest_of_the_section(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["model.dtype=float32", "model=other/name", "sandbox=bubblewrap"])
+    assert (recipe.model.path, recipe.model.dtype, recipe.sandbox.kind) == ("other/name", "float32", "bubblewrap")
+
+
+def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
+    free_form = ["inference.engine_args.max_num_seqs=7", "rewards.weights.code=0.5"]
+    recipe = load_recipe(recipe_file, [*free_form, "eval.success_reward=0.5"])
+    assert recipe.inference.engine_args == {"max_num_seqs": 7} and recipe.rewards.weights == {"code": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steps", "write it as key=value"),
+        ("=3", "write it as key=value"),
+        ("run.stepz=3", "unknown key 'run.stepz'; the nearest is 'run.steps'"),
+        ("modle=x", "unknown key 'modle'; the nearest is 'model'"),
+        ("run.steps.x=3", "run.steps is a single value and has no key 'x'"),
+        ("tasks.sources.2.weight=3", "tasks.sources.2 is not there to be changed"),
+        ("tasks.sources.2={environment: a}", "tasks.sources has 2 entries, counted from 0"),
+        ("run.steps=[1", "not valid YAML"),
+        ("run.device=gpu", "run.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
+        ("trainer.optimizer.betas=[0.9, 1.0]", "trainer.optimizer.betas.1: expected less than 1, got 1.0"),
+        ("model.renderer=chatml", "model.renderer: expected 'glm-4.5', got \"chatml\""),
+        ("algorithm=reinforce", "expected a mapping with the keys name, clip_low"),
+        ("tasks.sources=[]", "tasks.sources: "),
+    ],
+)
+def test_a_bad_override_is_named(recipe_file: Path, override: str, words: str) -> None:
+    (message,) = messages(recipe_file, override)
+    assert message.startswith(f"override {override}: ") and words in message
+
+
+def test_cross_field_problems_point_at_the_key(recipe_file: Path) -> None:
+    changed(recipe_file, "group_size: 4", "group_size: 1")
+    assert messages(recipe_file, "rollout.max_context=2048") == (
+        f"{recipe_file}:9: rollout.group_size=1 gives GRPO zero advantages; use >= 2 or algorithm.name=reinforce",
+        f"{recipe_file}:13: trainer.token_budget=1024 is smaller than rollout.max_context=2048, and a trajectory is "
+        "never split; use trainer.token_budget>=2048",
+    )
+
+
+def test_paths_are_found_from_the_caller_then_the_repository(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    recipe = load_recipe(recipe_file, ["model=recipes/models", "tasks.sources.0.dataset=rows.jsonl"])
+    assert recipe.model.path == str(REPOSITORY / "recipes" / "models")
+    assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
+
+
+def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    overrides = ["model=~/model", "run.dir=~/run", "run.cache_dir=~/cache", "tasks.sources.0.dataset=~/rows.jsonl"]
+    recipe = load_recipe(recipe_file, overrides)
+    assert recipe.model.path == str(tmp_path / "model")
+    assert (recipe.run.dir, recipe.run.cache_dir) == (str(tmp_path / "run"), str(tmp_path / "cache"))
+    assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
+
+
+def test_the_resolved_recipe_loads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["run.name='1e-5'", "wandb.group='yes'", "trainer.optimizer.eps=1e-12", "trainer.deepspeed.a.b=null"]
+    recipe = load_recipe(recipe_file, overrides)
+    save_resolved(recipe, tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml") == recipe
+
+
+def test_the_resolved_recipe_says_what_follows_from_it(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    save_resolved(recipe, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    assert text == resolved_text(recipe)
+    assert all(f"#   {name}: {value}\n" in text for name, value in derived(recipe).items())
+
+
+def test_derived_arithmetic_by_hand(recipe_file: Path) -> None:
+    numbers = derived(load_recipe(recipe_file, ["buffer.max_staleness=2", "run.steps=10"]))
+    assert numbers == {
+        "trajectories_per_step": 24,  # 6 groups × 4
+        "tokens_per_step_max": 24 * 512,
+        "micro_batches_per_rank_max": 6,  # 2 full trajectories in 1024 tokens, 2 ranks: 24 / 4
+        "gate_groups": 18,  # 6 × (1 + 2)
+        "trajectories_in_flight_max": 32,  # 1 worker × 8 groups × 4
+        "trajectories_total": 240,
+        "training_devices": 2,
+        "inference_devices": 1,
+    }
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_resolve(path: Path) -> None:
+    load_recipe(path)

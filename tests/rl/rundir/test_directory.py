@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rl.rundir.atomic import atomic_write_json
+from rl.rundir.directory import RunDir, read_groups
+from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory
+
+
+def _group(reward: float = 1.0, text: str = "4") -> Group:
+    sample = Sample(token_ids=(5, 6, 7), loss_mask=(0, 1, 1), logprobs=(0.0, -0.1, -2.5), versions=(OBSERVED, 0, 1))
+    task = Task(
+        id="t1",
+        environment="python",
+        messages=({"role": "user", "content": "2+2"},),
+        payload={"tests": [1, {"a": None}]},
+    )
+    scored = Trajectory(
+        task_id="t1",
+        group_id="g1",
+        samples=(sample, sample),
+        messages=({"role": "user", "content": "2+2"}, {"role": "assistant", "content": text, "tool_calls": []}),
+        stop_reason="answered",
+        outcome="scored",
+        reward=reward,
+        reward_parts={"tests": reward},
+        spans=(Span(name="generate", start=1.5, end=2.25),),
+        metrics={"turns": 2.0},
+    )
+    failed = Trajectory(
+        task_id="t1",
+        group_id="g1",
+        samples=(),
+        messages=(),
+        stop_reason="aborted",
+        outcome="infra_error",
+        reward=None,
+        error="x",
+    )
+    return Group(id="g1", task=task, trajectories=(scored, failed))
+
+
+def test_a_new_directory_gets_the_layout(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path / "a" / "b", resume="never", run_id="r1") as run:
+        assert not run.resumed
+        assert run.previous_run_id is None
+        assert run.trajectories.is_dir()
+        assert run.checkpoints.is_dir()
+        assert run.logs.is_dir()
+
+
+def test_an_earlier_run_needs_resume(tmp_path: Path) -> None:
+    RunDir.open(tmp_path / "run", resume="never", run_id="r1").close()
+    with pytest.raises(ValueError, match="set resume=auto to go on"):
+        RunDir.open(tmp_path / "run", resume="never", run_id="r2")
+    with RunDir.open(tmp_path / "run", resume="auto", run_id="r2") as run:
+        assert run.resumed
+        assert run.previous_run_id == "r1"
+    with RunDir.open(tmp_path / "run", resume="must", run_id="r3") as run:
+        assert run.previous_run_id == "r2"
+
+
+def test_a_directory_in_which_nothing_started_is_taken_away_and_one_with_an_earlier_run_is_not(tmp_path: Path) -> None:
+    for start in range(2):
+        with RunDir.open(tmp_path / "run", resume="never", run_id=f"r{start}") as run:
+            run.discard()
+        assert not (tmp_path / "run").exists()
+    RunDir.open(tmp_path / "run", resume="never", run_id="r2").close()
+    with RunDir.open(tmp_path / "run", resume="auto", run_id="r3") as run:
+        run.discard()
+    assert (tmp_path / "run").exists()
+
+
+def test_resume_must_needs_an_earlier_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume=must, but"):
+        RunDir.open(tmp_path / "run", resume="must", run_id="r1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    for resume in ("never", "auto"):
+        with pytest.raises(ValueError, match="not a run directory"):
+            RunDir.open(tmp_path, resume=resume, run_id="r1")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match="is a file"):
+        RunDir.open(tmp_path / "thesis.tex", resume="auto", run_id="r1")
+
+
+def test_two_runs_at_once_are_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time, pathlib, rl.rundir.directory\n"
+        f"run = rl.rundir.directory.RunDir.open(pathlib.Path({str(tmp_path / 'run')!r}), resume='never', run_id='r1')\n"
+        "print('open', flush=True); time.sleep(60)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "open\n"
+        for resume in ("never", "auto"):
+            with pytest.raises(ValueError, match="in use by a run"):
+                RunDir.open(tmp_path / "run", resume=resume, run_id="r2")
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    with RunDir.open(tmp_path / "run", resume="auto", run_id="r2") as run:
+        assert run.previous_run_id == "r1"
+
+
+@settings(deadline=None, max_examples=30)
+@given(reward=st.floats(allow_nan=False), text=st.text(st.characters()))
+@example(reward=0.0, text="\ud800")
+def test_groups_round_trip(tmp_path_factory: pytest.TempPathFactory, reward: float, text: str) -> None:
+    with RunDir.open(tmp_path_factory.mktemp("run"), resume="never", run_id="r1") as run:
+        groups = [_group(reward, text), _group(0.0)]
+        assert read_groups(run.write_groups(3, groups)) == groups
+
+
+def test_trajectories_are_one_json_object_a_line_and_split_by_use(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path, resume="never", run_id="r1") as run:
+        path = run.write_groups(3, [_group(), _group()])
+        assert path.name == "train-000003.jsonl.gz"
+        assert run.write_groups(3, [_group()], split="eval") != path
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        assert [row["task"]["id"] for row in rows] == ["t1", "t1"]
+        before = path.read_bytes()
+        assert run.write_groups(3, [_group(), _group()]).read_bytes() == before
+
+
+def test_resuming_discards_the_trajectories_beyond_the_checkpoint(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path, resume="never", run_id="r1") as run:
+        for step in range(5):
+            run.write_groups(step, [_group()])
+        run.write_groups(4, [_group()], split="eval")
+        run.discard_trajectories_after(2)
+        names = sorted(path.name for path in run.trajectories.iterdir())
+    assert names == [f"train-00000{step}.jsonl.gz" for step in range(3)]
+
+
+def test_json_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    atomic_write_json(path, {"steps": 3})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        atomic_write_json(path, {"steps": math.nan})
+    assert json.loads(path.read_text()) == {"steps": 3}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]

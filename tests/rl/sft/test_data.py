@@ -1,0 +1,117 @@
+"""Rows of the supervised stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rl.config import Recipe
+from rl.sft.data import sft_rows
+from rl.sft.fingerprint import sft_fingerprint
+from rollout.chat.glm45 import Chat
+
+MODEL = Path(__file__).parents[3] / "recipes/models/tiny-glm4-moe"
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+TALK = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b", "reasoning_content": "r"},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+    {"role": "tool", "content": "t"},
+    {"role": "assistant", "content": "d"},
+]
+
+
+def recipe(dataset: str, rows: int = 12, seed: int = 0, thinking: bool = True) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "run": {"seed": seed},
+            "model": {"path": str(MODEL), "dtype": "float32"},
+            "sandbox": "unsafe-none",
+            "tasks": {"sources": ({"environment": "python"}, {"environment": "store"})},
+            "sft": {"dataset": dataset, "rows": rows, "optimizer": {"lr": 1e-3}},
+            "rollout": {"thinking": thinking},
+            "trainer": {"optimizer": {"lr": 1e-3}},
+        }
+    )
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def trained_text(dataset: str, thinking: bool = True) -> list[str]:
+    chat = Chat.load(MODEL)
+    rows = sft_rows(recipe(dataset, thinking=thinking))
+    return [chat.decode([t for t, m in zip(r.token_ids, r.loss_mask, strict=True) if m]) for r in rows]
+
+
+def test_the_oracle_of_every_source_demonstrates_and_the_same_recipe_gives_the_same_rows() -> None:
+    rows = sft_rows(recipe("oracle"))
+    assert len(rows) == 12 and rows == sft_rows(recipe("oracle"))
+    assert rows != sft_rows(recipe("oracle", seed=1))
+    text = [Chat.load(MODEL).decode(r.token_ids) for r in rows]
+    assert sum('"name": "python"' in t for t in text) == sum('"name": "set"' in t for t in text) == 6
+
+
+def test_a_conversation_gives_one_row_per_user_message_with_history_as_the_format_shows_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": TALK, "tools": [TOOL]})
+    assert trained_text(path) == [
+        "\n<think>r</think>\nb<|user|>",
+        "\n<think></think>\n<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call><|observation|>"
+        "\n<think></think>\nd<|user|>",
+    ]
+
+
+def test_without_thinking_the_reasoning_is_left_out(tmp_path: Path) -> None:
+    assert trained_text(write(tmp_path / "d.jsonl", {"messages": TALK[:2]}), thinking=False) == ["\nb<|user|>"]
+
+
+def test_parquet_rows_render_like_jsonl_rows(tmp_path: Path) -> None:
+    import datasets
+
+    row = {"messages": TALK, "tools": json.dumps([TOOL])}
+    parquet = str(tmp_path / "d.parquet")
+    datasets.Dataset.from_list([row]).to_parquet(parquet)
+    assert trained_text(parquet) == trained_text(write(tmp_path / "d.jsonl", row))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"tools": []}, r"row 1: field 'messages' must be a non-empty list"),
+        ({"messages": TALK, "tools": "{"}, r"row 1: field 'tools' is not JSON"),
+        ({"messages": TALK, "tools": [3]}, r"row 1: field 'tools' must be a list"),
+        ({"messages": TALK[:5]}, r"row 1: field 'messages': a demonstration ends with an assistant message"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field(tmp_path: Path, row: object, reason: str) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": TALK}, row)
+    with pytest.raises(ValueError, match=reason):
+        sft_rows(recipe(path))
+
+
+def test_a_row_that_no_micro_batch_can_hold_is_named(tmp_path: Path) -> None:
+    long = recipe(write(tmp_path / "d.jsonl", {"messages": TALK[:2]}, {"messages": TALK}))
+    fits = max(len(row) for row in sft_rows(long))
+    small = long.model_copy(update={"trainer": long.trainer.model_copy(update={"token_budget": fits - 1})})
+    with pytest.raises(ValueError, match=rf"row 1: {fits} tokens, but trainer.token_budget is {fits - 1}: raise"):
+        sft_rows(small)
+
+
+def test_a_dataset_without_an_assistant_message_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no assistant message"):
+        sft_rows(recipe(write(tmp_path / "d.jsonl", {"messages": TALK[:1]})))
+
+
+def test_the_fingerprint_follows_config_seed_and_content_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": TALK})
+    prints = [sft_fingerprint(r) for r in (recipe(path), recipe(path, rows=13), recipe(path, seed=1), recipe("oracle"))]
+    assert len(set(prints)) == 4 and prints[0] == sft_fingerprint(recipe(path))
+    longer = recipe(path).model_copy(update={"run": recipe(path).run.model_copy(update={"steps": 99})})
+    assert sft_fingerprint(longer) == prints[0]
+    write(tmp_path / "d.jsonl", {"messages": TALK}, {"messages": TALK})
+    assert sft_fingerprint(recipe(path)) != prints[0]

@@ -1,0 +1,99 @@
+"""The lock files: complete, pinned, free of addresses, and made by the command they name."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl.verbs.develop import LOCKS, PACKAGES, Lock, lock_header
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def pins(lock: Lock) -> dict[str, str]:
+    lines = (REPOSITORY / lock.name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_every_line_is_one_pin_and_no_address(lock: Lock) -> None:
+    lines = (REPOSITORY / lock.name).read_text(encoding="utf-8").splitlines()
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[^\s;]+", line) for line in lines if not line.startswith("#"))
+    assert not any("://" in line or "--index" in line or "--find-links /" in line for line in lines)
+    assert [line for line in lines if line.startswith("#")] == lock_header(lock), "run ./launch.sh lock"
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_every_requirement_of_pyproject_is_pinned_as_it_asks(lock: Lock) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + [r for extra in lock.extras for r in project["optional-dependencies"][extra]]
+    pinned = pins(lock)
+    for requirement in wanted:
+        name, exact = re.fullmatch(r"([A-Za-z0-9._-]+)(?:==(\S+)|[<>].*)?", requirement).groups()
+        assert name in pinned, f"{requirement} is not in {lock.name}: run ./launch.sh lock"
+        assert exact is None or pinned[name].split("+")[0] == exact.split("+")[0]
+
+
+def test_the_cpu_lock_leaves_out_what_breaks_it() -> None:
+    cpu = pins(LOCKS[0])
+    assert cpu["torch"].endswith("+cpu") and not {"torchvision", "torchaudio", "torchcodec", "vllm"} & cpu.keys()
+
+
+def test_the_commit_hook_is_the_check_verb_and_downloads_nothing() -> None:
+    (repository,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (hook,) = repository["hooks"]
+    assert repository["repo"] == "local" and hook["language"] == "system"
+    assert hook["entry"] == "./launch.sh check" and hook["pass_filenames"] is False
+
+
+def test_every_import_is_a_package_that_pyproject_names() -> None:
+    """What is installed only because another package wants it can go with that package's next version."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = sum(project["optional-dependencies"].values(), project["dependencies"])
+    named = {re.split(r"[=<>]", requirement)[0].lower().replace("_", "-") for requirement in requirements}
+    installed = packages_distributions()
+    for path in (path for folder in (*PACKAGES, "tests", "recipes", "benchmarks") for path in sources(folder)):
+        for module in imported(path) - sys.stdlib_module_names - {*PACKAGES, "tests", "recipes", "benchmarks"}:
+            packages = {name.lower().replace("_", "-") for name in installed.get(module, [module])}
+            assert packages & named, f"{path} imports {module}: name its package in pyproject.toml, with the reason"
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((REPOSITORY / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def test_a_test_that_hangs_fails_alone(tmp_path: Path) -> None:
+    """Under pyproject.toml's settings: the next test runs, and pytest's closing line comes."""
+    hangs = "import time\ndef test_hangs():\n    time.sleep(600)\ndef test_next():\n    pass\n"
+    (tmp_path / "test_two.py").write_text(hangs, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        REPOSITORY / "pyproject.toml",
+        "--rootdir",
+        tmp_path,
+        "--timeout=1",
+    ]
+    done = subprocess.run([*command, "test_two.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout.splitlines()[-1]

@@ -1,0 +1,86 @@
+"""What the machine is said to have, with real small programs in the place of nvidia-smi and bwrap."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from rl.recipe.machine import chosen_device, cpu_count, environment_error, gpu_names, sandbox_error
+from rl.verbs.doctor import lock_differences
+
+TWO_GPUS = "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-a)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-b)'\n"
+
+
+def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / name
+    path.write_text(script, encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_gpus_are_those_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "nvidia-smi", TWO_GPUS, monkeypatch)
+    assert [name.split(":")[0] for name in gpu_names()] == ["GPU 0", "GPU 1"]
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("-1,0", 0), ("1", 1), ("0,1", 2)])
+def test_hidden_gpus_do_not_count(visible: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "nvidia-smi", TWO_GPUS, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert len(gpu_names()) == count
+
+
+@pytest.mark.parametrize("script", ["#!/bin/sh\nexit 9\n", "#!/bin/sh\necho 'No devices were found'\n"])
+def test_a_driver_that_sees_nothing_means_no_gpus(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "nvidia-smi", script, monkeypatch)
+    assert gpu_names() == []
+
+
+def test_the_environment_is_for_the_device_that_was_chosen_else_for_what_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "nvidia-smi", TWO_GPUS, monkeypatch)
+    monkeypatch.delenv("SLUICE_DEVICE", raising=False)
+    assert chosen_device() == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert chosen_device() == "cpu"
+    monkeypatch.setenv("SLUICE_DEVICE", "cuda")
+    assert chosen_device() == "cuda"
+
+
+def test_an_environment_for_the_other_device_names_the_start_that_builds_the_right_one() -> None:
+    errors = {device: environment_error(device) for device in ("cpu", "cuda")}
+    ((device, text),) = ((device, text) for device, text in errors.items() if text)
+    assert f"SLUICE_DEVICE={device} ./launch.sh" in text
+
+
+def test_a_sandbox_that_is_missing_or_broken_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "not installed" in str(sandbox_error())
+    program(tmp_path, "bwrap", "#!/bin/sh\necho 'no namespaces here' >&2\nexit 1\n", monkeypatch)
+    assert "no namespaces here" in str(sandbox_error()) and "sandbox: unsafe-none" in str(sandbox_error())
+
+
+def test_what_is_probed_is_what_the_sandbox_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain isolation may work where the seccomp filter or the dropped user does not."""
+    program(tmp_path, "bwrap", f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\n', monkeypatch)
+    assert sandbox_error() is None
+    arguments = (tmp_path / "arguments").read_text()
+    assert "--seccomp" in arguments and "--die-with-parent" in arguments and "-I -S -c" in arguments
+
+
+def test_lock_differences_name_both_versions(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.txt"
+    pytest_version = metadata.version("pytest")
+    lock.write_text(f"# made by\npytest=={pytest_version}\npydantic==0.1\nno-such-package==1.0+x\n", encoding="utf-8")
+    assert lock_differences(lock) == [
+        f"pydantic: {metadata.version('pydantic')}, pinned 0.1",
+        "no-such-package: missing, pinned 1.0+x",
+    ]
+
+
+def test_there_is_a_cpu() -> None:
+    assert cpu_count() >= 1

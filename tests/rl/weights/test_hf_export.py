@@ -1,0 +1,57 @@
+"""An export holds what `from_pretrained` needs; that it loads is shown with a real engine in test_learner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig
+
+from rl.weights.hf_export import write_hf_export
+from rollout.types import WeightSpec
+
+
+class TwoTensors:
+    """A weight source of two tensors in two buckets; the real one needs a DeepSpeed engine (tests/rl/test_learner)."""
+
+    tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.weight": torch.ones(4)}  # noqa: RUF012
+
+    def manifest(self) -> list[WeightSpec]:
+        return [WeightSpec(name=n, dtype="float32", shape=tuple(t.shape)) for n, t in self.tensors.items()]
+
+    def plan(self, max_bytes: int) -> list[list[WeightSpec]]:
+        return [self.manifest()] if max_bytes >= 40 else [[spec] for spec in self.manifest()]
+
+    def buckets(self, max_bytes: int):
+        for bucket in self.plan(max_bytes):
+            yield [(spec.name, self.tensors[spec.name]) for spec in bucket]
+
+
+@pytest.mark.parametrize(("shard_bytes", "files"), [(1000, 1), (24, 2)])
+def test_an_export_holds_every_tensor_config_and_tokenizer_but_no_old_weights(tmp_path, shard_bytes, files) -> None:
+    origin, target = tmp_path / "origin", tmp_path / "target"
+    origin.mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja", "model.safetensors", "model.safetensors.index.json"):
+        (origin / name).write_text("{}")
+    write_hf_export(target, TwoTensors(), LlamaConfig(vocab_size=7), origin, 0, shard_bytes)  # type: ignore[arg-type]
+    shards = sorted(target.glob("*.safetensors"))
+    assert len(shards) == files
+    loaded = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in TwoTensors.tensors.items())
+    assert json.loads((target / "config.json").read_text())["vocab_size"] == 7
+    assert (target / "tokenizer.json").is_file() and (target / "chat_template.jinja").is_file()
+    index = target / "model.safetensors.index.json"
+    assert index.exists() == (files > 1)
+    if files > 1:
+        assert json.loads(index.read_text()) == {
+            "metadata": {"total_size": 40},
+            "weight_map": {name: shard.name for shard in shards for name in load_file(shard)},
+        }
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    write_hf_export(tmp_path / "target", TwoTensors(), LlamaConfig(), tmp_path, 1, 1000)  # type: ignore[arg-type]
+    assert not (tmp_path / "target").exists()

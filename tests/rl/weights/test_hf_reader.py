@@ -1,0 +1,116 @@
+"""A checkpoint read tensor by tensor is the model that transformers loads, and one that does not fit is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from rl.learner.model import load_model
+from rl.weights.hf_reader import HfCheckpoint, has_weights
+from tests.rl.learner import learner_fixtures as fixtures
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("saved")
+    for kind in ("glm", "qwen", "llama"):
+        fixtures.make_model(kind, directory)
+    return directory
+
+
+def edited(source: Path, target: Path, edit) -> Path:
+    """A copy of a model directory with other tensors."""
+    target.mkdir()
+    tensors = load_file(source / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text((source / "config.json").read_text())
+    return target
+
+
+@pytest.mark.parametrize("kind", ["glm", "qwen", "llama"])
+@pytest.mark.parametrize("shard_size", ["50GB", "100KB"])
+def test_every_tensor_is_that_of_transformers(kind: str, shard_size: str, saved: Path, tmp_path: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=torch.float32)
+    plain.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "100KB")
+    ours = load_model(str(tmp_path), "float32", seed=0)
+    expected = plain.state_dict()
+    assert ours.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+    assert all(torch.equal(b, dict(plain.named_buffers())[name]) for name, b in ours.named_buffers())
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == (kind == "llama")
+
+
+def test_every_parameter_is_placed_once_and_only_one_of_them_is_whole(saved: Path) -> None:
+    sizes: list[int] = []
+
+    def take(parameter: nn.Parameter) -> None:
+        sizes.append(parameter.numel())
+        parameter.data = parameter.data.new_empty(0)
+
+    model = load_model(str(saved / "glm"), "float32", seed=0, place=take)
+    plain = AutoModelForCausalLM.from_pretrained(saved / "glm", dtype=torch.float32)
+    assert sorted(sizes) == sorted(p.numel() for p in plain.parameters())
+    assert all(parameter.numel() == 0 for parameter in model.parameters())
+
+
+def test_the_routers_correction_bias_and_the_rotary_frequencies_stay_float32(saved: Path) -> None:
+    buffers = dict(load_model(str(saved / "glm"), "bfloat16", seed=0).named_buffers())
+    plain = dict(AutoModelForCausalLM.from_pretrained(saved / "glm", dtype=torch.float32).named_buffers())
+    assert all(torch.equal(buffer, plain[name]) for name, buffer in buffers.items())
+
+
+def drop(name: str):
+    return lambda tensors: tensors.pop(name)
+
+
+def put(name: str, tensor: Tensor):
+    return lambda tensors: tensors.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (drop("model.layers.1.mlp.experts.7.up_proj.weight"), "lacks model.layers.1.mlp.experts.7.up_proj.weight"),
+        (drop("model.layers.1.mlp.gate.e_score_correction_bias"), "lacks .*e_score_correction_bias"),
+        (put("model.layers.1.extra.weight", torch.zeros(2)), "no place for: model.layers.1.extra.weight"),
+        (put("model.norm.weight", torch.zeros(3)), r"model.norm.weight in .* is \[3\], the model wants \[64\]"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_placed(edit, message, saved, tmp_path) -> None:
+    directory = edited(saved / "glm", tmp_path / "edited", edit)
+    placed: list[nn.Parameter] = []
+    with pytest.raises(ValueError, match=message):
+        load_model(str(directory), "float32", seed=0, place=placed.append)
+    assert placed == []
+
+
+def test_tensors_that_the_models_class_leaves_out_are_ignored(saved: Path, tmp_path: Path) -> None:
+    """GLM-4.5's checkpoints carry a layer for multi-token prediction (46 in Air, 92 in the large one)."""
+    edit = put("model.layers.46.eh_proj.weight", torch.zeros(2))
+    load_model(str(edited(saved / "glm", tmp_path / "edited", edit)), "float32", seed=0)
+
+
+def test_rotary_frequencies_in_an_older_checkpoint_are_ignored(saved: Path, tmp_path: Path) -> None:
+    edit = put("model.layers.0.self_attn.rotary_emb.inv_freq", torch.zeros(8))
+    load_model(str(edited(saved / "llama", tmp_path / "edited", edit)), "float32", seed=0)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ValueError, match="is a pickle; convert the model to safetensors"):
+        has_weights(tmp_path)
+
+
+def test_a_tensor_is_converted_to_the_type_of_its_place(saved: Path) -> None:
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    half = torch.empty(8, 64, 64, dtype=torch.bfloat16)
+    HfCheckpoint(saved / "glm").read_into(half, name)
+    plain = AutoModelForCausalLM.from_pretrained(saved / "glm", dtype=torch.float32)
+    assert torch.equal(half, plain.get_parameter(name).bfloat16())
