@@ -1,30 +1,36 @@
-"""The total reward of a trajectory: a weighted sum of its named parts."""
+"""The total reward of a trajectory, a weighted sum of its named parts, and the rule that says whether it succeeded."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Mapping
 
+from rewards.extension import nearest
 
-def check_weights(weights: Mapping[str, float], known: Collection[str]) -> None:
-    """Raise ValueError for a weight that is not finite or whose part no environment of the recipe has (`known`)."""
-    for name, weight in weights.items():
+TOTAL = "reward"
+"""The name that a success rule uses for the total reward, beside the names of parts."""
+
+
+def check_parts(named: Collection[str], known: Collection[str]) -> None:
+    """Raise ValueError for a name that is no reward part, with the parts there are and the nearest one."""
+    for name in named:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"rewards.weights: no environment has a reward part {name!r}: {sorted(known)}{hint}")
-        if not math.isfinite(weight):
-            raise ValueError(f"rewards.weights.{name}: {weight} is not a finite number")
+            raise ValueError(f"there is no reward part {name!r}: {sorted(known)}{nearest(name, sorted(known))}")
 
 
 def compose(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """The weighted sum of the parts. A part without a weight weighs 1; one with the weight 0 is only reported.
 
-    A weight whose part this environment does not have is skipped: recipes mix environments, `check_weights` is what
-    catches a misspelt name. Raises ValueError for a part that is not a finite number: the scorer is broken.
+    Raises:
+        ValueError: a part is not a finite number, so the scorer is broken.
     """
     for name, value in parts.items():
         if not math.isfinite(value):
             raise ValueError(f"reward part {name!r} is {value}: a scorer must return a finite number")
     return math.fsum(value * weights.get(name, 1.0) for name, value in parts.items())
+
+
+def succeeded(reward: float, parts: Mapping[str, float], rule: Mapping[str, float]) -> bool:
+    """Whether every value that `rule` names, a part or the total `reward`, is at least what the rule asks of it."""
+    values = {**parts, TOTAL: reward}
+    return all(values[name] >= least for name, least in rule.items())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
-from rewards.config import RewardConfig
 from rewards.sandbox.config import SandboxConfig
 from rewards.strict import StrictModel
-from rl.advantages.config import AlgorithmConfig
+from rl.advantages.config import AdvantageSettings, AggregationConfig
+from rl.corrections.config import CorrectionSettings
+from rl.driver.config import RunConfig
 from rl.learner.config import ModelConfig, TrainerConfig
+from rl.losses.config import LossSettings
 from rl.observe.config import WandbConfig
+from rl.rundir.config import CheckpointConfig
 from rl.sft.config import SftConfig
 from rollout.agent.config import EvalConfig, RolloutConfig
 from rollout.buffer.config import BufferConfig
@@ -20,32 +23,10 @@ from rollout.tasks.config import TasksConfig
 from rollout.transfer.config import WeightSyncConfig
 
 
-class RunConfig(StrictModel):
-    name: str = "run"
-    dir: str | None = None
-    """The run directory; None: runs/<name>-<time>."""
-    seed: int = 0
-    steps: int = Field(default=30, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where trainer and engines run. auto: cuda where NVIDIA GPUs are seen, else cpu. cuda without GPUs is an error."""
-    stall_s: float = Field(default=600.0, gt=0)
-    """No progress for this long: dump all stacks, say who waits for whom, exit. A group that takes its whole
-    rollout.trajectory_timeout_s is no stall, so this should be longer."""
-    cache_dir: str = "runs/cache"
-    """Cold-started models, keyed by content hash."""
-    ray_address: str | None = None
-    """An existing Ray cluster; None: a local instance, started and stopped by the run."""
-
-
-class CheckpointConfig(StrictModel):
-    every: int = Field(default=10, ge=1)
-    keep: int = Field(default=2, ge=1)
-
-
 class Recipe(StrictModel):
     run: RunConfig = RunConfig()
     resume: Literal["never", "auto", "must"] = "never"
-    """auto: go on from the newest checkpoint in run.dir if there is one."""
+    """auto: go on from the newest checkpoint in run.dir if there is one. must: refuse to start without one."""
     model: ModelConfig
     sandbox: SandboxConfig = SandboxConfig()
     tasks: TasksConfig
@@ -53,8 +34,12 @@ class Recipe(StrictModel):
     rollout: RolloutConfig = RolloutConfig()
     inference: InferenceConfig = InferenceConfig()
     buffer: BufferConfig = BufferConfig()
-    rewards: RewardConfig = RewardConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: str = Field(default="grpo")
+    """A preset for the next three sections (rl.recipe.presets); each of them can be set by itself."""
+    advantage: SerializeAsAny[AdvantageSettings]
+    loss: SerializeAsAny[LossSettings]
+    correction: SerializeAsAny[CorrectionSettings]
+    aggregation: AggregationConfig = AggregationConfig()
     trainer: TrainerConfig
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     eval: EvalConfig = EvalConfig()

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Split = Literal["train", "eval"]
+"""Which tasks: those that are trained on, or those that are held out for evaluation."""
 
 Device = Literal["cpu", "cuda"]
 """Where a run's trainers and engines compute."""
+
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The types that weights travel in, by torch's name without its prefix, and the bytes of an element."""
 
 Message = dict[str, Any]
 """One chat message in OpenAI form: role, content, and for an assistant optionally reasoning_content and tool_calls."""
@@ -24,9 +28,10 @@ FinishReason = Literal["stop", "length", "abort"]
 StopReason = Literal["answered", "turn_limit", "token_limit", "time_limit", "malformed", "environment", "aborted"]
 """Why an agent loop ended.
 
-answered: the model replied without calling a tool.  turn_limit: it used up its turns.  token_limit: the context or
-the per-turn budget is full.  time_limit: its tool calls used up the time.  malformed: a tool call could not be parsed.
-environment: the environment ended the episode.  aborted: we ended it (shutdown or an infrastructure failure).
+answered: the model replied, and its environment had nothing to add.  turn_limit: it used up its turns.  token_limit:
+the context or the per-turn budget is full.  time_limit: its tool calls used up the time.  malformed: a tool call could
+not be parsed.  environment: the environment ended the episode.  aborted: we ended it (shutdown or an infrastructure
+failure).
 """
 
 Outcome = Literal["scored", "truncated", "infra_error"]
@@ -40,11 +45,13 @@ OBSERVED = -1
 class Task:
     """One thing to do: what the model is asked, and what its environment needs to judge it.
 
-    `payload` is the environment's own business (initial state, tests, goal); it must be JSON.
+    `payload` is the environment's own business (initial state, tests, goal); it must be JSON. `source` is the label of
+    the recipe's task source that it came from; the task stream writes it.
     """
 
     id: str
     environment: str
+    source: str = ""
     messages: tuple[Message, ...]
     payload: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +61,8 @@ class Task:
 class SamplingParams:
     """Everything the engine is told about sampling; nothing is left to a default of the engine's.
 
-    The training path accepts only what the trainer can mirror: top_p=1, top_k=0 (off), any temperature > 0.
+    The training path accepts only what the trainer can mirror: top_p=1, top_k=0 (off), any temperature > 0. A
+    temperature of 0 is greedy.
     """
 
     temperature: float = 1.0
@@ -120,6 +128,24 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What the policy sampled in one go: positions start to stop (exclusive) of a trajectory's sample number `sample`.
+
+    `reward` is what the environment gave for this turn alone, None where it gives none. `state_key` names the state
+    that the turn was taken in, for estimators that compare turns of one state; None where the environment names none.
+    """
+
+    sample: int
+    start: int
+    stop: int
+    reward: float | None = None
+    state_key: str | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
     """A timed stage of a trajectory (`generate`, `environment`, `reward`), in seconds on the monotonic clock."""
 
@@ -130,7 +156,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """One attempt at a task. `reward` is None exactly when `outcome` is infra_error; `error` then says what failed."""
+    """One attempt at a task. `reward` and `success` are None exactly when `outcome` is infra_error; `error` then says
+    what failed.
+
+    A history that is edited (reasoning stripped, say) goes on in a new sample, in which all that came before is
+    observed: every sampled token is trained in exactly one sample, the one that it was sampled in.
+    """
 
     task_id: str
     group_id: str
@@ -139,14 +170,17 @@ class Trajectory:
     stop_reason: StopReason
     outcome: Outcome
     reward: float | None
+    success: bool | None = None
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
     error: str | None = None
     spans: tuple[Span, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.reward is None) != (self.outcome == "infra_error"):
-            raise ValueError(f"outcome {self.outcome!r} with reward {self.reward!r}: a failure is data, never a reward")
+        for name, value in (("reward", self.reward), ("success", self.success)):
+            if (value is None) != (self.outcome == "infra_error"):
+                raise ValueError(f"outcome {self.outcome!r} with {name} {value!r}: a failure is data, never a reward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,4 +214,4 @@ class WeightSpec:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]

@@ -18,7 +18,8 @@ from rl.paths import REPOSITORY
 TIERS: dict[str, list[set[str]]] = {
     "rl": [
         {"cli"},
-        {"run", "verbs"},
+        {"verbs"},
+        {"run"},
         {"stages"},
         {"sft"},
         {"driver", "launch"},
@@ -27,7 +28,7 @@ TIERS: dict[str, list[set[str]]] = {
         {"weights", "advantages", "corrections"},
         {"families", "batch", "observe"},
         {"rundir"},
-        {"paths"},
+        {"paths", "exitcodes"},
     ],
     "rollout": [
         {"actors"},
@@ -35,9 +36,16 @@ TIERS: dict[str, list[set[str]]] = {
         {"envs", "chat", "engine"},
         {"transfer", "store"},
         {"contracts", "splits"},
-        {"types"},
+        {"types", "ports"},
     ],
-    "rewards": [{"scorers"}, {"judge", "sandbox"}, {"compose", "extension"}, {"errors", "strict"}],
+    "rewards": [
+        {"scorers"},
+        {"contracts"},
+        {"judge", "sandbox"},
+        {"compose"},
+        {"extension"},
+        {"errors", "strict"},
+    ],
 }
 MODULES = sorted(path.relative_to(REPOSITORY) for name in TIERS for path in (REPOSITORY / name).rglob("*.py"))
 LINES = 350

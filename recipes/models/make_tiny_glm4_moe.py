@@ -25,9 +25,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
-from rollout.chat.glm45 import Chat
+from rollout.chat.config import RendererSettings
+from rollout.chat.demonstrations import render_demonstration
+from rollout.chat.glm45 import Glm45
+from rollout.contracts import Demonstrator
 from rollout.envs.common import ANIMALS, ITEMS, PLACES
-from rollout.envs.registry import ENVIRONMENTS
+from rollout.envs.config import EnvironmentSettings, PythonSettings
+from rollout.envs.registry import make_environment
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
@@ -37,8 +41,8 @@ SPECIAL_TOKENS = (
 NUMBER = r"\d{1,2}"
 WORDS = (*ITEMS, *ANIMALS, *PLACES)
 VOCABULARY = 1280
-LEARNED_FROM = ("python", "store")
-"""Named, not all of ENVIRONMENTS: a new environment must not change the committed tokenizer."""
+LEARNED_FROM = (PythonSettings(name="python"), EnvironmentSettings(name="store"))
+"""Named, not all that there are: a new environment must not change the committed tokenizer."""
 DEMONSTRATIONS = 100
 """Oracle conversations of each of them that the merges are learned on."""
 
@@ -72,17 +76,18 @@ def trained_tokenizer(segments: list[str], size: int) -> Tokenizer:
 
 def segments() -> list[str]:
     """Every fixed phrase and every varying word of the environments' conversations, once each, sorted."""
-    chat = Chat(wrapped(trained_tokenizer([], 256 + len(SPECIAL_TOKENS))))
+    chat = Glm45(wrapped(trained_tokenizer([], 256 + len(SPECIAL_TOKENS))), RendererSettings(name="glm-4.5"))
     cut = re.compile("|".join([NUMBER, *WORDS, *map(re.escape, SPECIAL_TOKENS)]))
     found = {*WORDS, *map(str, range(100))}
     sandbox = Sandbox(SandboxConfig())
-    for name in LEARNED_FROM:
-        spec = ENVIRONMENTS[name]
-        rng = random.Random(name)
+    for settings in LEARNED_FROM:
+        spec = make_environment(settings)
+        assert isinstance(spec, Demonstrator)
+        rng = random.Random(settings.name)
         for index in range(DEMONSTRATIONS):
             task = spec.generate(index, 0, "train")
             tools = spec.make(task, sandbox).tools
-            token_ids, _ = chat.render_demonstration(spec.demonstrate(task, rng), tools, thinking=True)
+            token_ids, _ = render_demonstration(chat, spec.demonstrate(task, rng), tools, thinking=True)
             found.update(cut.split(chat.decode(token_ids)))
     return sorted(found - {""})
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rewards.strict import StrictModel
 
@@ -23,8 +23,3 @@ class SandboxConfig(StrictModel):
     output_kb: int = Field(default=64, ge=1)
     concurrency: int = Field(default=4, ge=1)
     """Executions at once in one worker process."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        return {cls.shorthand: value} if isinstance(value, str) else value

@@ -79,12 +79,16 @@ class Execution:
 
 
 class Sandbox:
-    """Executes code under one config's limits. Belongs to one event loop; raises ValueError where it cannot isolate."""
+    """Executes code under one config's limits. Belongs to one event loop. Making one costs nothing: whoever is going to
+    execute code calls `require` first."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
         self._slots = asyncio.Semaphore(config.concurrency)
-        if config.kind == "bubblewrap":
+
+    def require(self) -> None:
+        """Start a trial. Raises ValueError where this machine cannot isolate, with what is missing and the fix."""
+        if self.config.kind == "bubblewrap":
             bubblewrap.probe()
         else:
             log.warning(

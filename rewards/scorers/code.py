@@ -16,7 +16,9 @@ import secrets
 from collections import OrderedDict
 from functools import partial
 
+from rewards.contracts import Ending, Reward
 from rewards.sandbox.sandbox import Outcome, Sandbox
+from rewards.scorers.config import RewardSettings
 
 VERDICTS = 4096
 
@@ -33,7 +35,21 @@ async def code_reward(sandbox: Sandbox, tests: str, answer: str | None) -> float
     return 0.0 if answer is None else (await _judge(sandbox, tests, answer))[0]
 
 
-class CodeReward:
+class CodeReward(Reward):
+    """The part `code`: whether the answer passes the program `payload.tests`."""
+
+    parts = ("code",)
+    uses_sandbox = True
+
+    def __init__(self, settings: RewardSettings, sandbox: Sandbox) -> None:
+        super().__init__(settings, sandbox)
+        self._judge = Judge(sandbox)
+
+    async def score(self, ending: Ending) -> dict[str, float]:
+        return {"code": await self._judge(str(ending.payload["tests"]), ending.answer)}
+
+
+class Judge:
     """`code_reward` that executes the same answer to the same tests once: the members of a group often agree.
 
     For deterministic tests. Keeps the newest VERDICTS that a program reached by itself: one that a limit ended may be

@@ -8,6 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.contracts import Ending, Reward
+
+
+class StateReward(Reward):
+    """The part `state`: 1.0 where an episode that was answered left the state that `payload.goal` asks for."""
+
+    parts = ("state",)
+
+    async def score(self, ending: Ending) -> dict[str, float]:
+        return {"state": state_reward(ending.state, ending.payload["goal"]) if ending.answer is not None else 0.0}
+
 
 def state_reward(state: Any, goal: Any) -> float:
     """1.0 if the final state is exactly the goal state, else 0.0."""

@@ -1,16 +1,38 @@
-"""The recipe's `algorithm:` section."""
+"""The recipe's `advantage:` and `aggregation:` sections."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rewards.strict import StrictModel
+from rewards.strict import Named, StrictModel
 
 
-class AlgorithmConfig(StrictModel):
-    name: Literal["grpo", "reinforce"] = "grpo"
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    clip_high: float = Field(default=0.28, gt=0)
+class AdvantageSettings(Named):
+    """The base of every advantage estimator's settings; `advantage: NAME` is short for `advantage: {name: NAME}`."""
+
+    kind: ClassVar[str] = "advantage"
+
+
+class GrpoSettings(AdvantageSettings):
     normalize_std: bool = True
+    """Divide by the standard deviation of the group's rewards. false: hard and easy tasks weigh as their rewards do."""
+
+
+class ReinforceSettings(AdvantageSettings):
+    normalize_std: bool = True
+    """Divide by the standard deviation of all rewards of the step."""
+
+
+class AggregationConfig(StrictModel):
+    """How much each token of a step weighs. `aggregation: WORD` is short for `aggregation: {over: WORD}`."""
+
+    shorthand: ClassVar[str | None] = "over"
+
+    over: Literal["token", "sequence", "trajectory", "fixed"] = "token"
+    """token: every trained token of the step weighs the same.  sequence: every sample does, and its tokens share its
+    weight.  trajectory: every trajectory does, whatever the number of its samples.  fixed: every token weighs
+    1 / (trajectories * length), so that long answers are not diluted (Liu et al. 2025, Dr. GRPO)."""
+    length: int | None = Field(default=None, ge=1)
+    """Tokens; for `fixed` only."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from rl.advantages.common import Advantages, Rewards, all_equal, centred
+from collections.abc import Sequence
+
+from rl.advantages.common import Advantage, Advantages, Baseline, Scored, all_equal
+from rl.advantages.config import GrpoSettings
 
 
-def grpo(rewards: Rewards, normalize_std: bool) -> Advantages:
+def grpo(groups: Sequence[Sequence[Scored]], settings: GrpoSettings) -> Advantages:
     """Reward minus the mean of its own group (Shao et al. 2024, DeepSeekMath, section 4.1.2).
 
     With normalize_std it is divided by the group's population standard deviation + EPSILON; without, hard and easy
     tasks weigh as their rewards do (Liu et al. 2025, Dr. GRPO). A group with fewer than two members, or whose rewards
     are all equal, has nothing to compare and gives None.
     """
-    return [
-        centred(group, group, normalize_std) if len(group) >= 2 and not all_equal(group) else None for group in rewards
-    ]
+    return [_of_group([member.reward for member in group], settings.normalize_std) for group in groups]
+
+
+def _of_group(rewards: Sequence[float], normalize_std: bool) -> list[Advantage] | None:
+    if len(rewards) < 2 or all_equal(rewards):
+        return None
+    baseline = Baseline.of(rewards, normalize_std)
+    return [baseline.advantage(reward) for reward in rewards]

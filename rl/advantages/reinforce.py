@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from rl.advantages.common import Advantages, Rewards, all_equal, centred
+from collections.abc import Sequence
+
+from rl.advantages.common import Advantages, Baseline, Scored, all_equal
+from rl.advantages.config import ReinforceSettings
 
 
-def reinforce(rewards: Rewards, normalize_std: bool) -> Advantages:
+def reinforce(groups: Sequence[Sequence[Scored]], settings: ReinforceSettings) -> Advantages:
     """Reward minus the mean over the whole step (Williams 1992, with a batch-mean baseline), for any group size.
 
     With normalize_std it is divided by the step's population standard deviation + EPSILON (as in REINFORCE++,
     Hu 2025). Where all rewards of the step are equal, every group gives None.
     """
-    everything = [reward for group in rewards for reward in group]
+    everything = [member.reward for group in groups for member in group]
     if not everything or all_equal(everything):
-        return [None for _ in rewards]
-    return [centred(group, everything, normalize_std) if group else None for group in rewards]
+        return [None for _ in groups]
+    baseline = Baseline.of(everything, settings.normalize_std)
+    return [[baseline.advantage(member.reward) for member in group] if group else None for group in groups]

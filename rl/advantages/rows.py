@@ -1,32 +1,113 @@
-"""From a step's groups to the rows that are packed and trained."""
+"""From a step's groups to the rows that are packed: one row a sample, with an advantage for every token and a weight.
+
+The weights are the aggregation. They are made here, once, for the whole step, so that its loss is Σ weight · token loss
+however the rows are packed and over however many ranks they are spread.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rl.advantages.common import all_equal
-from rl.advantages.config import AlgorithmConfig
-from rl.advantages.registry import ALGORITHMS
+import numpy as np
+import numpy.typing as npt
+
+from rewards.extension import load
+from rl.advantages.common import Advantage, Advantages, PerToken, PerTurn, Scored, all_equal, require_finite
+from rl.advantages.config import AdvantageSettings, AggregationConfig
+from rl.advantages.registry import ADVANTAGES
 from rl.batch.micro_batch import TrainRow
-from rollout.types import Group
+from rollout.types import Group, Trajectory
 
 
-def train_rows(groups: Sequence[Group], config: AlgorithmConfig) -> tuple[list[TrainRow], dict[str, float]]:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A trajectory that is trained, with its advantage."""
+
+    trajectory: Trajectory
+    advantage: Advantage
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(sample.trained_tokens for sample in self.trajectory.samples)
+
+
+def train_rows(
+    groups: Sequence[Group], advantage: AdvantageSettings, aggregation: AggregationConfig
+) -> tuple[list[TrainRow], dict[str, float]]:
     """The rows to pack, and the step's `rollout/groups_*` metrics (shares of all groups, 0 to 1).
 
     A group counts as unusable where infrastructure failures left fewer than two members of several, or none at all;
     as zero-variance where two or more are left and their rewards are equal.
+
+    Raises:
+        ValueError: the estimator returned another number of advantages than it was given trajectories, turns or
+            tokens, or one that is not finite.
     """
-    rewards = [[t.reward for t in group.usable if t.reward is not None] for group in groups]
-    rows = [
-        TrainRow(sample=sample, advantage=advantage)
-        for group, advantages in zip(groups, ALGORITHMS[config.name](rewards, config.normalize_std), strict=True)
-        if advantages is not None
-        for trajectory, advantage in zip(group.usable, advantages, strict=True)
-        for sample in trajectory.samples
-        if sample.trained_tokens
+    scored = [[_scored(member) for member in group.usable] for group in groups]
+    estimated: Advantages = load(ADVANTAGES, advantage.name)(scored, advantage)
+    chosen = [
+        _Chosen(trajectory, value)
+        for group, values in zip(groups, estimated, strict=True)
+        if values is not None
+        for trajectory, value in zip(group.usable, values, strict=True)
     ]
-    unusable = sum(len(r) < min(2, len(g.trajectories)) for g, r in zip(groups, rewards, strict=True))
-    zero_variance = sum(len(r) >= 2 and all_equal(r) for r in rewards)
+    return _rows([one for one in chosen if one.trained_tokens], aggregation), _unused(groups, scored)
+
+
+def _scored(trajectory: Trajectory) -> Scored:
+    assert trajectory.reward is not None, "an infrastructure failure has no reward"
+    return Scored(reward=trajectory.reward, parts=trajectory.reward_parts, turns=trajectory.turns)
+
+
+def _rows(chosen: Sequence[_Chosen], aggregation: AggregationConfig) -> list[TrainRow]:
+    samples = [[sample for sample in one.trajectory.samples if sample.trained_tokens] for one in chosen]
+    tokens = sum(one.trained_tokens for one in chosen)
+    count = sum(len(of_one) for of_one in samples)
+    rows = []
+    for one, of_one in zip(chosen, samples, strict=True):
+        advantages = _spread(one)
+        for sample in of_one:
+            match aggregation.over:
+                case "token":
+                    weight = 1 / tokens
+                case "sequence":
+                    weight = 1 / (count * sample.trained_tokens)
+                case "trajectory":
+                    weight = 1 / (len(chosen) * one.trained_tokens)
+                case "fixed":
+                    assert aggregation.length is not None, "rl.recipe.checks refuses fixed without a length"
+                    weight = 1 / (len(chosen) * aggregation.length)
+            own, advantages = advantages[: sample.trained_tokens], advantages[sample.trained_tokens :]
+            rows.append(TrainRow(sample=sample, advantages=own, weight=weight))
+    return rows
+
+
+def _spread(one: _Chosen) -> npt.NDArray[np.float64]:
+    """One advantage for each trained token of the trajectory, sample after sample."""
+    trajectory, advantage = one.trajectory, one.advantage
+    what = f"trajectory of task {trajectory.task_id} in group {trajectory.group_id}"
+    match advantage:
+        case PerToken(values):
+            _require_count(values, one.trained_tokens, f"{what}: trained tokens")
+            spread = np.asarray(values, np.float64)
+        case PerTurn(values):
+            _require_count(values, len(trajectory.turns), f"{what}: turns")
+            spread = np.repeat(np.asarray(values, np.float64), [len(turn) for turn in trajectory.turns])
+            _require_count(spread, one.trained_tokens, f"{what}: tokens of its turns")
+        case _:
+            spread = np.full(one.trained_tokens, advantage, np.float64)
+    require_finite(spread.tolist(), what)
+    return spread
+
+
+def _require_count(values: Sequence[float] | npt.NDArray[np.float64], count: int, what: str) -> None:
+    if len(values) != count:
+        raise ValueError(f"{what}: {count} of them, but {len(values)} advantages")
+
+
+def _unused(groups: Sequence[Group], scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
+    lost = sum(len(left) < min(2, len(group.trajectories)) for group, left in zip(groups, scored, strict=True))
+    equal = sum(len(left) >= 2 and all_equal([member.reward for member in left]) for left in scored)
     total = max(len(groups), 1)
-    return rows, {"rollout/groups_unusable": unusable / total, "rollout/groups_zero_variance": zero_variance / total}
+    return {"rollout/groups_unusable": lost / total, "rollout/groups_zero_variance": equal / total}

@@ -1,11 +1,11 @@
-"""Packing: rows of different lengths become micro-batches without padding, the same number on every rank.
+"""Rows, and the layout of a micro-batch: rows of different lengths laid end to end, without padding.
 
-Owns the layout of a micro-batch (`PackedBatch`) and how rows are spread over ranks and micro-batches. It needs no
-torch, so the driver packs and the ranks only copy (`rl.batch.tensors.to_tensors`). It never truncates or drops a row.
+Nothing here needs torch: the driver packs (`rl.batch.packing`) and the ranks only copy (`rl.batch.tensors`).
 
 Alignment: every array is aligned with the *predicting* position. Position t holds token t as input and, in `labels`,
-`loss_mask`, `advantages`, `behaviour_logprobs` and `versions`, what belongs to token t+1 of the same segment. The last
-position of a segment predicts nothing: label 0, mask 0, version OBSERVED. Nobody shifts these arrays again.
+`loss_mask`, `weights`, `advantages`, `behaviour_logprobs` and `versions`, what belongs to token t+1 of the same
+segment. The last position of a segment predicts nothing: label 0, mask 0, version OBSERVED. Nobody shifts these arrays
+again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ FILLER_TOKENS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRow:
-    """One sampled token stream and the advantage that each of its sampled tokens gets."""
+    """One sampled token stream, and what its trained tokens count in the step's loss."""
 
     sample: Sample
-    advantage: float
+    advantages: npt.NDArray[np.float64]
+    """One for each trained token of the sample, in order."""
+    weight: float
+    """Of every trained token. The weights of a step carry its aggregation (rl.advantages.rows)."""
+
+    def __post_init__(self) -> None:
+        if len(self.advantages) != self.sample.trained_tokens:
+            raise ValueError(f"{len(self.advantages)} advantages for {self.sample.trained_tokens} trained tokens")
 
     def __len__(self) -> int:
         return len(self.sample.token_ids)
@@ -40,10 +47,16 @@ class SftRow:
 
     token_ids: tuple[int, ...]
     loss_mask: tuple[int, ...]
+    weight: float = 1.0
+    """Of every token to imitate."""
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.loss_mask):
             raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.loss_mask)} loss_mask entries")
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(self.loss_mask)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -66,6 +79,8 @@ class PackedBatch:
     """[T], the next token of the same segment; 0 at a segment's last position."""
     loss_mask: npt.NDArray[np.float32]
     """[T], 1 where labels[t] is trained (the policy sampled it, or it is to be imitated), else 0."""
+    weights: npt.NDArray[np.float32]
+    """[T], what the loss of labels[t] is multiplied with; 0 where the mask is 0."""
     advantages: npt.NDArray[np.float32]
     """[T], 0 where the mask is 0, and everywhere in a supervised batch."""
     behaviour_logprobs: npt.NDArray[np.float32]
@@ -77,26 +92,19 @@ class PackedBatch:
     def tokens(self) -> int:
         return len(self.input_ids)
 
-    @property
-    def trained_tokens(self) -> int:
-        return int(self.loss_mask.sum(dtype=np.int64))
-
 
 def filler() -> PackedBatch:
     """A batch that costs nothing and trains nothing, for a rank that has no row left while another still has one."""
-    return _concatenate([SftRow(token_ids=(0,) * FILLER_TOKENS, loss_mask=(0,) * FILLER_TOKENS)])
+    return concatenate([SftRow(token_ids=(0,) * FILLER_TOKENS, loss_mask=(0,) * FILLER_TOKENS)])
 
 
-def denominator(batches: Sequence[Sequence[PackedBatch]]) -> int:
-    """The trained tokens of one step over all ranks: the only number any loss of that step is divided by."""
-    return sum(batch.trained_tokens for rank in batches for batch in rank)
-
-
-def _mask(row: Row) -> tuple[int, ...]:
+def mask_of(row: Row) -> tuple[int, ...]:
+    """1 on the tokens of a row that are trained."""
     return row.sample.loss_mask if isinstance(row, TrainRow) else row.loss_mask
 
 
-def _concatenate(rows: Sequence[Row]) -> PackedBatch:
+def concatenate(rows: Sequence[Row]) -> PackedBatch:
+    """Lay rows end to end, one segment each."""
     cu_seqlens = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
     total = int(cu_seqlens[-1])
     batch = PackedBatch(
@@ -105,6 +113,7 @@ def _concatenate(rows: Sequence[Row]) -> PackedBatch:
         cu_seqlens=cu_seqlens,
         labels=np.zeros(total, np.int64),
         loss_mask=np.zeros(total, np.float32),
+        weights=np.zeros(total, np.float32),
         advantages=np.zeros(total, np.float32),
         behaviour_logprobs=np.zeros(total, np.float32),
         versions=np.full(total, OBSERVED, np.int32),
@@ -121,8 +130,9 @@ def _write(batch: PackedBatch, row: Row, start: int, end: int) -> None:
     batch.input_ids[start:end] = tokens
     batch.position_ids[start:end] = np.arange(end - start)
     batch.labels[predicting] = tokens[1:]
-    batch.loss_mask[predicting] = _mask(row)[1:]
+    batch.loss_mask[predicting] = mask_of(row)[1:]
+    batch.weights[predicting] = row.weight * batch.loss_mask[predicting]
     if isinstance(row, TrainRow):
-        batch.advantages[predicting] = row.advantage * batch.loss_mask[predicting]
+        batch.advantages[predicting][batch.loss_mask[predicting] > 0] = row.advantages
         batch.behaviour_logprobs[predicting] = row.sample.logprobs[1:]
         batch.versions[predicting] = row.sample.versions[1:]

@@ -1,11 +1,11 @@
-"""Packing: which rows share a micro-batch, and which micro-batches a rank runs."""
+"""Packing: which rows share a micro-batch, and which micro-batches a rank runs. Never truncates or drops a row."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
 
-from rl.batch.micro_batch import PackedBatch, Row, _concatenate, _mask, filler
+from rl.batch.micro_batch import PackedBatch, Row, concatenate, filler, mask_of
 
 
 def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[PackedBatch]]:
@@ -30,7 +30,7 @@ def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[Packed
         turn, column = divmod(place, ranks)
         # Bins come largest first: going back and forth over the ranks evens out their totals.
         rank = column if turn % 2 == 0 else ranks - 1 - column
-        batches[rank].append(_concatenate([rows[i] for i in members]) if members else filler())
+        batches[rank].append(concatenate([rows[i] for i in members]) if members else filler())
     return batches
 
 
@@ -42,7 +42,7 @@ def _check(index: int, row: Row, token_budget: int) -> None:
             f"row {index} has {len(row)} tokens, trainer.token_budget is {token_budget}: "
             f"raise trainer.token_budget to at least {len(row)} or lower rollout.max_context"
         )
-    if _mask(row)[0]:
+    if mask_of(row)[0]:
         raise ValueError(f"row {index}: its first token is to be trained, but nothing predicts it; mask it out")
 
 

@@ -1,8 +1,9 @@
-"""A micro-batch on a device, and what a loss over it looks like."""
+"""A micro-batch on a device, and what an objective is: a function from its log-probabilities to a loss a token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -13,38 +14,40 @@ from rl.batch.micro_batch import PackedBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BatchTensors:
-    """`rl.batch.micro_batch.PackedBatch` on a device: same names, shapes, types and alignment."""
+    """`PackedBatch` on a device: same names, shapes, types and alignment."""
 
     input_ids: Tensor
     position_ids: Tensor
     cu_seqlens: Tensor
     labels: Tensor
     loss_mask: Tensor
+    weights: Tensor
     advantages: Tensor
     behaviour_logprobs: Tensor
     versions: Tensor
 
 
 def to_tensors(packed: PackedBatch, device: torch.device | str) -> BatchTensors:
-    return BatchTensors(
-        input_ids=torch.as_tensor(packed.input_ids, device=device),
-        position_ids=torch.as_tensor(packed.position_ids, device=device),
-        cu_seqlens=torch.as_tensor(packed.cu_seqlens, device=device),
-        labels=torch.as_tensor(packed.labels, device=device),
-        loss_mask=torch.as_tensor(packed.loss_mask, device=device),
-        advantages=torch.as_tensor(packed.advantages, device=device),
-        behaviour_logprobs=torch.as_tensor(packed.behaviour_logprobs, device=device),
-        versions=torch.as_tensor(packed.versions, device=device),
-    )
+    """Copy a micro-batch to `device`."""
+    names = [field.name for field in fields(BatchTensors)]
+    return BatchTensors(**{name: torch.as_tensor(getattr(packed, name), device=device) for name in names})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenLoss:
+    """What a loss makes of a micro-batch. Values at positions with mask 0 count nowhere, whatever stands there."""
+
+    loss: Tensor
+    """[T], differentiable."""
+    statistics: Mapping[str, Tensor]
+    """[T] each, numbers or flags, detached by whoever adds them up; the same names in every batch, fillers included."""
 
 
 class Objective(Protocol):
-    """What a micro-batch adds to the loss: a scalar already divided by `denominator`, and sums to report.
+    """The loss of every token of a micro-batch. It knows no denominator and no other batch: the learner multiplies by
+    the tokens' weights and adds up, over micro-batches and ranks.
 
-    The sums are detached scalars under the same names in every batch, fillers included; `train_step` adds them over
-    micro-batches and ranks.
+    Args: logprobs [T], differentiable, and entropy [T], detached, of the policy that is trained.
     """
 
-    def __call__(
-        self, logprobs: torch.Tensor, entropy: torch.Tensor, batch: BatchTensors, denominator: float
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: BatchTensors) -> TokenLoss: ...

@@ -20,7 +20,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -185,10 +185,8 @@ def sweep_files(run_id: str, segments: Iterable[Path] = ()) -> list[Path]:
 
 
 def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
-    """First SIGINT or SIGTERM: `callback`, in the main thread. Second one: kill all descendants and exit at once.
-
-    Call it after ray.init too, which installs handlers of its own. The exit code of the second is 128 + signal.
-    """
+    """First SIGINT or SIGTERM: `callback`, in the main thread. Second one: kill all descendants and exit at once, with
+    128 + signal."""
     received = 0
 
     def handle(signum: int, _: FrameType | None) -> None:
@@ -201,3 +199,27 @@ def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
+
+
+@contextlib.contextmanager
+def signal_handlers_kept(callback: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """`install_signal_handlers` around code that installs handlers of its own, as ray.init does.
+
+    A signal that meets one of those is not lost: whoever handles it, Python writes its number to a pipe of ours, and
+    `callback` is told at the end. (Ray's handler for SIGTERM raises SystemExit, which is lost where it strikes inside
+    a callback of the garbage collector or of a lock.)
+    """
+    install_signal_handlers(callback)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        install_signal_handlers(callback)
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        with open(reader, "rb") as came:
+            for signum in came.read():
+                if signum in (signal.SIGINT, signal.SIGTERM):
+                    callback(signal.Signals(signum))

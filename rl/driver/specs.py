@@ -1,28 +1,72 @@
-"""What the buffer's and the workers' processes need of the recipe."""
+"""What each process of a run needs of the recipe, as plain data, and how it is taken from there."""
 
 from __future__ import annotations
 
-from rl.driver.session import Session
+from dataclasses import dataclass
+
+from rl.config import Recipe
+from rl.learner.config import ModelConfig, TrainerConfig
 from rollout.actors.worker import WorkerSpec
 from rollout.buffer.buffer import BufferSpec
+from rollout.engine.settings import EngineSettings
+from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.registry import resolve_transport
+from rollout.types import Device
 
 
-def worker_spec(run: Session) -> WorkerSpec:
-    recipe = run.recipe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSpec:
+    """What a trainer rank needs, whatever the stage. `tensor_parallel` is the engines'."""
+
+    model: ModelConfig
+    trainer: TrainerConfig
+    weight_sync: WeightSyncConfig
+    tensor_parallel: int
+    seed: int
+    run_id: str
+    device: Device
+
+
+def trainer_spec(recipe: Recipe, run_id: str, device: Device) -> TrainerSpec:
+    return TrainerSpec(
+        model=recipe.model,
+        trainer=recipe.trainer,
+        weight_sync=recipe.weight_sync,
+        tensor_parallel=recipe.inference.tensor_parallel,
+        seed=recipe.run.seed,
+        run_id=run_id,
+        device=device,
+    )
+
+
+def engine_settings(recipe: Recipe, device: Device) -> EngineSettings:
+    return EngineSettings(
+        model_path=recipe.model.path,
+        dtype=recipe.model.dtype,
+        config=recipe.inference,
+        transport=resolve_transport(recipe.weight_sync, device),
+        cache_policy=recipe.weight_sync.cache_policy,
+        max_context=recipe.rollout.max_context,
+        device=device,
+        seed=recipe.run.seed,
+    )
+
+
+def worker_spec(recipe: Recipe) -> WorkerSpec:
+    assert recipe.model.renderer is not None, "rl.recipe.checks refuses a recipe without a chat format"
     return WorkerSpec(
         model_path=recipe.model.path,
         renderer=recipe.model.renderer,
+        sources=recipe.tasks.sources,
         rollout=recipe.rollout,
-        sandbox=recipe.sandbox,
         evaluation=recipe.eval,
-        reward_weights=recipe.rewards.weights,
+        sandbox=recipe.sandbox,
         generate_timeout_s=recipe.inference.generate_timeout_s,
         seed=recipe.run.seed,
     )
 
 
-def buffer_spec(run: Session) -> BufferSpec:
-    recipe = run.recipe
+def buffer_spec(recipe: Recipe) -> BufferSpec:
     return BufferSpec(
         tasks=recipe.tasks,
         max_staleness=recipe.buffer.max_staleness,

@@ -24,9 +24,8 @@ from typing import Self
 import psutil
 
 from rl.driver.processes import descendants
+from rl.exitcodes import STALLED
 
-STALL_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: run it again with resume=auto."""
 _PY_SPY_S = 20.0
 _SIGNAL_ANSWER_S = 1.0
 
@@ -106,7 +105,7 @@ class Watchdog:
         if not self._closed.wait(self._exit_after_s):
             late = f"the driver did not stop within {self._exit_after_s:g} s of the stall"
             print(f"error: {text}\n{late}", file=sys.stderr, flush=True)
-            os._exit(STALL_EXIT_CODE)
+            os._exit(STALLED)
 
 
 def dump_stacks(logs_dir: Path) -> Path:

@@ -1,18 +1,59 @@
-"""GLM-4.5 and GLM-4.5-Air."""
+"""GLM-4.5 and GLM-4.5-Air: sigmoid routing with a correction bias, shared experts, QK-norm."""
 
 from __future__ import annotations
 
-from rl.families.family import ModelSize
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rl.families import experts
+from rl.families.family import Family, ModelSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GLM_45 = ModelSize(parameters=355 * 10**9, layers=92, hidden=5120)
-
 GLM_45_AIR = ModelSize(parameters=106 * 10**9, layers=46, hidden=4096)
-
-PUBLISHED = {
-    "zai-org/GLM-4.5": GLM_45,
-    "zai-org/GLM-4.5-Base": GLM_45,
-    "zai-org/GLM-4.5-Air": GLM_45_AIR,
-    "zai-org/GLM-4.5-Air-Base": GLM_45_AIR,
+_ROUTER = {
+    ".mlp.router.gate.weight": ".mlp.gate.weight",
+    ".mlp.router.e_score_correction_bias": ".mlp.gate.e_score_correction_bias",
 }
-"""As the GLM-4.5 report (arXiv:2508.06471, table 1) gives them, without the multi-token-prediction layer; used when the
-model's config.json is not on this machine."""
+
+
+class Glm4Moe(Family):
+    """The family `glm4_moe`."""
+
+    model_types = ("glm4_moe",)
+    renderer = "glm-4.5"
+    # It has no preset of its own, but its block is DeepSeek-V3's: sigmoid scores, correction bias, group-limited top-k,
+    # shared experts.
+    autoep_preset = "deepseek_v3"
+    float32_router = True
+    # As the GLM-4.5 report (arXiv:2508.06471, table 1) gives them, without the multi-token-prediction layer.
+    published: Mapping[str, ModelSize] = {
+        "zai-org/GLM-4.5": GLM_45,
+        "zai-org/GLM-4.5-Base": GLM_45,
+        "zai-org/GLM-4.5-Air": GLM_45_AIR,
+        "zai-org/GLM-4.5-Air-Base": GLM_45_AIR,
+    }
+
+    def experts(self, model_config: Mapping[str, Any]) -> int:
+        return int(model_config.get("n_routed_experts") or 0)
+
+    def ignored(self, model_config: Mapping[str, Any]) -> list[str]:
+        """The layers of multi-token prediction come after the model's own."""
+        layers = model_config["num_hidden_layers"]
+        extra = range(layers, layers + (model_config.get("num_nextn_predict_layers") or 0))
+        return [*super().ignored(model_config), *(rf"^model\.layers\.{layer}\." for layer in extra)]
+
+    def stored_parts(self, model_name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:
+        return experts.stored_parts(model_name, full)
+
+    def checkpoint_name(self, engine_name: str) -> str:
+        return experts.renamed(engine_name, _ROUTER)
+
+    def expert_pattern(self, engine_name: str) -> str | None:
+        return experts.expert_pattern(engine_name)
+
+    def exported_config(self, model_config: dict[str, Any]) -> dict[str, Any]:
+        """Without the layers of multi-token prediction, which are not trained and not exported."""
+        return model_config | {"num_nextn_predict_layers": 0}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny
 
 from rewards.strict import StrictModel
+from rl.families.config import FamilySettings
+from rollout.chat.config import RendererSettings
 
 
 class ModelConfig(StrictModel):
@@ -17,13 +19,10 @@ class ModelConfig(StrictModel):
     path: str
     """A local directory or Hugging Face name. A directory with a config.json but no weights starts from random ones."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    renderer: Literal["glm-4.5"] = "glm-4.5"
-    """The chat format (rollout.chat.glm45)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        return {cls.shorthand: value} if isinstance(value, str) else value
+    renderer: SerializeAsAny[RendererSettings] | None = None
+    """The chat format (rollout.chat); null: the one of the model's family."""
+    family: SerializeAsAny[FamilySettings] | None = None
+    """How the model's tensors are named and its experts split (rl.families); null: by the model_type of its config."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -37,7 +36,8 @@ class OptimizerConfig(StrictModel):
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["none", "linear"] = "none"
     """After the warm-up: constant, or linear to zero at the stage's last step."""
-    clip_norm: float = Field(default=1.0, gt=0)
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Of the whole gradient; 0: no clipping."""
 
 
 class TrainerConfig(StrictModel):

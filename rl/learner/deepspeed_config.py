@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rl.families.family import AUTOEP_PRESETS, EXPERT_COUNT_KEYS, is_moe
+from rl.families.family import Family
 from rl.learner.config import OptimizerConfig, TrainerConfig
 
 OWNED = {
@@ -29,19 +29,18 @@ OWNED = {
 
 
 def deepspeed_config(
-    model_config: dict[str, Any], trainer: TrainerConfig, optimizer: OptimizerConfig, dtype: str, device: str
+    trainer: TrainerConfig, optimizer: OptimizerConfig, family: Family, experts: int, dtype: str, device: str
 ) -> dict[str, Any]:
     """What `deepspeed.initialize` is given.
 
     Args:
-        model_config: the model's config.json as a dictionary.
+        experts: routed experts of a MoE layer, 0 for a dense model.
 
     Raises:
         ValueError: `trainer.deepspeed` sets a key that another setting owns, or `trainer.expert_parallel` does not
             fit the model or the ranks.
     """
-    moe = is_moe(model_config)
-    _check_expert_parallel(model_config, trainer, moe)
+    check_expert_parallel(trainer, experts)
     refuse_owned(trainer.deepspeed)
     offload = "offload_optimizer" in trainer.deepspeed.get("zero_optimization", {})
     config: dict[str, Any] = {
@@ -67,16 +66,17 @@ def deepspeed_config(
     }
     if dtype == "bfloat16":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    if moe:
+    if experts:
         config["expert_parallel"] = {
             "enabled": True,
             "autoep_size": trainer.expert_parallel,
-            "preset_model": AUTOEP_PRESETS[model_config["model_type"]],
+            "preset_model": family.autoep_preset,
         }
     return _merge(config, trainer.deepspeed)
 
 
 def refuse_owned(overrides: dict[str, Any]) -> None:
+    """Raise ValueError for a key of `trainer.deepspeed` that another setting owns, naming that setting."""
     for path in _paths(overrides):
         for owned, owner in OWNED.items():
             if path == owned or path.startswith(owned + ".") or owned.startswith(path + "."):
@@ -90,21 +90,14 @@ def _zero(device: str) -> dict[str, Any]:
     return zero
 
 
-def _check_expert_parallel(model_config: dict[str, Any], trainer: TrainerConfig, moe: bool) -> None:
-    model_type = model_config["model_type"]
-    if not moe:
+def check_expert_parallel(trainer: TrainerConfig, experts: int) -> None:
+    """Raise ValueError where `trainer.expert_parallel` does not fit the model's experts or the ranks."""
+    if not experts:
         if trainer.expert_parallel != 1:
             raise ValueError(
-                f"trainer.expert_parallel={trainer.expert_parallel} but {model_type} has no experts; set it to 1"
+                f"trainer.expert_parallel={trainer.expert_parallel}, but the model has no experts; set it to 1"
             )
-        return
-    if model_type not in AUTOEP_PRESETS:
-        raise ValueError(
-            f"model type {model_type!r} has experts that Sluice cannot split; "
-            f"supported are {', '.join(sorted(AUTOEP_PRESETS))}"
-        )
-    experts = next(model_config[key] for key in EXPERT_COUNT_KEYS if model_config.get(key))
-    if trainer.ranks % trainer.expert_parallel or experts % trainer.expert_parallel:
+    elif trainer.ranks % trainer.expert_parallel or experts % trainer.expert_parallel:
         raise ValueError(
             f"trainer.expert_parallel={trainer.expert_parallel} must divide "
             f"trainer.ranks={trainer.ranks} and the model's {experts} experts"

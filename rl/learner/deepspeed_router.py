@@ -13,18 +13,12 @@ from types import MethodType
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import Tensor, nn
 
-FLOAT32_ROUTERS = {"glm4_moe"}
-"""Model types whose reference code computes router logits in float32. Qwen3 MoE's does not."""
 
-
-def route_in_float32(layers: list[AutoEPMoELayer], model_type: str) -> None:
-    """Make every layer's gate compute in float32; its parameter keeps its type. A no-op for other model types."""
-    if model_type in FLOAT32_ROUTERS:
-        for layer in layers:
-            gate = layer.router.gate
-            gate.forward = MethodType(
-                _float32_linear, gate
-            )  # an attribute of the instance: ZeRO's hooks stay around it
+def route_in_float32(layers: list[AutoEPMoELayer]) -> None:
+    """Make every layer's gate compute in float32; its parameter keeps its type."""
+    for layer in layers:
+        gate = layer.router.gate
+        gate.forward = MethodType(_float32_linear, gate)  # an attribute of the instance: ZeRO's hooks stay around it
 
 
 def _float32_linear(gate: nn.Linear, hidden: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """One rank of the learner: a DeepSpeed engine over the policy, and the five things the run asks of it.
 
-    train_step   all micro-batches → one gradient, normalised once by the global denominator → one AdamW step
+    train_step   all micro-batches → one gradient, of the weighted sum over all ranks → one AdamW step
     logprobs     the current policy's log-probabilities of a batch
     weights      the stream of full tensors for the inference copy
     save / load  everything a resumed run needs to go on bit for bit
@@ -28,10 +28,11 @@ import numpy.typing as npt
 import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from rl.batch.micro_batch import PackedBatch
 from rl.batch.tensors import BatchTensors, Objective, to_tensors
+from rl.families.registry import family_of
 from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.deepspeed_config import deepspeed_config
 from rl.learner.deepspeed_router import route_in_float32
@@ -71,13 +72,16 @@ class Learner:
             raise ValueError(f"trainer.ranks={trainer_cfg.ranks} but WORLD_SIZE={self._world}")
         self._origin = resolve_model(model_path)
         architecture = AutoConfig.from_pretrained(self._origin).to_dict()
-        config = deepspeed_config(architecture, trainer_cfg, optimizer_cfg, model_cfg.dtype, device)
+        self._family = family_of(architecture, model_cfg.family)
+        experts = self._family.experts(architecture)
+        config = deepspeed_config(trainer_cfg, optimizer_cfg, self._family, experts, model_cfg.dtype, device)
         # Partitioned parameter by parameter: whole, a large model fits neither a rank's memory nor its GPU.
         zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
         causal_lm = load_model(
             model_path,
             model_cfg.dtype,
             seed,
+            self._family,
             place=lambda parameter: zero._convert_to_zero_parameters([parameter]),
             read=self.rank == 0,
         )
@@ -90,39 +94,39 @@ class Learner:
         for buffer in self._engine.module.buffers():  # DeepSpeed moves those of a whole model only
             buffer.data = buffer.data.to(self._device)
         _set_deadlines(timeout)
-        self.weights = WeightSource(self._engine.module)
+        self.weights = WeightSource(self._engine.module, self._family)
         self._moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
-        route_in_float32(self._moe_layers, self._config.model_type)
+        if self._family.float32_router:
+            route_in_float32(self._moe_layers)
 
     def train_step(
         self,
         batches: Sequence[PackedBatch],
         objective: Objective,
-        denominator: float,
         lr: float,
         temperature: float = 1.0,
     ) -> dict[str, float]:
-        """One optimizer step over this rank's micro-batches.
+        """One optimizer step on Σ weight · token loss, over this rank's micro-batches and those of the others.
 
         Args:
-            denominator: the global count the loss is divided by, equal on every rank (`micro_batch.denominator`).
             lr: of this step (`rl.learner.schedule`).
 
         Returns:
-            `loss`, `grad_norm` (before clipping), `lr`, the objective's sums and `moe/load_max_over_mean` (most loaded
-            expert over the mean, worst layer), all global and equal on every rank.
+            `loss`, `grad_norm` (before clipping), `lr`, the sums of the objective's statistics over trained tokens and
+            `moe/load_max_over_mean` (most loaded expert over the mean, worst layer), all global and equal on every
+            rank.
 
         Raises:
-            ValueError: ranks disagree on the number of micro-batches or on the denominator, or there are none.
+            ValueError: ranks disagree on the number of micro-batches, or there are none.
         """
-        self._require_lockstep(len(batches), denominator)
+        self._require_lockstep(len(batches))
         for layer in self._moe_layers:
             layer.tokens_per_expert.zero_()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
-            for name, value in self._backward(batch, objective, denominator, temperature).items():
+            for name, value in self._backward(batch, objective, temperature).items():
                 sums[name] = sums[name] + value if name in sums else value
         self._engine.step()
         return {
@@ -165,7 +169,7 @@ class Learner:
 
     def export_hf(self, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
         """Write a directory that `from_pretrained` and vLLM load: weights, config, tokenizer files of the origin."""
-        write_hf_export(Path(directory), self.weights, self._config, self._origin, self.rank, shard_bytes)
+        write_hf_export(Path(directory), self.weights, self._exported_config(), self._origin, self.rank, shard_bytes)
         torch.distributed.barrier()
 
     def close(self) -> None:
@@ -188,28 +192,27 @@ class Learner:
         )
         return logprobs, entropy
 
-    def _backward(
-        self, batch: PackedBatch, objective: Objective, denominator: float, temperature: float
-    ) -> dict[str, torch.Tensor]:
+    def _backward(self, batch: PackedBatch, objective: Objective, temperature: float) -> dict[str, torch.Tensor]:
         tensors = to_tensors(batch, self._device)
         logprobs, entropy = self._forward(tensors, batch, temperature)
-        loss, stats = objective(logprobs, entropy, tensors, denominator)
-        # DeepSpeed averages gradients over the ranks; the loss is already divided by the global count.
+        found = objective(logprobs, entropy, tensors)
+        trained = tensors.loss_mask > 0
+        loss = (found.loss * tensors.weights).where(trained, 0.0).sum()
+        # DeepSpeed averages gradients over the ranks; the weights are those of the whole step, so they add up.
         self._engine.backward(loss * self._world, scale_wrt_gas=False)
-        return {"loss": loss.detach(), **stats}
+        statistics = {name: values.detach().float() for name, values in found.statistics.items()}
+        return {"loss": loss.detach(), **{name: v.where(trained, 0.0).sum() for name, v in statistics.items()}}
 
-    def _require_lockstep(self, count: int, denominator: float) -> None:
+    def _require_lockstep(self, count: int) -> None:
         """ZeRO-3 gathers parameters in every forward: a rank with fewer micro-batches leaves the others waiting."""
-        mine = torch.tensor([count, -count, denominator, -denominator], dtype=torch.float64, device=self._device)
+        mine = torch.tensor([count, -count], device=self._device)
         torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
-        most, least, high, low = mine[0].item(), 0.0 - mine[1].item(), mine[2].item(), 0.0 - mine[3].item()
+        most, least = int(mine[0]), -int(mine[1])
         if most != least or most == 0:
             raise ValueError(
-                f"rank {self.rank} has {count} micro-batches, the ranks have {least:.0f} to {most:.0f}: "
-                "give every rank the same number, at least one; fill with zero-weight ones (rl.batch.packing.pack does)"
+                f"rank {self.rank} has {count} micro-batches, the ranks have {least} to {most}: "
+                "give every rank the same number, at least one; fill with zero-weight ones (`pack` does)"
             )
-        if high != low or low <= 0:
-            raise ValueError(f"rank {self.rank} was given denominator {denominator}, the ranks {low} to {high}")
 
     def _reduce(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         names = sorted(sums)
@@ -224,6 +227,9 @@ class Learner:
         torch.distributed.all_reduce(load)
         ratio = load.max(dim=1).values / load.mean(dim=1).clamp_min(1.0)
         return {"moe/load_max_over_mean": ratio.max().item()}
+
+    def _exported_config(self) -> PreTrainedConfig:
+        return type(self._config).from_dict(self._family.exported_config(self._config.to_dict()))
 
     def _state_file(self, directory: Path) -> Path:
         return directory / f"learner-rank{self.rank:05d}.json"

@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from rl.families.family import Family
 from rl.learner.attention import PACKED_ATTENTION
 from rl.learner.logprobs import ChunkedLMHead
 from rl.weights.hf_reader import HfCheckpoint, has_weights
@@ -35,7 +36,12 @@ def resolve_model(path: str) -> Path:
 
 
 def load_model(
-    path: str, dtype: str, seed: int, place: Callable[[nn.Parameter], None] | None = None, read: bool = True
+    path: str,
+    dtype: str,
+    seed: int,
+    family: Family,
+    place: Callable[[nn.Parameter], None] | None = None,
+    read: bool = True,
 ) -> PreTrainedModel:
     """The causal language model at `path` in `dtype`, with packed attention, in training mode.
 
@@ -51,12 +57,12 @@ def load_model(
     """
     directory = resolve_model(path)
     config = AutoConfig.from_pretrained(directory)
-    torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    torch_dtype: torch.dtype = getattr(torch, dtype)
     stored = has_weights(directory)
     with init_empty_weights(include_buffers=False) if stored else _seeded(seed):
         model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION)
     if stored:
-        _read(model, HfCheckpoint(directory), place or _stay, read)
+        _read(model, HfCheckpoint(directory, family), place or _stay, read)
     else:
         for parameter in model.parameters():
             (place or _stay)(parameter)
@@ -68,8 +74,7 @@ def _read(model: PreTrainedModel, checkpoint: HfCheckpoint, place: Callable[[nn.
     """Give an empty model the checkpoint's values, parameter by parameter."""
     tied = ["lm_head.weight"] if model.config.tie_word_embeddings else []
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
-    # Older Llama checkpoints carry the rotary frequencies, which follow from the config.
-    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$"]
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), *checkpoint.family.ignored(model.config.to_dict())]
     checkpoint.require(tensors, optional=tied, ignored=ignored)
     for name, empty in tensors.items():
         if not isinstance(empty, nn.Parameter):
@@ -87,7 +92,7 @@ def _read(model: PreTrainedModel, checkpoint: HfCheckpoint, place: Callable[[nn.
 
 
 def _stay(parameter: nn.Parameter) -> None:
-    """Whole, on the CPU."""
+    """Default placement: keep the parameter unpartitioned on the CPU."""
 
 
 @contextmanager

@@ -33,12 +33,12 @@ from rich.text import Text
 from rl.observe.bottleneck import bottleneck
 
 _LABEL_WIDTH = 30
-_SUPERVISED = "supervised cold start"
 
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """A part of the step line: shown when the metric is there; `rank` 0 always, higher ranks go first when narrow."""
+    """A part of the step line, shown when the metric exists. On a narrow terminal, fields with the highest `rank` are
+    dropped first; rank 0 is never dropped."""
 
     metric: str
     label: str
@@ -119,7 +119,7 @@ class Console:
             expand=True,
         )
         self._training: TaskID | None = None
-        self._supervised: TaskID | None = None
+        self._stage: TaskID | None = None
         self._display = Live(RichGroup(self._phases, self._bars), console=self._rich, refresh_per_second=4)
         if self.live:
             self._display.start()
@@ -158,17 +158,17 @@ class Console:
             took = duration(time.monotonic() - start)
             self._print(Text.assemble((f"{mark} ", style), f"{name:<{_LABEL_WIDTH}} ", (took, "dim")))
 
-    def supervised_step(self, step: int, total: int, loss: float) -> None:
-        """Progress of the supervised stage; into a pipe only about every tenth of it."""
+    def stage_step(self, stage: str, step: int, total: int, loss: float) -> None:
+        """Progress of a stage before the training steps; into a pipe only about every tenth of it."""
         if self.live:
-            if self._supervised is None:
-                self._supervised = self._bars.add_task(_SUPERVISED, total=total)
-            self._bars.update(self._supervised, completed=step, description=f"{_SUPERVISED}  loss {loss:.3f}")
-        if step == total and self._supervised is not None:
-            self._bars.remove_task(self._supervised)
-            self._supervised = None
+            if self._stage is None:
+                self._stage = self._bars.add_task(stage, total=total)
+            self._bars.update(self._stage, completed=step, description=f"{stage}  loss {loss:.3f}")
+        if step == total and self._stage is not None:
+            self._bars.remove_task(self._stage)
+            self._stage = None
         if step == total or (not self.live and step % max(total // 10, 1) == 0):
-            self._print(Text(f"  {_SUPERVISED} {step:>{len(str(total))}}/{total}  loss {loss:.3f}"))
+            self._print(Text(f"  {stage} {step:>{len(str(total))}}/{total}  loss {loss:.3f}"))
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """The line of one training step. `values` are the step's metrics under their registered names."""

@@ -38,9 +38,11 @@ _METRICS = (
     Metric("policy/version", "count", "Weight version after the step; the cold-started policy is version 0."),
     Metric("policy/entropy", "nats", "Mean entropy of the policy's next-token distribution at trained tokens."),
     Metric("policy/clip_fraction", "share", "Trained tokens whose importance ratio was clipped."),
+    Metric("policy/rejected_fraction", "share", "Trained tokens that the correction left out of the loss."),
     Metric("policy/ratio_mean", "ratio", "Mean importance ratio: trainer's probability over the sampling policy's."),
     Metric("policy/kl_behaviour", "nats", "Estimated KL from the sampling policy to the trained one, per token."),
-    Metric("loss/policy", "loss", "Policy-gradient loss, normalised once by the global token count."),
+    Metric("loss/policy", "loss", "Policy-gradient loss: the weighted sum over the trained tokens of the step."),
+    Metric("loss/<name>", "loss", "Mean per trained token of another statistic that the recipe's loss reports."),
     Metric("loss/sft", "nats", "Supervised cross-entropy per trained token."),
     Metric(
         "mismatch/logprob_abs_mean",
@@ -78,7 +80,7 @@ _METRICS = (
     Metric("memory/driver_rss_mb", "MB", "Resident memory of the driver process."),
     Metric("memory/trainer_rss_mb", "MB", "Largest resident memory among the trainer ranks."),
     Metric("eval/success", "share", "Held-out trajectories that solved their task (infrastructure failures left out)."),
-    Metric("eval/success/<environment>", "share", "The same, of one environment."),
+    Metric("eval/success/<source>", "share", "The same, of one task source."),
     Metric("eval/infra_share", "share", "Held-out trajectories lost to an infrastructure failure."),
 )
 

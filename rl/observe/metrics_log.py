@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from rl.observe.metrics import STEP_KEY, check_names
+from rl.rundir.atomic import atomic_write_bytes
 
 
 class MetricsLog:
@@ -43,7 +43,7 @@ class MetricsLog:
         self._file.close()
         lines = self._path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)[STEP_KEY] <= step]
-        _replace(self._path, b"".join(kept))
+        atomic_write_bytes(self._path, b"".join(kept))
         self._last_step = min(self._last_step, step)
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -59,7 +59,7 @@ class MetricsLog:
     def _repair(self) -> None:
         raw = self._path.read_bytes()
         if raw and not raw.endswith(b"\n"):
-            _replace(self._path, raw[: raw.rfind(b"\n") + 1])
+            atomic_write_bytes(self._path, raw[: raw.rfind(b"\n") + 1])
 
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
@@ -70,12 +70,3 @@ def read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
             row = json.loads(line)
             rows.append((row.pop(STEP_KEY), {k: math.nan if v is None else v for k, v in row.items()}))
     return rows
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

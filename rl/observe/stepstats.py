@@ -10,8 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rollout.types import OBSERVED, Group, Trajectory
 
+EXPERT_LOAD = "moe/load_max_over_mean"
+_MEANS = {
+    "entropy": "policy/entropy",
+    "clipped": "policy/clip_fraction",
+    "ratio": "policy/ratio_mean",
+    "kl": "policy/kl_behaviour",
+    "rejected": "policy/rejected_fraction",
+}
+"""Sums over trained tokens whose means have a name of their own."""
+_NO_MEANS = {"loss", "tokens", "fresh_tokens", "mismatch", "grad_norm", "lr", "rss_mb", EXPERT_LOAD}
 
-def rollout_metrics(groups: Sequence[Group], success_reward: float) -> dict[str, float]:
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the trajectories of a step did: rewards, lengths, tools, failures."""
     everything = [t for group in groups for t in group.trajectories]
     usable = [t for t in everything if t.outcome != "infra_error"]
@@ -26,8 +37,8 @@ def rollout_metrics(groups: Sequence[Group], success_reward: float) -> dict[str,
     metrics |= {
         "reward/mean": statistics.fmean(rewards),
         "reward/std": statistics.pstdev(rewards),
-        "rollout/success": success_share(usable, success_reward),
-        "rollout/turns_mean": _mean(usable, "turns"),
+        "rollout/success": success_share(usable),
+        "rollout/turns_mean": statistics.fmean(len(t.turns) for t in usable),
         "rollout/tokens_mean": statistics.fmean(sum(s.trained_tokens for s in t.samples) for t in usable),
         "rollout/truncated_share": _share(t.outcome == "truncated" for t in usable),
         "rollout/malformed_share": _share(t.stop_reason == "malformed" for t in usable),
@@ -43,22 +54,22 @@ def rollout_metrics(groups: Sequence[Group], success_reward: float) -> dict[str,
     return metrics
 
 
-def success_share(trajectories: Iterable[Trajectory], success_reward: float) -> float:
-    """Share of scored trajectories whose reward reaches `success_reward`; infrastructure failures are left out."""
-    return _share(_reward(t) >= success_reward for t in trajectories if t.outcome != "infra_error")
+def success_share(trajectories: Iterable[Trajectory]) -> float:
+    """Share of trajectories that their source's rule calls a success; infrastructure failures are left out."""
+    return _share(t.success for t in trajectories if t.success is not None)
 
 
-def eval_metrics(groups: Sequence[Group], success_reward: float) -> dict[str, float]:
-    """Held-out success, over all tasks and per environment, of what infrastructure failures left to judge."""
+def eval_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Held-out success, over all tasks and per task source, of what infrastructure failures left to judge."""
     everything = [t for group in groups for t in group.trajectories]
     usable: dict[str, list[Trajectory]] = {}
     for group in groups:
         if group.usable:
-            usable.setdefault(group.task.environment, []).extend(group.usable)
+            usable.setdefault(group.task.source, []).extend(group.usable)
     metrics = {"eval/infra_share": _share(t.outcome == "infra_error" for t in everything)}
     if usable:
-        metrics["eval/success"] = success_share(everything, success_reward)
-    return metrics | {f"eval/success/{name}": success_share(usable[name], success_reward) for name in sorted(usable)}
+        metrics["eval/success"] = success_share(everything)
+    return metrics | {f"eval/success/{name}": success_share(usable[name]) for name in sorted(usable)}
 
 
 def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:
@@ -70,35 +81,31 @@ def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:
 
 
 def learner_metrics(stats: Mapping[str, float], lr: float, version: int) -> dict[str, float]:
-    """From the learner's global sums (rl.losses.clipped) to means per trained token."""
-    tokens = max(stats["tokens"], 1.0)
-    fresh = stats["fresh_tokens"]
+    """From what a training step returned (`Learner.train_step`, `make_objective`) to metrics.
+
+    A statistic that is not known here is the recipe's loss's own: its mean over trained tokens is `loss/<name>`.
+    """
+    tokens, fresh = max(stats["tokens"], 1.0), stats["fresh_tokens"]
     metrics = {
         "policy/version": float(version),
-        "policy/entropy": stats["entropy"] / tokens,
-        "policy/clip_fraction": stats["clipped"] / tokens,
-        "policy/ratio_mean": stats["ratio"] / tokens,
-        "policy/kl_behaviour": stats["kl"] / tokens,
         "loss/policy": stats["loss"],
         "mismatch/fresh_tokens": fresh,
         "optim/lr": lr,
         "optim/grad_norm": stats["grad_norm"],
         "perf/trained_tokens": stats["tokens"],
     }
-    if "moe/load_max_over_mean" in stats:
-        metrics["moe/load_max_over_mean"] = stats["moe/load_max_over_mean"]
     if fresh:
         metrics["mismatch/logprob_abs_mean"] = stats["mismatch"] / fresh
+    for name in stats.keys() - _NO_MEANS:
+        metrics[_MEANS.get(name, f"loss/{name}")] = stats[name] / tokens
+    if EXPERT_LOAD in stats:
+        metrics[EXPERT_LOAD] = stats[EXPERT_LOAD]
     return metrics
 
 
 def _reward(trajectory: Trajectory) -> float:
     assert trajectory.reward is not None, "an infra_error has no reward; filter it out first"
     return trajectory.reward
-
-
-def _mean(trajectories: Sequence[Trajectory], metric: str) -> float:
-    return statistics.fmean(t.metrics[metric] for t in trajectories)
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rl.config import Recipe
-from rl.recipe.checks import cpu_problems
+from rl.recipe.checks import cpu_problems, gpu_problems
 from rollout.types import Device
 
 
@@ -47,6 +47,8 @@ def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus:
     if resolve_device(recipe, gpus) == "cpu":
         unfit = [problem.text for problem in cpu_problems(recipe)]
         return [*unfit, "no GPU is seen here, so run.device=auto means cpu"] if unfit else []
+    if unfit := [problem.text for problem in gpu_problems(recipe)]:
+        return [*unfit, "GPUs are seen here, so run.device=auto means cuda"]
     too_wide = _too_wide(recipe, largest_node_gpus)
     wanted = wants(recipe)
     if gpus >= wanted.gpus and cpus >= wanted.cpus:

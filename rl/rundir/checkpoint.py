@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from rl.rundir.atomic import sync
+
 _PARTIAL, _REPLACED, _DELETED = ".partial", ".replaced", ".deleted"
 """Endings of hidden directories: being written; stepping aside for a new one of the same step; being deleted."""
 
@@ -40,7 +42,7 @@ class CheckpointStore:
         if final.exists():
             final.rename(self._hidden(final, _REPLACED))
         partial.rename(final)
-        _sync(self._root)
+        sync(self._root)
         self._clear_hidden()
         for old in self._complete()[: -self._keep]:
             old.rename(self._hidden(old, _DELETED))
@@ -69,13 +71,5 @@ class CheckpointStore:
 def _sync_tree(root: Path) -> None:
     for folder, _, files in os.walk(root, topdown=False):
         for file in files:
-            _sync(Path(folder) / file)
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(Path(folder) / file)
+        sync(Path(folder))

@@ -9,13 +9,15 @@ from typing import Any, Self
 
 @dataclass(slots=True)
 class Progress:
-    """`version` counts weight pushes that trained something: version 0 is what training starts from.
+    """`stage` is the stage under way (rl.stages), empty before the first. `version` is the policy's: 0 is what training
+    starts from, and every step adds one, also a step that had nothing to learn from.
 
     `mismatch_sum` is the sum of |engine logprob - trainer logprob| over `mismatch_tokens` tokens that were sampled by
     the very version that was being trained. `eval_before` and `eval_after` are held-out success (0 to 1) under the
     names of `rl.observe.stepstats.eval_metrics`.
     """
 
+    stage: str = ""
     step: int = 0
     version: int = 0
     wall_s: float = 0.0

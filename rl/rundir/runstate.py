@@ -17,13 +17,13 @@ GROUPS_NAME = "groups.jsonl.gz"
 
 
 def write_state(checkpoint: Path, progress: Progress, buffer: BufferState) -> None:
-    """Into a checkpoint that is being written."""
+    """Write progress and buffer into a checkpoint that is being written."""
     atomic_write_bytes(checkpoint / GROUPS_NAME, encode_groups(buffer.groups))
     atomic_write_json(checkpoint / STATE_NAME, {"progress": progress.to_dict(), "buffer": dict(buffer.ledger)})
 
 
 def rewrite_progress(checkpoint: Path, progress: Progress) -> None:
-    """Add to a published checkpoint what was learned about its weights since."""
+    """Rewrite a published checkpoint's progress, to record the evaluation of its weights."""
     atomic_write_json(checkpoint / STATE_NAME, _read(checkpoint) | {"progress": progress.to_dict()})
 
 

@@ -11,13 +11,15 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rl.batch.micro_batch import SftRow, denominator
+from rl.batch.micro_batch import SftRow
 from rl.batch.packing import pack
 from rl.config import Recipe
-from rl.driver.cluster import Cluster
 from rl.driver.health import check_finite
+from rl.driver.training import supervised_stage
+from rl.driver.waiting import Actor, Calls
 from rl.learner.schedule import learning_rate
 from rl.sft.config import SftConfig
 from rl.sft.data import sft_rows
@@ -27,19 +29,20 @@ Report = Callable[[int, int, float], None]
 """Called after every step with (steps done, steps in all, loss per trained token)."""
 
 
-def cold_start(recipe: Recipe, cluster: Cluster, report: Report) -> str:
-    """The path of the model that reinforcement learning starts from."""
-    if recipe.sft is None:
-        return recipe.model.path
+def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: Report) -> str:
+    """Train the model of a recipe with an `sft:` section on demonstrations, or find the result in the cache. Returns
+    its directory."""
+    assert recipe.sft is not None
     target = Path(recipe.run.cache_dir).resolve() / f"sft-{sft_fingerprint(recipe)}"
     if target.is_dir():
         return str(target)
     rows = sft_rows(recipe)
-    calls = cluster.call(cluster.trainers, "build", recipe.model.path, "sft")
-    cluster.wait(calls, "loading the model")
-    _train(recipe, recipe.sft, cluster, rows, report)
+    calls.ask_all(trainers, "build", recipe.model.path, supervised_stage(recipe), what="loading the model")
+    for step, stats in enumerate(_steps(recipe, recipe.sft, calls, trainers, rows), start=1):
+        check_finite(f"supervised step {step}", stats, "sft.optimizer")
+        report(step, recipe.sft.steps, stats["loss"])
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    cluster.wait(cluster.call(cluster.trainers, "export", str(unfinished)), "exporting the cold-started model")
+    calls.ask_all(trainers, "export", str(unfinished), what="exporting the cold-started model")
     try:
         unfinished.rename(target)
     except OSError:  # another run was first: its model is the same
@@ -47,18 +50,17 @@ def cold_start(recipe: Recipe, cluster: Cluster, report: Report) -> str:
     return str(target)
 
 
-def _train(recipe: Recipe, sft: SftConfig, cluster: Cluster, rows: Sequence[SftRow], report: Report) -> None:
+def _steps(
+    recipe: Recipe, sft: SftConfig, calls: Calls, trainers: Sequence[Actor], rows: Sequence[SftRow]
+) -> Iterator[dict[str, float]]:
+    """Take every step; yields its statistics."""
     order = _endless(rows, recipe.run.seed)
     for step in range(sft.steps):
-        batches = pack(_fill(order, sft.tokens_per_step), recipe.trainer.ranks, recipe.trainer.token_budget)
-        count = denominator(batches)
+        chosen = _weighed(_fill(order, sft.tokens_per_step))
+        batches = pack(chosen, recipe.trainer.ranks, recipe.trainer.token_budget)
         lr = learning_rate(sft.optimizer, step, sft.steps)
-        calls = cluster.call_each(
-            cluster.trainers, "train", [(batches[rank], "sft", float(count), lr, 0) for rank in range(len(batches))]
-        )
-        stats = cluster.wait(calls, f"supervised step {step + 1}")[0]
-        check_finite(f"supervised step {step + 1}", stats, "sft.optimizer")
-        report(step + 1, sft.steps, stats["loss"])
+        started = calls.start_each(trainers, "train", [(of_rank, lr, 0) for of_rank in batches])
+        yield calls.wait(started, f"supervised step {step + 1}")[0]
 
 
 def _endless(rows: Sequence[SftRow], seed: int) -> Iterator[SftRow]:
@@ -74,3 +76,9 @@ def _fill(order: Iterator[SftRow], tokens: int) -> list[SftRow]:
     while sum(len(row) for row in rows) < tokens:
         rows.append(next(order))
     return rows
+
+
+def _weighed(rows: Sequence[SftRow]) -> list[SftRow]:
+    """The rows with weights by which the step's loss is the mean over all tokens to imitate."""
+    tokens = sum(row.trained_tokens for row in rows)
+    return [replace(row, weight=1 / tokens) for row in rows]

@@ -7,14 +7,18 @@ from pydantic import Field
 from rewards.strict import StrictModel
 from rl.learner.config import OptimizerConfig
 
+ORACLE = "oracle"
+"""In place of a dataset: demonstrations of the recipe's own environments by their scripted oracles."""
+
 
 class SftConfig(StrictModel):
     """A supervised stage before reinforcement learning. Its result is cached by content hash."""
 
     dataset: str
-    """jsonl / parquet path or Hugging Face dataset with a `messages` (and optional `tools`) column, or
-    `oracle`: demonstrations of the recipe's own environments by their scripted oracle policies."""
+    """jsonl / parquet path or Hugging Face dataset with a `messages` (and optional `tools`) column, or `oracle`."""
     rows: int = Field(default=2000, ge=1)
+    """Demonstrations at most; they come again, in another order, when all have been trained."""
     steps: int = Field(default=100, ge=1)
     tokens_per_step: int = Field(default=8192, ge=16)
+    """A step takes whole demonstrations until it has this many tokens."""
     optimizer: OptimizerConfig

@@ -1,4 +1,4 @@
-"""Rows of the supervised stage: demonstrations as token ids and loss masks, and the hash its result is cached under.
+"""Rows of the supervised stage: demonstrations as token ids and loss masks.
 
 Demonstrations come from the environments' scripted oracles (`dataset: oracle`) or from any dataset with a `messages`
 (and optional `tools`) column. The chat format renders them exactly as an agent loop would have seen them.
@@ -13,23 +13,25 @@ from collections.abc import Iterator
 from rewards.sandbox.sandbox import Sandbox
 from rl.batch.micro_batch import SftRow
 from rl.config import Recipe
-from rollout.chat.glm45 import Chat
-from rollout.contracts import ToolSpec
-from rollout.envs.registry import ENVIRONMENTS
+from rl.sft.config import ORACLE
+from rollout.chat.demonstrations import render_demonstration
+from rollout.chat.registry import load_chat
+from rollout.contracts import Chat, Demonstrator, ToolSpec
+from rollout.envs.registry import make_environment
 from rollout.tasks.rows import Row, checked_messages, read_rows
 from rollout.tasks.stream import task_stream
 from rollout.types import Message
 
-ORACLE = "oracle"
+Conversation = tuple[str, list[Message], tuple[ToolSpec, ...]]
+"""Where it comes from, in words; its messages; the tools that it may call."""
 
 
 def sft_rows(recipe: Recipe) -> list[SftRow]:
     """At most `sft.rows` rows. Raises ValueError naming the dataset row and field that cannot be used, or the row that
     is too long for a micro-batch.
     """
-    if recipe.sft is None:
-        raise ValueError("the recipe has no sft: section")
-    chat = Chat.load(recipe.model.path, recipe.model.renderer)
+    assert recipe.sft is not None and recipe.model.renderer is not None
+    chat = load_chat(recipe.model.renderer, recipe.model.path)
     thinking = recipe.rollout.thinking
     dataset = recipe.sft.dataset
     found = _oracle_conversations(recipe, recipe.sft.rows) if dataset == ORACLE else _dataset_conversations(dataset)
@@ -45,17 +47,19 @@ def sft_rows(recipe: Recipe) -> list[SftRow]:
     return rows
 
 
-def _oracle_conversations(recipe: Recipe, count: int) -> Iterator[tuple[str, list[Message], tuple[ToolSpec, ...]]]:
-    # Another seed than the reinforcement stage's: what it explores first should not be what it has just memorised.
-    config = recipe.tasks.model_copy(update={"seed": recipe.tasks.seed + 1, "train_size": count})
+def _oracle_conversations(recipe: Recipe, count: int) -> Iterator[Conversation]:
+    config = recipe.tasks.model_copy(update={"train_size": count})
+    specs = {source.label: make_environment(source.environment) for source in recipe.tasks.sources}
     sandbox = Sandbox(recipe.sandbox)
-    for index, task in enumerate(task_stream(config, "train")):
-        spec = ENVIRONMENTS[task.environment]
+    # Another seed than the reinforcement stage's: what it explores first should not be what it has just memorised.
+    for index, task in enumerate(task_stream(config, "train", recipe.run.seed + 1)):
+        spec = specs[task.source]
+        assert isinstance(spec, Demonstrator), "rl.recipe.check_sources refuses an oracle that is not there"
         rng = random.Random(f"demonstration/{recipe.run.seed}/{index}")
         yield f"task {task.id}", spec.demonstrate(task, rng), spec.make(task, sandbox).tools
 
 
-def _dataset_conversations(dataset: str) -> Iterator[tuple[str, list[Message], tuple[ToolSpec, ...]]]:
+def _dataset_conversations(dataset: str) -> Iterator[Conversation]:
     for index, row in enumerate(read_rows(dataset)):
         where = f"dataset {dataset} row {index}"
         yield where, checked_messages(row, where), _checked_tools(row, where)
@@ -84,7 +88,7 @@ def _cycles(messages: list[Message]) -> Iterator[list[Message]]:
 
 def _render(chat: Chat, messages: list[Message], tools: tuple[ToolSpec, ...], thinking: bool, where: str) -> SftRow:
     try:
-        token_ids, loss_mask = chat.render_demonstration(messages, tools, thinking)
+        token_ids, loss_mask = render_demonstration(chat, messages, tools, thinking)
     except ValueError as error:
         raise ValueError(f"{where}: field 'messages': {error}") from None
     return SftRow(token_ids=tuple(token_ids), loss_mask=tuple(loss_mask))

@@ -1,34 +1,42 @@
-"""The hash that a cold start's result is cached under."""
+"""The hash that a cold start's result is cached under: everything that decides the result.
+
+Our own code is part of it, since a mended mistake must not leave models in the cache that were made with it. That is
+the import closure of the stage, and of the extensions that only a name in the recipe leads to.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rewards.extension import code_of
 from rl.config import Recipe
-from rl.paths import REPOSITORY
-from rl.sft.data import ORACLE
+from rl.corrections.registry import CORRECTIONS
+from rl.families.registry import FAMILIES, known_family
+from rl.losses.config import SUPERVISED
+from rl.losses.registry import LOSSES
+from rl.sft.config import ORACLE
+from rollout.chat.registry import RENDERERS
+from rollout.envs.registry import ENVIRONMENTS
 
-_CODE = (
-    *("rollout/chat/glm45.py", "rollout/tasks/stream.py", "rollout/tasks/rows.py", "rollout/splits.py"),
-    *(
-        "rl/sft/data.py",
-        "rl/sft/cold_start.py",
-        "rl/batch/micro_batch.py",
-        "rl/batch/packing.py",
-        "rl/batch/tensors.py",
-    ),
-    *("rl/losses/common.py", "rl/losses/sft.py", "rl/learner/attention.py", "rl/learner/deepspeed_config.py"),
-    *("rl/learner/deepspeed_router.py", "rl/learner/learner.py", "rl/learner/logprobs.py", "rl/learner/model.py"),
-    *("rl/learner/schedule.py", "rl/weights/hf_export.py", "rl/weights/hf_reader.py"),
-)
+PACKAGES = ("rl", "rollout", "rewards")
+STAGE = ("rl.sft.cold_start", "rl.learner.learner", "rl.losses.objective")
+"""The stage, and what trainer ranks run for it: it calls them by the names of their methods."""
+
+
+NOT_HASHED = ("registry.py", "config.py")
+"""The code that a registry leads to and the values that settings have are in the hash by themselves. So a new loss does
+not train every cold start again."""
 
 
 def sft_fingerprint(recipe: Recipe) -> str:
-    """16 hex digits over everything that decides the stage's result: config, data, model files, seed, our code.
+    """16 hex digits over config, data, model files, seed and code.
 
     A Hugging Face dataset or model counts by its name: pin a revision by downloading it.
     """
@@ -41,16 +49,71 @@ def sft_fingerprint(recipe: Recipe) -> str:
         "seed": recipe.run.seed,
         "renderers": importlib.metadata.version("renderers"),
     }
-    files = [REPOSITORY / name for name in _CODE] + _model_files(Path(recipe.model.path))
+    files = [*import_closure([*STAGE, *_named_modules(recipe)]), *_model_files(Path(recipe.model.path))]
     if recipe.sft.dataset == ORACLE:
         keys["tasks"] = recipe.tasks.model_dump(mode="json", exclude={"eval_size", "train_size"})
-        files += sorted((REPOSITORY / "rollout" / "envs").glob("*.py"))
     elif Path(recipe.sft.dataset).is_file():
         files.append(Path(recipe.sft.dataset))
     digest.update(json.dumps(keys, sort_keys=True).encode())
     for path in files:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def import_closure(modules: Iterable[str]) -> list[Path]:
+    """The files of modules (by dotted name, or a path) and of all that they import, as far as it is ours or lies in
+    the package of one of `modules`; without NOT_HASHED. Sorted."""
+    waiting = list(modules)
+    packages = {*PACKAGES, *(module.split(".")[0] for module in waiting if not module.endswith(".py"))}
+    found: dict[str, Path] = {}
+    while waiting:
+        module = waiting.pop()
+        path = _file_of(module)
+        if path is None or module in found:
+            continue
+        found[module] = path
+        waiting += [name for name in _imported(path) if name.split(".")[0] in packages]
+    return sorted({path for path in found.values() if path.name not in NOT_HASHED})
+
+
+def _named_modules(recipe: Recipe) -> Iterator[str]:
+    """The modules of the extensions that decide the stage's result."""
+    assert recipe.model.renderer is not None
+    targets = [
+        code_of(RENDERERS, recipe.model.renderer.name),
+        code_of(LOSSES, SUPERVISED.loss.name),
+        code_of(CORRECTIONS, SUPERVISED.correction.name),
+    ]
+    family = known_family(recipe.model.path, recipe.model.family)
+    if family is not None:
+        targets.append(code_of(FAMILIES, family.settings.name))
+    if recipe.sft is not None and recipe.sft.dataset == ORACLE:
+        targets += [code_of(ENVIRONMENTS, source.environment.name) for source in recipe.tasks.sources]
+    return (target.rpartition(":")[0] for target in targets)
+
+
+def _file_of(module: str) -> Path | None:
+    """The source file of a module, which is not imported; None where there is no such file."""
+    if module.endswith(".py"):
+        return Path(module)
+    top, *below = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    if not below:
+        return Path(spec.origin)
+    path = Path(spec.origin).parent.joinpath(*below)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Dotted names of what a file imports anywhere in it; for `from x import y` both x and x.y."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _model_files(directory: Path) -> list[Path]:

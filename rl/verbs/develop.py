@@ -1,4 +1,4 @@
-"""The developer verbs: `check` (one command that says whether the tree is healthy) and `lock` (pins every version).
+"""The developer verbs: `test`, `check` (is the tree healthy?) and `lock` (pins every version).
 
 Standard library only, so that `lock` works before any environment exists.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.paths import REPOSITORY
+from rl.verbs.usage import refuse_arguments
 
 PACKAGES = ("rl", "rollout", "rewards")
 CHECKS = (
@@ -39,20 +40,30 @@ LOCKS = (
 )
 
 
-def check() -> int:
+def test(argv: Sequence[str]) -> int:
+    """Run pytest with these arguments, in place of this process: signals and the exit code are pytest's own."""
+    os.chdir(REPOSITORY)
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *argv])
+
+
+def check(argv: Sequence[str]) -> int:
     """Formatting, lint and types; all of them run even when one fails. Returns 1 when one did."""
+    if (refused := refuse_arguments("check", argv)) is not None:
+        return refused
     failed = [" ".join(command) for command in CHECKS if _call([sys.executable, "-m", *command]) != 0]
     print(f"check: failed: {'; '.join(failed)}" if failed else "check: all clean")
     return 1 if failed else 0
 
 
-def lock() -> int:
+def lock(argv: Sequence[str]) -> int:
     """Recompile every lock file from pyproject.toml; versions that still fit are kept. Returns 1 when one failed.
 
     Uses the uv on PATH, else installs one into a temporary environment. Where packages come from is uv's own
     environment (UV_FIND_LINKS, UV_INDEX, …): no address is written into a file. The CPU lock needs PyTorch's
     `torch==…+cpu` wheel to be found that way.
     """
+    if (refused := refuse_arguments("lock", argv)) is not None:
+        return refused
     with tempfile.TemporaryDirectory(prefix="sluice-uv-") as scratch:
         uv = shutil.which("uv") or _install_uv(Path(scratch) / "venv")
         for one in LOCKS:

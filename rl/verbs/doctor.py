@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from rl.recipe.machine import (
     gpu_names,
     sandbox_error,
 )
+from rl.verbs.usage import refuse_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,10 @@ def lock_differences(lock: Path) -> list[str]:
     return different
 
 
-def doctor() -> int:
+def doctor(argv: Sequence[str]) -> int:
     """Print every finding; returns 1 when one of them would stop a run."""
+    if (refused := refuse_arguments("doctor", argv)) is not None:
+        return refused
     findings = list(_findings())
     for finding in findings:
         print(f"{'ok  ' if finding.fine else 'FAIL'}  {finding.name:<12} {finding.text}")

@@ -2,22 +2,38 @@
 
 The rule: `run.device=cpu` runs anywhere (ranks and engines share the cores). `cuda` wants one GPU for every trainer
 rank and `tensor_parallel` GPUs for every engine, plus a CPU core for each process. `auto` is cuda where a GPU is seen,
-else cpu. rl.cli asks about this machine; rl.run asks about a cluster it has connected to.
+else cpu. `train` asks about this machine; the driver asks about a cluster it has connected to.
 """
 
 from __future__ import annotations
 
-from rl.config import Recipe
-from rl.families.family import ModelSize
-from rl.families.glm4_moe import PUBLISHED
-from rl.recipe import marked_yaml
-from rl.recipe.hardware import missing_hardware, resolve_device, wants
-from rl.recipe.load import derived
-from rollout.types import Device
+from collections.abc import Sequence
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+from rl.config import Recipe
+from rl.exitcodes import NOTHING_STARTED
+from rl.families.family import ModelSize
+from rl.families.registry import published_size
+from rl.recipe import marked_yaml
+from rl.recipe.checks import remarks
+from rl.recipe.hardware import missing_hardware, resolve_device, wants
+from rl.recipe.machine import cpu_count, gpu_names
+from rl.recipe.resolved import derived
+from rl.verbs.usage import read_recipe, refuse
+from rollout.types import DTYPE_BYTES, Device
+
 MASTER_BYTES = 16
 """Per parameter besides the weights: float32 gradient, float32 master copy, two float32 AdamW moments."""
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Print what a recipe resolves to. `argv` is its path and overrides."""
+    if not argv:
+        return refuse("plan needs a recipe: ./launch.sh plan RECIPE [key=value …]")
+    recipe = read_recipe(argv)
+    if recipe is None:
+        return NOTHING_STARTED
+    print(describe(recipe, cpus=cpu_count(), gpus=len(gpu_names())))
+    return 0
 
 
 def model_size(model_path: str) -> ModelSize | None:
@@ -28,7 +44,7 @@ def model_size(model_path: str) -> ModelSize | None:
     try:
         config = AutoConfig.from_pretrained(model_path, local_files_only=True)
     except (OSError, ValueError):
-        return PUBLISHED.get(model_path)
+        return published_size(model_path)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
     return ModelSize(
@@ -46,8 +62,9 @@ def describe(recipe: Recipe, *, cpus: int, gpus: int) -> str:
         ("derived", "\n".join(f"{name}: {value}" for name, value in derived(recipe).items())),
         ("memory", _memory(recipe, device)),
         ("hardware", _hardware(recipe, device, cpus, gpus)),
+        ("remarks", "\n".join(remarks(recipe))),
     ]
-    return "\n\n".join(f"── {title} ──\n{text}" for title, text in sections)
+    return "\n\n".join(f"── {title} ──\n{text}" for title, text in sections if text)
 
 
 def _memory(recipe: Recipe, device: Device) -> str:
@@ -69,7 +86,8 @@ def _memory(recipe: Recipe, device: Device) -> str:
 
 
 def _activations(recipe: Recipe, size: ModelSize) -> str:
-    """What a full micro-batch keeps for the backward pass. The layers' inner tensors depend on too much to be told."""
+    """What a full micro-batch keeps for the backward pass. Tensors inside a layer are not estimated; their size depends
+    on kernels and routing."""
     trainer = recipe.trainer
     inputs = _bytes(trainer.token_budget * size.layers * size.hidden * DTYPE_BYTES[recipe.model.dtype])
     if trainer.gradient_checkpointing:

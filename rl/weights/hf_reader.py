@@ -1,25 +1,23 @@
 """Reads a Hugging Face checkpoint one tensor at a time, under the names and shapes of the model's own tensors.
 
-The files are memory-mapped, so no more than one tensor is held. Transformers keeps a layer's experts as one
-`mlp.experts.gate_up_proj` [experts, 2 * width, hidden] and one `mlp.experts.down_proj` [experts, hidden, width];
-checkpoints hold `mlp.experts.{i}.gate_proj|up_proj|down_proj.weight`, from which they are put together here.
-`rl.weights.source` is the way back.
+The files are memory-mapped, so no more than one tensor is held. A model may hold in one tensor what its checkpoint
+holds in several (a layer's experts); its family says which. `rl.weights.source` does the reverse: it splits the
+engine's tensors into checkpoint names.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-_FUSED = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<matrix>gate_up_proj|down_proj)")
-_PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-_LISTED = 5
+from rewards.errors import listed
+from rl.families.family import Family
 
 
 def has_weights(directory: Path) -> bool:
@@ -39,7 +37,8 @@ def has_weights(directory: Path) -> bool:
 class HfCheckpoint:
     """The safetensors files of one model directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, family: Family) -> None:
+        self.family = family
         index = directory / "model.safetensors.index.json"
         files = (
             sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -62,13 +61,14 @@ class HfCheckpoint:
         Raises:
             ValueError: tensors are missing, have no place in the model, or are of another shape.
         """
-        needed = {name: part for model_name, full in tensors.items() for name, part in _parts(model_name, full)}
+        stored = self.family.stored_parts
+        needed = {name: part for model_name, full in tensors.items() for name, part in stored(model_name, full)}
         missing = needed.keys() - self._file_of.keys()
         spare = self._file_of.keys() - needed.keys() - set(optional)
         unknown = [name for name in spare if not any(re.search(pattern, name) for pattern in ignored)]
         if missing or unknown:
             what = "lacks" if missing else "holds tensors that the model has no place for:"
-            raise ValueError(f"{self._directory} {what} {_listed(missing or unknown)}")
+            raise ValueError(f"{self._directory} {what} {listed(missing or unknown)}")
         for name, part in needed.items():
             shape = self._file_of[name].get_slice(name).get_shape()
             if shape != list(part.shape):
@@ -77,22 +77,5 @@ class HfCheckpoint:
     def read_into(self, full: Tensor, name: str) -> None:
         """Fill one of the tensors that `require` was asked for, converting to its type."""
         with torch.no_grad():
-            for stored, part in _parts(name, full):
+            for stored, part in self.family.stored_parts(name, full):
                 part.copy_(self._file_of[stored].get_tensor(stored))
-
-
-def _parts(name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's names for a model's tensor, each with the view of it that it fills."""
-    fused = _FUSED.fullmatch(name)
-    if fused is None:
-        yield name, full
-        return
-    projections = _PROJECTIONS[fused["matrix"]]
-    for i, expert in enumerate(full.unbind(0)):
-        for projection, part in zip(projections, expert.chunk(len(projections)), strict=True):
-            yield f"{fused['experts']}.{i}.{projection}.weight", part
-
-
-def _listed(names: Collection[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(sorted(names)[:_LISTED]) + more

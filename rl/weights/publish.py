@@ -19,7 +19,7 @@ two versions. Publishing the same version again is safe: a retry starts the upda
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,8 @@ from rollout.types import WeightSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rollout.transfer.bucket import Sender
+
 
 class Source(Protocol):
     """What `rl.weights.source.WeightSource` offers."""
@@ -36,18 +38,6 @@ class Source(Protocol):
     def manifest(self) -> list[WeightSpec]: ...
 
     def buckets(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]: ...
-
-
-class Sender(Protocol):
-    """How a bucket reaches the engines: `rollout.transfer.registry` has one for shared memory and one for nccl."""
-
-    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool) -> Any:
-        """The description that engines get as the argument of `load_bucket`; with `verify` it carries digests."""
-        ...
-
-    def abandon(self) -> Exception | None:
-        """The push failed. What failed on this side, if anything; the next `send` starts afresh."""
-        ...
 
 
 class Engines(Protocol):
@@ -98,7 +88,7 @@ class _Push:
         self._source, self._version, self._engines, self._sender = source, version, engines, sender
         self._manifest = source.manifest()
         self._bytes = sum(spec.nbytes for spec in self._manifest)
-        self._deadline_s = cfg.timeout_s + cfg.seconds_per_gib * self._bytes / 2**30
+        self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:

@@ -4,14 +4,10 @@ Owns the way from ZeRO-3 partitions and expert shards to the full tensors that a
 takes. Never holds the model twice: at most one bucket of full tensors is alive, sized by full element counts (a
 partitioned parameter's own count is a fraction of that). Every rank must walk the buckets, since gathering one is a
 collective; every rank gets the same full tensors.
-
-Inside the engine, AutoEP holds a layer's experts as w1, w2, w3 of [local experts, ...] and the router as
-`mlp.router`; checkpoints hold `mlp.experts.{i}.gate_proj|down_proj|up_proj.weight` and `mlp.gate`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,16 +16,10 @@ import torch
 from deepspeed.utils import groups
 from torch import nn
 
+from rl.families.family import Family
 from rollout.types import WeightSpec
 
 __all__ = ["WeightSource", "WeightSpec"]
-
-_EXPERT = re.compile(r"(?P<block>.*\.mlp)\.experts\.(?P<matrix>w[123])")
-_PROJECTION = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_ROUTER = {
-    ".mlp.router.gate.weight": ".mlp.gate.weight",
-    ".mlp.router.e_score_correction_bias": ".mlp.gate.e_score_correction_bias",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +47,14 @@ class _Piece:
 class WeightSource:
     """Streams the weights of a `PolicyModel` that DeepSpeed ZeRO-3 has partitioned."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, family: Family) -> None:
         self._tensors = _checkpoint_tensors(module)
+        self._family = family
 
     def manifest(self) -> list[WeightSpec]:
         """Name, dtype and full shape of every tensor that `buckets` yields. Local: no communication."""
-        return [spec for tensor in self._tensors for piece in _pieces(*tensor, max_bytes=None) for spec in piece.specs]
+        pieces = [piece for tensor in self._tensors for piece in _pieces(*tensor, self._family, max_bytes=None)]
+        return [spec for piece in pieces for spec in piece.specs]
 
     def plan(self, max_bytes: int) -> list[list[WeightSpec]]:
         """What each bucket of `buckets(max_bytes)` will hold. Local: no communication."""
@@ -88,7 +80,7 @@ class WeightSource:
         plan: list[list[_Piece]] = []
         room = 0
         for tensor in self._tensors:
-            for piece in _pieces(*tensor, max_bytes=max_bytes):
+            for piece in _pieces(*tensor, self._family, max_bytes=max_bytes):
                 if not plan or piece.nbytes > room:
                     plan.append([])
                     room = max_bytes
@@ -105,19 +97,16 @@ def _checkpoint_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return list(found.items())
 
 
-def _pieces(name: str, tensor: torch.Tensor, max_bytes: int | None) -> list[_Piece]:
+def _pieces(name: str, tensor: torch.Tensor, family: Family, max_bytes: int | None) -> list[_Piece]:
     """Cut one engine tensor into pieces of at most `max_bytes`; only experts can be cut, at expert boundaries."""
     shape = full_shape(tensor)
-    expert = _EXPERT.fullmatch(name)
-    if expert is None:
-        for engine_name, checkpoint_name in _ROUTER.items():
-            name = name.replace(engine_name, checkpoint_name)
-        return [_Piece(tensor, (name,), shape)]
+    pattern = family.expert_pattern(name)
+    if pattern is None:
+        return [_Piece(tensor, (family.checkpoint_name(name),), shape)]
     local = shape[0]
     ranks = groups._get_expert_parallel_world_size(tensor.group_name)  # type: ignore[attr-defined]
     group_bytes = ranks * tensor.element_size() * torch.Size(shape[1:]).numel()
     step = local if max_bytes is None else min(local, max(1, max_bytes // group_bytes))
-    pattern = f"{expert['block']}.experts.{{}}.{_PROJECTION[expert['matrix']]}.weight"
     pieces = []
     for start in range(0, local, step):
         experts = slice(start, min(start + step, local))

@@ -25,14 +25,15 @@ class TakeAnswer:
 
 
 class BufferActor:
-    """The ledger, the finished groups and the gate; callers wait here, so that nobody polls."""
+    """The ledger, the finished groups and the gate. A call that has to wait is answered as soon as it can be, or with
+    None after a while: then the caller asks again, and a caller that died is forgotten."""
 
     def __init__(self, role: str, logs_dir: str, spec: BufferSpec, saved: BufferState | None) -> None:
         enter_role(role, logs_dir)
         from rollout.tasks.stream import task_stream
 
         self._buffer = Buffer(
-            task_stream(spec.tasks, "train"),
+            task_stream(spec.tasks, "train", spec.seed),
             saved,
             max_staleness=spec.max_staleness,
             groups_per_step=spec.groups_per_step,
@@ -72,11 +73,11 @@ class BufferActor:
         return self._buffer.state()
 
     async def watch(self) -> None:
-        """Does not return: who waits for it learns of this process's death."""
+        """Block forever. Callers await this to be notified when the process dies."""
         await asyncio.Event().wait()
 
     async def _first(self, attempt: Callable[[], T | None], wait_s: float) -> T | None:
-        """What `attempt` gives as soon as it gives something."""
+        """Call `attempt` after every change until it returns a value; None after `wait_s`."""
         async with self._changed:
             try:
                 async with asyncio.timeout(wait_s):

@@ -13,9 +13,8 @@ from ray.exceptions import RayTaskError
 
 from rewards.errors import InfrastructureError
 from rollout.actors.process import enter_role
-from rollout.engine.config import InferenceConfig
-from rollout.transfer.config import WeightSyncConfig
-from rollout.types import Completion, Device, SamplingParams
+from rollout.engine.settings import EngineSettings
+from rollout.types import Completion, SamplingParams
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -41,21 +40,11 @@ class InferenceActor:
         self._replica = replica
         self._engine: Any = None
 
-    async def start(
-        self,
-        model_path: str,
-        dtype: str,
-        config: InferenceConfig,
-        sync: WeightSyncConfig,
-        max_context: int,
-        device: Device,
-        seed: int,
-    ) -> None:
+    async def start(self, settings: EngineSettings) -> None:
+        """Build the engine; it refuses to sample until the first push."""
         from rollout.engine.inference import Inference
 
-        self._engine = await Inference.start(
-            model_path, dtype, config, sync, max_context, device, seed, replica=self._replica
-        )
+        self._engine = await Inference.start(settings, replica=self._replica)
 
     async def generate(self, request_id: str, prompt: list[int], sampling: SamplingParams) -> Completion:
         return await self._engine.generate(request_id, prompt, sampling)
@@ -67,7 +56,7 @@ class InferenceActor:
 
     @_control
     async def watch(self) -> None:
-        """Does not return while the engine lives; raises what killed it."""
+        """Block while the engine lives; raise what killed it."""
         await self._engine.watch()
 
     @_control
@@ -77,9 +66,12 @@ class InferenceActor:
 
 
 class EngineClient:
-    """A worker's view of the replicas: a group stays on one, so that its members share the prompt's KV cache."""
+    """A worker's view of the replicas: a group stays on one, so that its members share the prompt's KV cache.
 
-    def __init__(self, replicas: Sequence[ActorHandle], group_id: str, timeout_s: float) -> None:
+    `timeout_s` is of one completion; None leaves that to the caller's own deadline.
+    """
+
+    def __init__(self, replicas: Sequence[ActorHandle], group_id: str, timeout_s: float | None) -> None:
         self._replica = replicas[zlib.crc32(group_id.encode()) % len(replicas)]
         self._timeout_s = timeout_s
 
@@ -90,7 +82,7 @@ class EngineClient:
         except TimeoutError:
             ray.cancel(reference)
             raise InfrastructureError(
-                f"request {request_id}: no completion in inference.generate_timeout_s={self._timeout_s:.0f} s"
+                f"request {request_id}: no completion in inference.generate_timeout_s={self._timeout_s:g} s"
             ) from None
         except asyncio.CancelledError:
             # Nobody waits for the answer any more: the engine must not go on sampling it.

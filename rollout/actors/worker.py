@@ -8,7 +8,7 @@ of the process is set.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray.actor import ActorHandle
@@ -17,6 +17,8 @@ from rewards.sandbox.config import SandboxConfig
 from rollout.actors.engine import EngineClient
 from rollout.actors.process import enter_role
 from rollout.agent.config import EvalConfig, RolloutConfig
+from rollout.chat.config import RendererSettings
+from rollout.tasks.config import TaskSource
 from rollout.types import Group, Task
 
 ISSUE_POLL_S = 5.0
@@ -28,12 +30,12 @@ class WorkerSpec:
     """What a rollout worker needs of the recipe."""
 
     model_path: str
-    renderer: str
+    renderer: RendererSettings
+    sources: tuple[TaskSource, ...]
     rollout: RolloutConfig
-    sandbox: SandboxConfig
     evaluation: EvalConfig
-    reward_weights: Mapping[str, float]
-    generate_timeout_s: float
+    sandbox: SandboxConfig
+    generate_timeout_s: float | None
     seed: int
 
 
@@ -45,11 +47,15 @@ class WorkerActor:
     ) -> None:
         enter_role(role, logs_dir)
         from rewards.sandbox.sandbox import Sandbox
-        from rollout.chat.glm45 import Chat
+        from rollout.agent.source import make_sources
+        from rollout.chat.registry import load_chat
 
         self._spec, self._replicas, self._buffer = spec, replicas, buffer
-        self._sandbox = Sandbox(spec.sandbox)
-        self._chat = Chat.load(spec.model_path, spec.renderer)
+        sandbox = Sandbox(spec.sandbox)
+        self._sources = make_sources(spec.sources, sandbox)
+        if any(source.uses_sandbox for source in self._sources.values()):
+            sandbox.require()
+        self._chat = load_chat(spec.renderer, spec.model_path)
         self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
 
     async def run(self) -> None:
@@ -66,27 +72,17 @@ class WorkerActor:
                 await self._buffer.put.remote(await self._group(group_id, task, self._spec.rollout))
 
     async def evaluate(self, group_id: str, task: Task) -> Group:
-        """`samples_per_task` attempts at a held-out task, at the evaluation's temperature.
+        """`samples_per_task` attempts at a held-out task, sampled as the evaluation says.
 
         No more run at once than in training; the others wait here, before the clock of their trajectories starts.
         """
-        config = self._spec.evaluation
-        sampling = self._spec.rollout.sampling.model_copy(update={"temperature": config.temperature})
-        rollout = self._spec.rollout.model_copy(update={"group_size": config.samples_per_task, "sampling": sampling})
         async with self._evaluating:
-            return await self._group(group_id, task, rollout)
+            return await self._group(group_id, task, self._spec.evaluation.rollout(self._spec.rollout))
 
     async def _group(self, group_id: str, task: Task, config: RolloutConfig) -> Group:
+        from rollout.agent.episode import Agent
         from rollout.agent.loop import run_group
 
         engine = EngineClient(self._replicas, group_id, self._spec.generate_timeout_s)
-        return await run_group(
-            task,
-            self._chat,
-            engine,
-            self._sandbox,
-            config,
-            group_id=group_id,
-            seed=self._spec.seed,
-            reward_weights=self._spec.reward_weights,
-        )
+        agent = Agent(chat=self._chat, engine=engine, config=config, seed=self._spec.seed)
+        return await run_group(agent, self._sources[task.source], task, group_id)

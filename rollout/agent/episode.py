@@ -1,4 +1,4 @@
-"""One try at a task: the growing token stream, its readable messages, and what took how long."""
+"""One try at a task: its growing token streams, its readable messages, and what took how long."""
 
 from __future__ import annotations
 
@@ -7,120 +7,162 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from rewards.contracts import Ending
 from rewards.errors import InfrastructureError
 from rewards.sandbox.sandbox import queued_s
 from rollout.agent.config import RolloutConfig
+from rollout.agent.source import Score, Source
 from rollout.agent.stream import TokenStream
-from rollout.contracts import AssistantTurn, Chat, Engine, Environment, EpisodeEnded, ToolCall
-from rollout.types import Message, SamplingParams, Span, StopReason, Task
+from rollout.contracts import (
+    AssistantTurn,
+    Chat,
+    Engine,
+    Environment,
+    EpisodeEnded,
+    Observation,
+    ToolCall,
+)
+from rollout.types import Message, SamplingParams, Span, StopReason, Task, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """What all attempts of a group share. `seed` is the run's."""
+
+    chat: Chat
+    engine: Engine
+    config: RolloutConfig
+    seed: int
 
 
 @dataclass(slots=True)
 class Episode:
-    """One try: the growing stream, its readable messages, and what took how long."""
+    """One try. The last of `streams` is what the model sees now; a fork adds one."""
 
+    agent: Agent
     task: Task
-    chat: Chat
-    engine: Engine
-    config: RolloutConfig
     request_id: str
-    seed: int
-    stream: TokenStream = field(default_factory=TokenStream)
+    streams: list[TokenStream] = field(default_factory=lambda: [TokenStream()])
+    turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    state_key: str | None = None
+    """The name of the state that the next turn is taken in."""
     tool_s: list[float] = field(default_factory=list)
     """Seconds of each tool call, without its waiting for a slot of the sandbox."""
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("turns", "tool_calls", "tool_errors", "tokens_sampled"), 0)
     )
 
+    @property
+    def stream(self) -> TokenStream:
+        """What the model sees now."""
+        return self.streams[-1]
+
     async def act(self, environment: Environment, deadline: float) -> tuple[StopReason, str | None]:
         """Loop until something ends it. Returns why, and the answer if there is one."""
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                return await self._turns(environment)
+                return await self._act(environment)
         except TimeoutError:
             if not limit.expired():
                 raise
         if self._policy_spent_the_time():
             return "time_limit", None
         stage = self.spans[-1].name if self.spans else "start"
-        raise InfrastructureError(f"trajectory_timeout_s={self.config.trajectory_timeout_s:g} passed in {stage}")
+        raise InfrastructureError(f"trajectory_timeout_s={self.agent.config.trajectory_timeout_s:g} passed in {stage}")
 
-    async def score(self, environment: Environment, answer: str | None) -> dict[str, float]:
+    async def score(self, environment: Environment, source: Source, answer: str | None) -> Score:
+        """Score what has come of it."""
+        ending = Ending(
+            answer=answer,
+            messages=self.messages,
+            payload=self.task.payload,
+            metadata=self.task.metadata,
+            state=environment.final_state(),
+        )
         with self.span("reward"):
             try:
-                async with asyncio.timeout(self.config.trajectory_timeout_s) as limit:
-                    return await environment.score(answer)
+                async with asyncio.timeout(self.agent.config.trajectory_timeout_s) as limit:
+                    return await source.score(environment, ending)
             except TimeoutError:
                 if not limit.expired():
                     raise
                 raise InfrastructureError(
-                    f"scoring took longer than trajectory_timeout_s={self.config.trajectory_timeout_s:g}"
+                    f"scoring took longer than trajectory_timeout_s={self.agent.config.trajectory_timeout_s:g}"
                 ) from None
 
-    async def _turns(self, environment: Environment) -> tuple[StopReason, str | None]:
-        self.messages += self.task.messages
-        prompt = self.chat.open(self.task.messages, environment.tools, self.config.thinking)
-        if len(prompt) >= self.config.max_context:
-            raise InfrastructureError(
-                f"the prompt of task {self.task.id} has {len(prompt)} tokens: raise "
-                f"rollout.max_context={self.config.max_context}"
-            )
-        self.stream.observe(prompt)
+    async def _act(self, environment: Environment) -> tuple[StopReason, str | None]:
+        self._open(environment)
         while True:
             turn, finished = await self._speak(environment)
             if not finished:
                 return "token_limit", None
             if turn.malformed is not None:
                 return "malformed", None
-            if not turn.tool_calls:
-                return "answered", turn.content
             try:
-                results = [await self._call(environment, call) for call in turn.tool_calls]
+                shown = await self._react(environment, turn)
             except EpisodeEnded:
-                return "environment", None
-            if self.counts["turns"] == self.config.max_turns:
+                return "environment", None if turn.tool_calls else turn.content
+            if not shown:
+                return "answered", turn.content
+            if len(self.turns) == self.agent.config.max_turns:
                 return "turn_limit", None
-            try:
-                shown = self.chat.bridge(self.stream.token_ids, results)
-            except ValueError as error:
-                # Nothing can follow what was sampled (a role marker within a turn, say): the policy's doing.
-                self.messages[-len(results) - 1]["malformed"] = str(error)
-                return "malformed", None
-            if len(self.stream) + len(shown) >= self.config.max_context:
-                return "token_limit", None
-            self.stream.observe(shown)
+            if (stopped := self._go_on(shown)) is not None:
+                return stopped, None
+
+    def _open(self, environment: Environment) -> None:
+        self.messages += self.task.messages
+        self.state_key = environment.first_state_key
+        config = self.agent.config
+        prompt = self.agent.chat.open(self.task.messages, environment.tools, config.thinking)
+        if len(prompt) >= config.max_context:
+            raise InfrastructureError(
+                f"the prompt of task {self.task.id} has {len(prompt)} tokens: raise "
+                f"rollout.max_context={config.max_context}"
+            )
+        self.stream.observe(prompt)
 
     async def _speak(self, environment: Environment) -> tuple[AssistantTurn, bool]:
         """One completion, appended as sampled. Returns what it says, and whether it was finished."""
-        request_id = f"{self.request_id}/{self.counts['turns']}"
-        sampling = self.config.sampling
+        request_id = f"{self.request_id}/{len(self.turns)}"
         with self.span("generate"):
-            completion = await self.engine.generate(
-                request_id,
-                self.stream.token_ids,
-                SamplingParams(
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    top_k=sampling.top_k,
-                    max_tokens=min(sampling.max_tokens, self.config.max_context - len(self.stream)),
-                    stop_token_ids=self.chat.stop_token_ids,
-                    seed=_sampling_seed(self.seed, request_id),
-                ),
-            )
+            completion = await self.agent.engine.generate(request_id, self.stream.token_ids, self._sampling(request_id))
         if completion.finish_reason == "abort":
             raise InfrastructureError(f"the engine aborted request {request_id}")
+        start = len(self.stream)
         self.stream.sampled(completion)
+        self.turns.append(
+            Turn(sample=len(self.streams) - 1, start=start, stop=len(self.stream), state_key=self.state_key)
+        )
         self.counts["turns"] += 1
         self.counts["tokens_sampled"] += len(completion.token_ids)
-        turn = self.chat.parse(completion.token_ids, environment.tools)
+        turn = self.agent.chat.parse(completion.token_ids, environment.tools)
         self.messages.append(_message(turn))
         return turn, completion.finish_reason == "stop"
 
-    async def _call(self, environment: Environment, call: ToolCall) -> str:
+    def _sampling(self, request_id: str) -> SamplingParams:
+        config, sampling = self.agent.config, self.agent.config.sampling
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=min(sampling.max_tokens, config.max_context - len(self.stream)),
+            stop_token_ids=self.agent.chat.stop_token_ids,
+            seed=_sampling_seed(self.agent.seed, request_id),
+        )
+
+    async def _react(self, environment: Environment, turn: AssistantTurn) -> list[Message]:
+        """The messages that follow a turn: tool results, or what the environment replies; none after an answer."""
+        if turn.tool_calls:
+            return [await self._call(environment, call) for call in turn.tool_calls]
+        with self.span("environment"):
+            reply = await environment.reply(turn)
+        return [] if reply is None else [self._observed(reply, "user")]
+
+    async def _call(self, environment: Environment, call: ToolCall) -> Message:
         self.counts["tool_calls"] += 1
         queued_before = queued_s.get()
         try:
@@ -128,12 +170,40 @@ class Episode:
                 result = await environment.call(call)
         finally:
             self.tool_s.append(self.spans[-1].end - self.spans[-1].start - (queued_s.get() - queued_before))
-        self.counts["tool_errors"] += result.startswith("error:")
-        self.messages.append({"role": "tool", "content": result})
-        return result
+        message = self._observed(result, "tool")
+        self.counts["tool_errors"] += message["content"].startswith("error:")
+        return message
+
+    def _observed(self, shown: str | Observation, role: str) -> Message:
+        """Note what the environment shows, and what it says of the turn that led there."""
+        observation = Observation(shown) if isinstance(shown, str) else shown
+        if observation.reward is not None:
+            self.turns[-1] = replace(self.turns[-1], reward=(self.turns[-1].reward or 0.0) + observation.reward)
+        self.state_key = observation.state_key
+        message = {"role": role, "content": observation.text}
+        self.messages.append(message)
+        return message
+
+    def _go_on(self, shown: Sequence[Message]) -> StopReason | None:
+        """Show messages to the model, in its stream or in a new one. Returns why that cannot be, if it cannot."""
+        config = self.agent.config
+        try:
+            bridge = self.agent.chat.bridge(self.stream.token_ids, shown, config.thinking)
+        except ValueError as error:
+            # Nothing can follow what was sampled (a role marker within a turn, say): the policy's doing.
+            self.messages[-len(shown) - 1]["malformed"] = str(error)
+            return "malformed"
+        kept = 0 if bridge.kind == "fork" else len(self.stream)
+        if kept + len(bridge.token_ids) >= config.max_context:
+            return "token_limit"
+        if bridge.kind == "fork":
+            self.streams.append(TokenStream())
+        self.stream.observe(bridge.token_ids)
+        return None
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """Time a stage."""
         start = time.monotonic()
         try:
             yield
@@ -141,17 +211,18 @@ class Episode:
             self.spans.append(Span(name=name, start=start, end=time.monotonic()))
 
     def _policy_spent_the_time(self) -> bool:
-        half = self.config.trajectory_timeout_s / 2
+        half = self.agent.config.trajectory_timeout_s / 2
         return sum(self.tool_s) >= half > max(self.tool_s, default=0.0)
 
     def metrics(self, attempt: int) -> dict[str, float]:
+        """What is counted and timed of this try, which is number `attempt` from 0."""
         seconds = dict.fromkeys(("generate", "environment", "reward"), 0.0)
         for span in self.spans:
             seconds[span.name] += span.end - span.start
         return {
             **{name: float(count) for name, count in self.counts.items()},
             **{f"{name}_s": total for name, total in seconds.items()},
-            "tokens_observed": float(len(self.stream) - self.counts["tokens_sampled"]),
+            "tokens_observed": float(sum(map(len, self.streams)) - self.counts["tokens_sampled"]),
             "infra_retries": float(attempt),
         }
 

@@ -11,10 +11,15 @@ from rewards.strict import StrictModel
 
 class InferenceConfig(StrictModel):
     replicas: int = Field(default=1, ge=1)
+    """Engines, each with a whole copy of the policy."""
     tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of one engine."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Passed through to vLLM's AsyncEngineArgs; settings the trainer cannot mirror are refused."""
+    """Passed through to vLLM's EngineArgs; settings the trainer cannot mirror are refused."""
     cpu_threads: int = Field(default=1, ge=1)
-    kv_cache_gib: int = Field(default=1, ge=1)
-    """CPU only; on GPU set engine_args.gpu_memory_utilization."""
-    generate_timeout_s: float = Field(default=300.0, gt=0)
+    """Threads of one engine's matrix products."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Of one engine on CPU; null: 1. On a GPU set engine_args.gpu_memory_utilization instead."""
+    generate_timeout_s: float | None = Field(default=None, gt=0)
+    """Deadline of one turn's completion, after which the trajectory is tried again. null: only
+    rollout.trajectory_timeout_s, which ends the trajectory."""

@@ -22,21 +22,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rewards.errors import InfrastructureError
-from rollout.engine.config import InferenceConfig
-from rollout.engine.thread import EngineSettings, EngineThread, engine_core
+from rewards.errors import InfrastructureError, listed
+from rollout.engine.settings import EngineSettings
+from rollout.engine.thread import EngineThread, engine_core
 from rollout.transfer.bucket import Bucket
-from rollout.transfer.config import WeightSyncConfig
-from rollout.transfer.nccl import NcclBucket, NcclRendezvous, membership
-from rollout.transfer.registry import resolve_transport
-from rollout.types import Completion, Device, SamplingParams, WeightSpec
+from rollout.types import Completion, SamplingParams, WeightSpec
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 T = TypeVar("T")
-
-_LISTED = 8
 
 
 class EngineError(InfrastructureError):
@@ -74,52 +69,32 @@ class _Update:
 class Inference:
     """See the module. Make one with `await Inference.start(...)`."""
 
-    def __init__(self, thread: EngineThread, settings: EngineSettings, sync: WeightSyncConfig, replica: int) -> None:
+    def __init__(self, thread: EngineThread, settings: EngineSettings, replica: int) -> None:
         self._thread = thread
         self._settings = settings
-        self._sync = sync
         self._replica = replica
         self._version: int | None = None
         self._paused = False
         self._update: _Update | None = None
         self._damage: str | None = None
-        self._group: NcclRendezvous | None = None
+        self._membership: dict[str, Any] | None = None
 
     @classmethod
-    async def start(
-        cls,
-        model_path: str,
-        dtype: str,
-        config: InferenceConfig,
-        sync: WeightSyncConfig,
-        max_context: int,
-        device: Device,
-        seed: int,
-        *,
-        replica: int = 0,
-        version: int | None = None,
-    ) -> Inference:
-        """Start an engine over the architecture in `model_path`.
+    async def start(cls, settings: EngineSettings, *, replica: int = 0, version: int | None = None) -> Inference:
+        """Start an engine over the architecture in `settings.model_path`.
 
-        Its weights are random and it refuses to sample until the first push, unless `version` says that the
-        checkpoint's own weights are that policy version.
+        With `load_format="dummy"` its weights are random and it refuses to sample until the first push. With "auto"
+        they are the checkpoint's own, and `version` says which policy version those are.
 
         Raises:
             ValueError: an engine argument that is refused, or a device that this vLLM is not built for.
         """
-        settings = EngineSettings(
-            model_path=model_path,
-            dtype=dtype,
-            config=config,
-            transport=resolve_transport(sync, device),
-            max_context=max_context,
-            device=device,
-            seed=seed,
-            load_format="dummy" if version is None else "auto",
-        )
+        assert (settings.load_format == "auto") == (version is not None), "weights that are loaded have a version"
         thread = EngineThread(settings)
         await asyncio.wrap_future(thread.start())
-        engine = cls(thread, settings, sync, replica)
+        engine = cls(thread, settings, replica)
+        transport = {"transport": settings.transport}
+        await engine._call(lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=transport))
         if version is not None:
             await engine._call(lambda llm: llm.set_weight_version(str(version)))
             engine._version = version
@@ -137,7 +112,7 @@ class Inference:
 
         Raises:
             ValueError: the prompt leaves no room in the context, or the id is running already.
-            EngineError: no weights were pushed yet, or `generate_timeout_s` passed.
+            EngineError: no weights were pushed yet.
             EngineDeadError: the engine died.
         """
         if self._version is None:
@@ -148,13 +123,10 @@ class Inference:
                 f"{self._settings.max_context}"
             )
         # Under `keep`, prompts cached under older weights must not serve new requests.
-        salt = str(self._version) if self._sync.cache_policy == "keep" else None
-        timeout = self._settings.config.generate_timeout_s
+        salt = str(self._version) if self._settings.cache_policy == "keep" else None
         running = self._thread.generate(request_id, prompt_token_ids, sampling, salt)
         try:
-            return await asyncio.wait_for(self._result(running), timeout)
-        except TimeoutError:
-            raise EngineError(f"request {request_id} got no answer in inference.generate_timeout_s={timeout}") from None
+            return await self._result(running)
         finally:
             if not running.done() or running.cancelled():
                 self._thread.abort(request_id, EngineError(f"request {request_id} was given up"))
@@ -196,9 +168,8 @@ class Inference:
             self._fail_update(f"bucket {bucket.sequence} came after bucket {update.last_sequence}")
         unknown = [name for name in bucket.names if name not in update.expected or name in update.loaded]
         if unknown:
-            self._fail_update(f"{_listed(unknown)}: not announced in the manifest, or sent twice")
-        if isinstance(bucket, NcclBucket):
-            await self._join(update.version, bucket.rendezvous)
+            self._fail_update(f"{listed(unknown)}: not announced in the manifest, or sent twice")
+        await self._join(update.version, bucket.join(self._replica))
         payload = {"bucket": bucket}
         await self._stage("load", update.version, lambda llm: _worker(llm, "update_weights", update_info=payload))
         update.loaded.update(bucket.names)
@@ -220,8 +191,8 @@ class Inference:
             self._fail_update(f"finish_update({version}) while version {update.version} is loading")
         missing = sorted(update.expected - update.loaded)
         if missing:
-            self._fail_update(f"announced but never sent: {_listed(missing)}")
-        recompute = self._sync.cache_policy == "recompute"
+            self._fail_update(f"announced but never sent: {listed(missing)}")
+        recompute = self._settings.cache_policy == "recompute"
         await self._stage("finish", version, lambda llm: _finish(llm, version, recompute))
         self._version, self._update, self._damage = version, None, None
         return version
@@ -288,13 +259,13 @@ class Inference:
             self._damage = f"the update to version {version} failed in {stage}: {error}"
             raise WeightUpdateError(self._damage) from error
 
-    async def _join(self, version: int, group: NcclRendezvous) -> None:
-        """Join the sender's group on its first bucket, all replicas at the same time; the sender may change groups."""
-        if self._group == group:
+    async def _join(self, version: int, membership: dict[str, Any] | None) -> None:
+        """Join the sender on its first bucket, all replicas at the same time; it may change what there is to join."""
+        if membership is None or membership == self._membership:
             return
-        info = membership(group, self._replica)
+        info = {"membership": membership}
         await self._stage("load", version, lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=info))
-        self._group = group
+        self._membership = membership
 
     async def _call(self, command: Callable[[LLMEngine], T]) -> T:
         return await self._result(self._thread.submit(command))
@@ -324,8 +295,3 @@ def _finish(llm: LLMEngine, version: int, recompute: bool) -> None:
     llm.set_weight_version(str(version))
     if recompute:
         llm.reset_prefix_cache(reset_running_requests=True)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

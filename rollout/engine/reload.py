@@ -20,9 +20,8 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
+from rewards.errors import listed
 from rollout.engine.prepack import forget_packed_experts, repack_tied_heads
-
-_LISTED = 8
 
 
 class LoadableModel(Protocol):
@@ -75,7 +74,7 @@ class Reload:
                 self._untouched -= filled
                 unmatched += [] if filled else [name]
         if unmatched:
-            raise ValueError(f"the engine's model has no weights named {_listed(unmatched)}")
+            raise ValueError(f"the engine's model has no weights named {listed(unmatched)}")
         self._checked.update(name for name, _ in tensors)
 
     def finish(self, model: LoadableModel, model_config: ModelConfig) -> None:
@@ -87,7 +86,7 @@ class Reload:
         # Counting misses what vLLM loads in place (SKIP_LOAD_TENSORS: the router's bias), names miss parts of one.
         missing = sorted(self._untouched) or incomplete_layers(model)
         if missing:
-            raise ValueError(f"the engine's model got no complete weights for {_listed(missing)}")
+            raise ValueError(f"the engine's model got no complete weights for {listed(missing)}")
         finalize_layerwise_reload(model, model_config)
         repack_tied_heads(model.modules())
         self._known_names = frozenset(self._checked)
@@ -143,8 +142,3 @@ def _load_alone(model: LoadableModel, name: str, tensor: Tensor) -> set[str]:
         raise
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit the engine's model: {error}") from error
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

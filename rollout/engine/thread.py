@@ -17,12 +17,11 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rollout.engine.arguments import check_engine_args, set_vllm_environment
-from rollout.engine.config import InferenceConfig
-from rollout.transfer.registry import Transport
+from rollout.engine.settings import EngineSettings
 from rollout.types import Completion, SamplingParams
 
 if TYPE_CHECKING:
@@ -32,21 +31,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+KV_CACHE_GIB = 1.0
+"""Of an engine on CPU whose recipe does not say."""
 _FINISH: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """What one engine is built from. `load_format` is vLLM's: dummy (random weights) or auto (the checkpoint's)."""
-
-    model_path: str
-    dtype: str
-    config: InferenceConfig
-    transport: Transport
-    max_context: int
-    device: str
-    seed: int
-    load_format: Literal["dummy", "auto"]
 
 
 class EngineThread:
@@ -235,8 +222,8 @@ def build_engine(settings: EngineSettings, on_worker_failure: Callable[[], None]
 def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
     from vllm.config.weight_transfer import WeightTransferConfig
 
-    # By name: rollout.engine.worker is imported by vLLM in every worker process.
-    backend = f"sluice_{settings.transport}"
+    from rollout.engine.worker import BACKEND, WorkerExtension
+
     chosen = {
         "model": settings.model_path,
         "dtype": settings.dtype,
@@ -248,14 +235,14 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": WeightTransferConfig(backend=backend),
-        "worker_extension_cls": "rollout.engine.worker.WorkerExtension",
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         "enforce_eager": eager,
         "disable_log_stats": True,
     }
     if settings.device == "cpu":
         # An explicit size also skips vLLM's profiling run.
-        chosen["kv_cache_memory_bytes"] = settings.config.kv_cache_gib * 2**30
+        chosen["kv_cache_memory_bytes"] = int((settings.config.kv_cache_gib or KV_CACHE_GIB) * 2**30)
         # vLLM rewinds the generator of a seeded request whose prompt was only partly computed in a step, and torch's
         # CPU generators can't be rewound: the engine would die the first time a step is too small for all prompts.
         chosen["enable_chunked_prefill"] = False

@@ -1,7 +1,7 @@
-"""What runs inside vLLM's worker processes: our weight-transfer engines and the worker methods that vLLM lacks.
+"""What runs inside vLLM's worker processes: our weight-transfer engine, and the worker methods that vLLM lacks.
 
 vLLM imports `WorkerExtension` by name in every worker process (`worker_extension_cls`), also in spawned ones, before
-it builds the transfer engine. So registering the engines here needs no installed entry point.
+it builds the transfer engine. So registering the engine here needs no installed entry point.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
@@ -20,111 +20,81 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_consumer
 
 from rollout.engine.readback import packed_digests
 from rollout.engine.reload import Reload
-from rollout.transfer.bucket import DTYPES, check_digests
-from rollout.transfer.nccl import NcclBucket
-from rollout.transfer.shm import ShmBucket, read_bucket
+from rollout.transfer.bucket import Bucket, Receiver, ReceiverPlace, check_digests
+from rollout.transfer.config import TransportSettings
+from rollout.transfer.registry import make_transport
 
-BACKENDS = {"shm": "sluice_shm", "nccl": "sluice_nccl"}
-
-
-@dataclass
-class ShmInit(WeightTransferInitInfo):
-    """Shared memory needs no rendezvous."""
+BACKEND = "sluice"
 
 
 @dataclass
-class ShmUpdate(WeightTransferUpdateInfo):
-    bucket: ShmBucket
+class TransferInit(WeightTransferInitInfo):
+    """Either the transport, once after the engine was built, or what its receiver needs to join a sender."""
+
+    transport: TransportSettings | None = None
+    membership: dict[str, Any] | None = None
 
 
-class ShmTransferEngine(WeightTransferEngine[ShmInit, ShmUpdate]):
-    """Loads buckets of `ShmSender`; with tensor parallelism every worker reads the full tensors."""
+@dataclass
+class TransferUpdate(WeightTransferUpdateInfo):
+    bucket: Bucket
 
-    init_info_cls = ShmInit
-    update_info_cls = ShmUpdate
+
+class TransferEngine(WeightTransferEngine[TransferInit, TransferUpdate]):
+    """vLLM's weight-transfer engine over any of our transports, with a reload that can be repeated and that reports
+    unknown names."""
+
+    init_info_cls = TransferInit
+    update_info_cls = TransferUpdate
 
     def __init__(
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: nn.Module
     ) -> None:
         super().__init__(config, vllm_config, device, model)
         self._reload = Reload()
+        self._receiver: Receiver | None = None
 
-    def init_transfer_engine(self, init_info: ShmInit) -> None:
-        pass
+    def init_transfer_engine(self, init_info: TransferInit) -> None:
+        if init_info.transport is not None:
+            place = ReceiverPlace(device=self.device, parallel_config=self.parallel_config)
+            self._receiver = make_transport(init_info.transport).receiver(place)
+        if init_info.membership is not None:
+            self._opened().join(init_info.membership)
 
     def start_weight_update(self) -> None:
         self._reload.begin(self.model, self.model_config)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
-    def receive_weights(self, update_info: ShmUpdate) -> None:
-        tensors = read_bucket(update_info.bucket)
-        check_digests(update_info.bucket, tensors)
-        self._reload.load(self.model, [(name, tensor.to(self.device)) for name, tensor in tensors])
+    def receive_weights(self, update_info: TransferUpdate) -> None:
+        bucket = update_info.bucket
+
+        def load(tensors: list[tuple[str, Tensor]]) -> None:
+            check_digests(bucket, tensors)
+            self._reload.load(self.model, [(name, tensor.to(self.device)) for name, tensor in tensors])
+
+        self._opened().receive(bucket, load)
 
     def finish_weight_update(self) -> None:
         self._reload.finish(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        pass
+        if self._receiver is not None:
+            self._receiver.close()
+
+    def _opened(self) -> Receiver:
+        assert self._receiver is not None, "the transport is named before anything is received"
+        return self._receiver
 
 
-@dataclass
-class NcclUpdate(WeightTransferUpdateInfo):
-    bucket: NcclBucket
-
-
-class NcclTransferEngine(NCCLWeightTransferEngine):
-    """vLLM's own NCCL engine, with a group that can be replaced and our reload: repeatable, and no name goes amiss."""
-
-    update_info_cls = NcclUpdate
-
-    def __init__(
-        self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: nn.Module
-    ) -> None:
-        super().__init__(config, vllm_config, device, model)
-        self._reload = Reload()
-
-    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
-        # The sender replaces the group after a failed push.
-        self.shutdown()
-        super().init_transfer_engine(init_info)
-
-    def start_weight_update(self) -> None:
-        self._reload.begin(self.model, self.model_config)
-
-    def receive_weights(self, update_info: NcclUpdate) -> None:
-        bucket = update_info.bucket
-
-        def load(tensors: list[tuple[str, torch.Tensor]]) -> None:
-            check_digests(bucket, tensors)
-            self._reload.load(self.model, tensors)
-
-        packed_nccl_broadcast_consumer(
-            iterator=iter([(spec.name, (list(spec.shape), DTYPES[spec.dtype])) for spec in bucket.tensors]),
-            group=self.model_update_group,
-            src=0,
-            post_unpack_func=load,
-            buffer_size_bytes=self.packed_buffer_size_bytes,
-            num_buffers=self.packed_num_buffers,
-            device=self.device,
-        )
-
-    def finish_weight_update(self) -> None:
-        self._reload.finish(self.model, self.model_config)
-
-
-for _name, _engine in ((BACKENDS["shm"], ShmTransferEngine), (BACKENDS["nccl"], NcclTransferEngine)):
-    # Once a process; vLLM keeps one registry.
-    if _name not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(_name, _engine)
+if BACKEND not in WeightTransferEngineFactory._registry:  # once a process: vLLM keeps one registry
+    WeightTransferEngineFactory.register_engine(BACKEND, TransferEngine)
 
 
 class WorkerExtension:

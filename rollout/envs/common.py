@@ -1,4 +1,4 @@
-"""What the generated environments share: the vocabulary, split-disjoint sampling, messages, and argument checks.
+"""What the generated environments share: the vocabulary, split-disjoint sampling, and messages.
 
 A task's split is decided by the hash of what it asks (never by its seed or index), so train and eval are disjoint by
 construction, for every seed.
@@ -6,12 +6,11 @@ construction, for every seed.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from rollout.contracts import ToolCall, ToolSpec
+from rollout.contracts import ToolCall
 from rollout.splits import split_of
 from rollout.types import Message, Split
 
@@ -38,44 +37,6 @@ def draw(
         asked = sample(rng)
         if split_of(f"{environment}/{content(asked)}") == split:
             return asked, rng
-
-
-def function_tool(name: str, description: str, parameters: Mapping[str, str]) -> ToolSpec:
-    """A tool all of whose parameters (name → JSON type) are required."""
-    return {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": description,
-            "parameters": {
-                "type": "object",
-                "properties": {key: {"type": kind} for key, kind in parameters.items()},
-                "required": list(parameters),
-            },
-        },
-    }
-
-
-def checked_arguments(call: ToolCall, tools: tuple[ToolSpec, ...]) -> dict[str, Any] | str:
-    """The call's arguments if they are what the tool's schema asks for, else the error text to show the model."""
-    by_name = {tool["function"]["name"]: tool["function"]["parameters"]["properties"] for tool in tools}
-    if call.name not in by_name:
-        return f"error: unknown tool {call.name!r}; there are {', '.join(sorted(by_name))}"
-    wanted = by_name[call.name]
-    if set(call.arguments) != set(wanted):
-        return f"error: {call.name} takes exactly {', '.join(wanted)}"
-    checked = {key: _typed(value, wanted[key]["type"]) for key, value in call.arguments.items()}
-    wrong = [key for key, value in checked.items() if value is None]
-    if wrong:
-        return f"error: {wrong[0]} must be of type {wanted[wrong[0]]['type']}"
-    return checked
-
-
-def _typed(value: Any, kind: str) -> Any:
-    """`value` as a JSON type, or None. GLM-4.5 writes strings bare, so 42 may have been meant as a string."""
-    if kind == "string":
-        return value if isinstance(value, str) else json.dumps(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def says(content: str, reasoning: str) -> Message:

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from weakref import WeakKeyDictionary
 
 from rewards.sandbox.sandbox import Outcome, Sandbox
-from rewards.scorers.code import CodeReward
-from rollout.contracts import ToolCall
-from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
+from rewards.scorers.code import Judge
+from rollout.contracts import Environment, EnvironmentSpec, ToolCall
+from rollout.envs.arguments import checked_arguments, function_tool
+from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, draw, says
+from rollout.envs.config import PythonSettings
 from rollout.types import Message, Split, Task
 
 TOOLS = (function_tool("python", "Run a Python program and return what it prints.", {"code": "string"}),)
-MAX_OBSERVATION = 400
-"""Characters of a program's output that the model is shown."""
 
 P_NO_TOOL = 0.4
 """The oracle gives up without calling the tool."""
@@ -86,14 +86,17 @@ class Question:
         return str(OPERATIONS[self.kind].answer(self.a, self.b))
 
 
-class PythonQuestions:
-    """The specification: where questions come from, how the oracle answers, how an episode is made."""
+class PythonQuestions(EnvironmentSpec):
+    """Where questions come from, how the oracle answers, how an episode is made."""
 
     name = "python"
     reward_parts = ("code",)
+    uses_sandbox = True
 
-    def __init__(self) -> None:
-        self._judges: WeakKeyDictionary[Sandbox, CodeReward] = WeakKeyDictionary()
+    def __init__(self, settings: PythonSettings) -> None:
+        super().__init__(settings)
+        self._max_observation = settings.max_observation
+        self._judges: WeakKeyDictionary[Sandbox, Judge] = WeakKeyDictionary()
 
     def generate(self, index: int, seed: int, split: Split) -> Task:
         question, rng = draw(_sample, lambda q: q.content, environment=self.name, index=index, seed=seed, split=split)
@@ -116,19 +119,20 @@ class PythonQuestions:
         return [*task.messages, *calls(call, "I run code.", printed), end]
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
-        judge = self._judges.setdefault(sandbox, CodeReward(sandbox))
-        return PythonEpisode(str(task.payload["tests"]), sandbox, judge)
+        judge = self._judges.setdefault(sandbox, Judge(sandbox))
+        return PythonEpisode(str(task.payload["tests"]), sandbox, judge, self._max_observation)
 
 
-class PythonEpisode:
+class PythonEpisode(Environment):
     """One question being answered. The sandbox is shared and not ours to close."""
 
     tools = TOOLS
 
-    def __init__(self, tests: str, sandbox: Sandbox, judge: CodeReward) -> None:
+    def __init__(self, tests: str, sandbox: Sandbox, judge: Judge, max_observation: int) -> None:
         self._tests = tests
         self._sandbox = sandbox
         self._judge = judge
+        self._max_observation = max_observation
 
     async def call(self, call: ToolCall) -> str:
         arguments = checked_arguments(call, TOOLS)
@@ -136,20 +140,16 @@ class PythonEpisode:
             return arguments
         execution = (await self._sandbox.run(arguments["code"])).raise_for_infrastructure()
         if execution.outcome is Outcome.OK:
-            return _capped(execution.stdout.strip()) or "(no output)"
+            return self._capped(execution.stdout.strip()) or "(no output)"
         lines = execution.stderr.strip().splitlines()
-        return _capped(f"error: {lines[-1] if lines else execution.outcome}")
+        return self._capped(f"error: {lines[-1] if lines else execution.outcome}")
 
     async def score(self, answer: str | None) -> dict[str, float]:
         return {"code": await self._judge(self._tests, answer)}
 
-    async def close(self) -> None:
-        """Nothing is held."""
+    def _capped(self, text: str) -> str:
+        return text if len(text) <= self._max_observation else text[: self._max_observation] + "…"
 
 
 def _sample(rng: random.Random) -> Question:
     return Question(rng.choice(tuple(OPERATIONS)), rng.choice((*ITEMS, *ANIMALS)), rng.choice(PLACES))
-
-
-def _capped(text: str) -> str:
-    return text if len(text) <= MAX_OBSERVATION else text[:MAX_OBSERVATION] + "…"

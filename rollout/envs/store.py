@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 
 from rewards.sandbox.sandbox import Sandbox
 from rewards.scorers.state import state_reward
-from rollout.contracts import ToolCall
-from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, checked_arguments, draw, function_tool, says
+from rollout.contracts import Environment, EnvironmentSpec, ToolCall
+from rollout.envs.arguments import checked_arguments, function_tool
+from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, draw, says
 from rollout.types import Message, Split, Task
 
 TOOLS = (
@@ -61,8 +62,8 @@ class Request:
         return [ToolCall(name="delete", arguments={"name": name}) for name in (self.item, self.animal)]
 
 
-class StoreRequests:
-    """The specification: where requests come from, how the oracle fulfils them, how an episode is made."""
+class StoreRequests(EnvironmentSpec):
+    """Where requests come from, how the oracle fulfils them, how an episode is made."""
 
     name = "store"
     reward_parts = ("state",)
@@ -98,26 +99,26 @@ class StoreRequests:
         return StoreEpisode(task.payload["state"], task.payload["goal"])
 
 
-class StoreEpisode:
+class StoreEpisode(Environment):
     """One request being fulfilled, on its own copy of the state."""
 
     tools = TOOLS
 
     def __init__(self, state: Mapping[str, str], goal: Mapping[str, str]) -> None:
-        self.state = dict(state)
+        self._state = dict(state)
         self._goal = goal
 
     async def call(self, call: ToolCall) -> str:
         arguments = checked_arguments(call, TOOLS)
         if isinstance(arguments, str):
             return arguments
-        return apply(self.state, ToolCall(name=call.name, arguments=arguments))
+        return apply(self._state, ToolCall(name=call.name, arguments=arguments))
 
     async def score(self, answer: str | None) -> dict[str, float]:
-        return {"state": state_reward(self.state, self._goal) if answer is not None else 0.0}
+        return {"state": state_reward(self._state, self._goal) if answer is not None else 0.0}
 
-    async def close(self) -> None:
-        """Nothing is held."""
+    def final_state(self) -> dict[str, str]:
+        return self._state
 
 
 def apply(state: dict[str, str], call: ToolCall) -> str:

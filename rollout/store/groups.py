@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from rollout.types import Group, Sample, Span, Task, Trajectory
+from rollout.types import Group, Sample, Span, Task, Trajectory, Turn
 
 
 def encode_groups(groups: Iterable[Group]) -> bytes:
@@ -34,4 +34,5 @@ def _group(row: dict[str, Any]) -> Group:
 def _trajectory(row: dict[str, Any]) -> Trajectory:
     samples = tuple(Sample(**{name: tuple(values) for name, values in sample.items()}) for sample in row["samples"])
     spans = tuple(Span(**span) for span in row["spans"])
-    return Trajectory(**row | {"samples": samples, "spans": spans, "messages": tuple(row["messages"])})
+    turns = tuple(Turn(**turn) for turn in row["turns"])
+    return Trajectory(**row | {"samples": samples, "spans": spans, "turns": turns, "messages": tuple(row["messages"])})

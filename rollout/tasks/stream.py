@@ -10,11 +10,11 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 from rollout.contracts import EnvironmentSpec
-from rollout.envs.registry import ENVIRONMENTS
+from rollout.envs.registry import make_environment
 from rollout.splits import split_of
 from rollout.tasks.config import TasksConfig, TaskSource
 from rollout.tasks.rows import Row, checked_messages, read_rows
@@ -22,12 +22,18 @@ from rollout.types import Split, Task
 
 PATTERN = 1000
 """Positions after which the mixture repeats: weights count in thousandths."""
+EVAL_SEED = 0
+"""The held-out tasks are the same for every run, so that runs with different seeds can be compared."""
 
 
-def task_stream(config: TasksConfig, split: Split) -> TaskStream:
-    """The tasks of a split. Raises ValueError for an unknown environment or a bad dataset, naming row and field."""
+def task_stream(config: TasksConfig, split: Split, seed: int) -> TaskStream:
+    """The tasks of a split. `seed` decides what environments generate and the order of a dataset's rows.
+
+    Raises:
+        ValueError: an unknown environment, or a bad dataset; names row and field.
+    """
     size = config.train_size if split == "train" else config.eval_size
-    return TaskStream([_source(s, config.seed, split) for s in config.sources], _pattern(config.sources), size)
+    return TaskStream([_source(s, seed, split) for s in config.sources], _pattern(config.sources), size)
 
 
 class TaskStream(Sequence[Task]):
@@ -69,6 +75,7 @@ class TaskStream(Sequence[Task]):
 @dataclass(frozen=True, slots=True)
 class _Generated:
     spec: EnvironmentSpec
+    label: str
     seed: int
     split: Split
 
@@ -77,7 +84,7 @@ class _Generated:
         return math.inf
 
     def task(self, rank: int) -> Task:
-        return self.spec.generate(rank, self.seed, self.split)
+        return replace(self.spec.generate(rank, self.seed, self.split), source=self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +101,10 @@ class _Rows:
 
 
 def _source(source: TaskSource, seed: int, split: Split) -> _Generated | _Rows:
-    if source.environment not in ENVIRONMENTS:
-        raise ValueError(f"unknown environment {source.environment!r}; there are {', '.join(sorted(ENVIRONMENTS))}")
+    spec = make_environment(source.environment)
     if source.dataset is None:
-        return _Generated(ENVIRONMENTS[source.environment], seed, split)
-    tasks = [_row_task(row, i, source.dataset, source.environment) for i, row in enumerate(read_rows(source.dataset))]
+        return _Generated(spec, source.label, seed, split)
+    tasks = [_row_task(row, i, source.dataset, source.label, spec) for i, row in enumerate(read_rows(source.dataset))]
     chosen = [task for task in tasks if split_of(json.dumps(task.messages, sort_keys=True)) == split]
     if not chosen:
         raise ValueError(
@@ -109,14 +115,15 @@ def _source(source: TaskSource, seed: int, split: Split) -> _Generated | _Rows:
     return _Rows(chosen)
 
 
-def _row_task(row: Row, index: int, dataset: str, environment: str) -> Task:
+def _row_task(row: Row, index: int, dataset: str, label: str, spec: EnvironmentSpec) -> Task:
     where = f"dataset {dataset} row {index}"
     for field in ("payload", "metadata"):
         if not isinstance(row.get(field, {}), dict):
             raise ValueError(f"{where}: field {field!r} must be an object, not {row[field]!r}")
     return Task(
-        id=str(row.get("id", f"{environment}-{dataset}-{index}")),
-        environment=environment,
+        id=str(row.get("id", f"{label}-{dataset}-{index}")),
+        environment=spec.name,
+        source=label,
         messages=tuple(checked_messages(row, where)),
         payload=row.get("payload", {}),
         metadata=row.get("metadata", {}),

@@ -1,39 +1,54 @@
-"""What every weight transport shares: buckets of full tensors, their description and their digests."""
+"""What every weight transport shares: buckets, what they hash to, and what the two ends of a transport do.
+
+A *bucket* is a list of full tensors under Hugging Face checkpoint names. A `Sender` in trainer rank 0 turns it into a
+small picklable description (`Bucket`). The description travels to every engine, where a `Receiver` in each worker makes
+tensors of it again.
+
+Importing this module needs torch but never vllm: the trainer's processes use it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rollout.types import WeightSpec
+from rollout.transfer.config import TransportSettings, WeightSyncConfig
+from rollout.types import DTYPE_BYTES, Device, WeightSpec
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
+
+Tensors = Sequence[tuple[str, Tensor]]
 
 
-class Bucket(Protocol):
-    """The small picklable description of a bucket: what an engine needs in order to load it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """The description of a bucket. A transport derives its own, and adds how a receiver gets at the bytes."""
+
+    sequence: int
+    """Counts the buckets of a sender from 0."""
+    tensors: tuple[WeightSpec, ...]
+    digests: tuple[str, ...] = ()
+    """What the tensors must hash to, in the same order; empty when the push is not verified."""
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.tensors)
 
-    @property
-    def sequence(self) -> int: ...
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """What the tensors must hash to, in the order of `names`; empty when the push is not verified."""
-        ...
+    def join(self, replica: int) -> dict[str, Any] | None:
+        """What the receivers of a replica need in order to join the sender before they receive; None: nothing."""
+        return None
 
 
 class Sender(Protocol):
     """Rank 0's end of a transport. One bucket travels at a time: send(k+1) needs bucket k loaded everywhere."""
 
-    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool = False) -> Bucket:
-        """The description that makes an engine load the bucket; with `verify` its workers check what arrives."""
+    def send(self, bucket: Tensors, verify: bool = False) -> Bucket:
+        """The description that makes an engine load the bucket; with `verify` it carries digests."""
         ...
 
     def abandon(self) -> Exception | None:
@@ -41,6 +56,51 @@ class Sender(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Receiver(Protocol):
+    """The end of a transport in one worker of an engine."""
+
+    def join(self, membership: dict[str, Any]) -> None:
+        """Join the sender; again when it has made another group."""
+        ...
+
+    def receive(self, bucket: Any, load: Callable[[list[tuple[str, Tensor]]], None]) -> None:
+        """Hand every tensor of a bucket to `load`, in as many parts as is convenient, on any device."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SenderPlace:
+    """Where a sender works: for a run and its `replicas` engines of `tensor_parallel` workers each. `address` is where
+    they reach this process."""
+
+    run_id: str
+    device: Device
+    replicas: int
+    tensor_parallel: int
+    address: str
+    sync: WeightSyncConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverPlace:
+    """Where a receiver works. `parallel_config` is vLLM's, of this worker."""
+
+    device: torch.device
+    parallel_config: Any
+
+
+class Transport(Protocol):
+    """Both ends of a way for weights to travel; made with its settings in each process that has one of the ends."""
+
+    def __init__(self, settings: TransportSettings) -> None: ...
+
+    def sender(self, place: SenderPlace) -> Sender: ...
+
+    def receiver(self, place: ReceiverPlace) -> Receiver: ...
 
 
 def describe(name: str, tensor: Tensor) -> WeightSpec:
@@ -57,7 +117,12 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
-def check_digests(bucket: Bucket, received: Sequence[tuple[str, Tensor]]) -> None:
+def digests(bucket: Tensors, verify: bool) -> tuple[str, ...]:
+    """The digests of a bucket for its description; none where the push is not verified."""
+    return tuple(digest(tensor) for _, tensor in bucket) if verify else ()
+
+
+def check_digests(bucket: Bucket, received: Tensors) -> None:
     """Compare received tensors, any part of the bucket, with what the sender held. Nothing where it sent no digests.
 
     Raises:

@@ -1,16 +1,14 @@
-"""Weight buckets from trainer rank 0 to GPU engines, over vLLM's own NCCL weight-transfer engine.
+"""Weight buckets from trainer rank 0 to GPU engines over NCCL, in the wire format of vLLM's own weight transfer.
 
-The receiving end is `rollout.engine.worker.NcclTransferEngine`; this is the sending end of the same wire format (packed
-chunks, `packed_nccl_broadcast_producer`), one bucket at a time instead of vLLM's whole model at a time, so that the
-trainer never holds more than a gathered bucket, a copy on its way and what it is packed into. Both sides of a
-broadcast must run at once: `send` starts it on a thread and returns the description that makes the engines receive.
-Not run on GPUs yet; tests/rollout/transfer/test_nccl.py does where it finds two.
+Tensors travel as packed chunks (`packed_nccl_broadcast_producer` and `_consumer`), one bucket at a time instead of
+vLLM's whole model at a time, so that the trainer never holds more than a gathered bucket, a copy on its way and what it
+is packed into. Both sides of a broadcast must run at once: `send` starts it on a thread and returns the description
+that makes the engines receive. Not run on GPUs yet; tests/rollout/transfer/test_nccl.py does where it finds two.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -20,25 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rollout.transfer.bucket import describe, digest
-from rollout.transfer.config import WeightSyncConfig
-from rollout.types import WeightSpec
+from rollout.ports import free_port
+from rollout.transfer.bucket import DTYPES, Bucket, ReceiverPlace, SenderPlace, Tensors, describe, digests
+from rollout.transfer.config import NcclSettings
 
-LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NcclBucket:
-    """A bucket that trainer rank 0 broadcasts now. An engine joins the group of `rendezvous` on its first bucket."""
-
-    rendezvous: NcclRendezvous
-    sequence: int
-    tensors: tuple[WeightSpec, ...]
-    digests: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.tensors)
+MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +44,78 @@ class NcclRendezvous:
         return 1 + replica * self.tensor_parallel
 
 
-def membership(group: NcclRendezvous, replica: int) -> dict[str, Any]:
-    """The fields of vLLM's NCCLWeightTransferInitInfo for the workers of one replica."""
-    return {
-        "master_address": group.address,
-        "master_port": group.port,
-        "rank_offset": group.first_rank(replica),
-        "world_size": group.world_size,
-        "packed": True,
-        "packed_buffer_size_bytes": group.buffer_bytes,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NcclBucket(Bucket):
+    """A bucket that trainer rank 0 broadcasts now. An engine joins the group of `rendezvous` on its first bucket."""
+
+    rendezvous: NcclRendezvous
+
+    def join(self, replica: int) -> dict[str, Any]:
+        """The fields of vLLM's NCCLWeightTransferInitInfo for the workers of one replica."""
+        return {
+            "master_address": self.rendezvous.address,
+            "master_port": self.rendezvous.port,
+            "rank_offset": self.rendezvous.first_rank(replica),
+            "world_size": self.rendezvous.world_size,
+            "packed": True,
+            "packed_buffer_size_bytes": self.rendezvous.buffer_bytes,
+        }
+
+
+class Nccl:
+    """The transport `nccl`. `NCCL_CUMEM_ENABLE` must be the same in the trainer's and the engines' environment."""
+
+    def __init__(self, settings: NcclSettings) -> None:
+        self._buffer_bytes = int(settings.buffer_mb * MIB)
+
+    def sender(self, place: SenderPlace) -> NcclSender:
+        return NcclSender(place, self._buffer_bytes, partial(NcclGroup, device=torch.cuda.current_device()))
+
+    def receiver(self, place: ReceiverPlace) -> NcclReceiver:
+        return NcclReceiver(place)
+
+
+class NcclReceiver:
+    """One worker of an engine in the sender's group."""
+
+    def __init__(self, place: ReceiverPlace) -> None:
+        self._place = place
+        self._group: Any = None
+        self._buffer_bytes = self._buffers = 0
+
+    def join(self, membership: dict[str, Any]) -> None:
+        """Join the sender's group, in the place of the one before."""
+        from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, worker_init_process_group
+
+        self.close()
+        info = NCCLWeightTransferInitInfo(**membership)
+        self._buffer_bytes, self._buffers = info.packed_buffer_size_bytes, info.packed_num_buffers
+        self._group = worker_init_process_group(info, self._place.parallel_config)
+
+    def receive(self, bucket: NcclBucket, load: Callable[[list[tuple[str, Tensor]]], None]) -> None:
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_consumer
+
+        packed_nccl_broadcast_consumer(
+            iterator=iter([(spec.name, (list(spec.shape), DTYPES[spec.dtype])) for spec in bucket.tensors]),
+            group=self._group,
+            src=0,
+            post_unpack_func=load,
+            buffer_size_bytes=self._buffer_bytes,
+            num_buffers=self._buffers,
+            device=self._place.device,
+        )
+
+    def close(self) -> None:
+        """Leave the group. Idempotent."""
+        if self._group is not None:
+            self._group.destroy()
+            self._group = None
 
 
 class Group(Protocol):
     """Rank 0's end of an open group."""
 
-    def broadcast(self, bucket: Sequence[tuple[str, Tensor]]) -> None:
+    def broadcast(self, bucket: Tensors) -> None:
         """Blocks until every engine has received it."""
         ...
 
@@ -100,7 +140,7 @@ class NcclGroup:
             }
         )
 
-    def broadcast(self, bucket: Sequence[tuple[str, Tensor]]) -> None:
+    def broadcast(self, bucket: Tensors) -> None:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         packed_nccl_broadcast_producer(
@@ -121,28 +161,18 @@ class NcclSender:
 
     A broadcast that some engine did not take part in leaves a communicator that no later one can use. So `abandon`
     aborts it, and the next bucket names another rendezvous, where the engines join anew.
-
-    `NCCL_CUMEM_ENABLE` must be the same in the trainer's and the engines' environment.
     """
 
-    def __init__(
-        self,
-        sync: WeightSyncConfig,
-        replicas: int,
-        tensor_parallel: int,
-        address: str | None = None,
-        open_group: Callable[[NcclRendezvous], Group] | None = None,
-    ) -> None:
-        self._timeout_s = sync.timeout_s
-        self._buffer_bytes = int(sync.bucket_mb * 2**20)
-        self._replicas, self._tensor_parallel = replicas, tensor_parallel
-        self._address = address or LOOPBACK
-        self._open_group = open_group or partial(NcclGroup, device=torch.cuda.current_device())
+    def __init__(self, place: SenderPlace, buffer_bytes: int, open_group: Callable[[NcclRendezvous], Group]) -> None:
+        self._place = place
+        self._buffer_bytes = buffer_bytes
+        self._open_group = open_group
         self._membership = self._new_membership()
         self._running: Future[None] | None = None
+        self._deadline_s = 0.0
         self._sequence = 0
 
-    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool = False) -> NcclBucket:
+    def send(self, bucket: Tensors, verify: bool = False) -> NcclBucket:
         """Start the broadcast of the bucket, after the one before has ended.
 
         Raises:
@@ -159,8 +189,9 @@ class NcclSender:
             rendezvous=self._membership.rendezvous,
             sequence=self._sequence,
             tensors=tuple(describe(name, tensor) for name, tensor in bucket),
-            digests=tuple(digest(tensor) for _, tensor in bucket) if verify else (),
+            digests=digests(bucket, verify),
         )
+        self._deadline_s = self._place.sync.deadline_s(sum(spec.nbytes for spec in sent.tensors))
         self._sequence += 1
         return sent
 
@@ -181,19 +212,19 @@ class NcclSender:
         if self._running is None:
             return
         try:
-            self._running.result(self._timeout_s)
+            self._running.result(self._deadline_s)
         except FutureTimeoutError as error:
             raise RuntimeError(
-                f"the broadcast of weight bucket {self._sequence - 1} did not end in {self._timeout_s:.0f} s, though "
+                f"the broadcast of weight bucket {self._sequence - 1} did not end in {self._deadline_s:.0f} s, though "
                 "every engine has it: see the trainer's log"
             ) from error
 
     def _new_membership(self) -> _Membership:
         rendezvous = NcclRendezvous(
-            address=self._address,
-            port=_free_port(),
-            replicas=self._replicas,
-            tensor_parallel=self._tensor_parallel,
+            address=self._place.address,
+            port=free_port(),
+            replicas=self._place.replicas,
+            tensor_parallel=self._place.tensor_parallel,
             buffer_bytes=self._buffer_bytes,
         )
         return _Membership(rendezvous, self._open_group)
@@ -230,10 +261,3 @@ class _Membership:
 
 def _tensor(pair: tuple[str, Tensor]) -> Any:
     return pair[1]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,48 +1,38 @@
-"""How gathered weights travel from trainer rank 0 to the inference engines: the sender's half and the wire format.
-
-A *bucket* is a list of full tensors under Hugging Face checkpoint names. A sender turns it into a small picklable
-description, and the description is the argument of `Inference.load_bucket`. On one host without GPUs the bytes lie in
-shared memory (`ShmSender`), between GPUs they go through NCCL (`rollout.transfer.nccl`). Importing this module needs
-torch but never vllm: the trainer's processes use it.
-"""
+"""The weight transports, by name, and the choice among them. A new one is a file in this folder and a line here."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from rollout.transfer.bucket import Sender
-from rollout.transfer.config import WeightSyncConfig
-from rollout.transfer.shm import ShmSender
+from rewards.extension import Entry, Registry, make
+from rollout.transfer.config import AUTO, NcclSettings, TransportSettings, WeightSyncConfig
 from rollout.types import Device
 
-Transport = Literal["shm", "nccl"]
+if TYPE_CHECKING:
+    from rollout.transfer.bucket import Transport
+
+TRANSPORTS: Registry = {
+    AUTO: Entry("rollout.transfer.shm:Shm"),
+    "shm": Entry("rollout.transfer.shm:Shm"),
+    "nccl": Entry("rollout.transfer.nccl:Nccl", "rollout.transfer.config:NcclSettings"),
+}
+"""`auto` is here for its name; `resolve_transport` puts another in its place."""
 
 
-def resolve_transport(sync: WeightSyncConfig, device: Device) -> Transport:
-    """`auto` is nccl where the engines have GPUs and shm where they have none."""
-    if sync.transport == "auto":
-        return "nccl" if device == "cuda" else "shm"
-    if sync.transport == "nccl" and device == "cpu":
-        raise ValueError("weight_sync.transport=nccl needs GPUs and this run has none: use auto or shm")
-    return sync.transport
+def resolve_transport(sync: WeightSyncConfig, device: Device) -> TransportSettings:
+    """`auto` is nccl where the engines have GPUs and shm where they have none.
 
-
-def make_sender(
-    sync: WeightSyncConfig,
-    run_id: str,
-    device: Device,
-    replicas: int = 1,
-    tensor_parallel: int = 1,
-    address: str | None = None,
-) -> Sender:
-    """The sender of trainer rank 0.
-
-    Args:
-        replicas, tensor_parallel: the engines (nccl's group size).
-        address: where engines reach this process (nccl); None when all of them run on this host.
+    Raises:
+        ValueError: nccl without GPUs.
     """
-    if resolve_transport(sync, device) == "shm":
-        return ShmSender(run_id)
-    from rollout.transfer.nccl import NcclSender
+    if sync.transport.name == "nccl" and device == "cpu":
+        raise ValueError("weight_sync.transport=nccl needs GPUs and this run has none: use auto or shm")
+    if sync.transport.name != AUTO:
+        return sync.transport
+    return NcclSettings(name="nccl") if device == "cuda" else TransportSettings(name="shm")
 
-    return NcclSender(sync, replicas=replicas, tensor_parallel=tensor_parallel, address=address)
+
+def make_transport(settings: TransportSettings) -> Transport:
+    """The transport that `resolve_transport` chose, in the process of one of its ends."""
+    transport: Transport = make(TRANSPORTS, settings.name, settings)
+    return transport

@@ -11,14 +11,16 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rollout.transfer.bucket import DTYPES, describe, digest
+from rollout.transfer.bucket import DTYPES, Bucket, ReceiverPlace, SenderPlace, Tensors, describe, digests
+from rollout.transfer.config import TransportSettings
 from rollout.types import WeightSpec
 
 _ALIGNMENT = 64
@@ -26,26 +28,44 @@ _HEADER = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShmBucket:
+class ShmBucket(Bucket):
     """Where a bucket lies: file descriptor `fd` of process `pid`, which holds `size` bytes.
 
     The file starts with (`nonce`, `sequence`), so a reader notices a recycled process id, and a segment that the
-    sender has reused too early. `offsets[i]` is where the bytes of `tensors[i]` begin, `digests[i]` what they must
-    hash to; `digests` is empty when the push is not verified.
+    sender has reused too early. `offsets[i]` is where the bytes of `tensors[i]` begin.
     """
 
     pid: int
     fd: int
     nonce: int
-    sequence: int
     size: int
-    tensors: tuple[WeightSpec, ...]
     offsets: tuple[int, ...]
-    digests: tuple[str, ...] = ()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.tensors)
+
+class Shm:
+    """The transport `shm`."""
+
+    def __init__(self, settings: TransportSettings) -> None:
+        """There is nothing to set."""
+
+    def sender(self, place: SenderPlace) -> ShmSender:
+        return ShmSender(place.run_id)
+
+    def receiver(self, place: ReceiverPlace) -> ShmReceiver:
+        return ShmReceiver()
+
+
+class ShmReceiver:
+    """Reads buckets; with tensor parallelism every worker reads the full tensors."""
+
+    def join(self, membership: dict[str, Any]) -> None:
+        """Shared memory needs no rendezvous."""
+
+    def receive(self, bucket: ShmBucket, load: Callable[[list[tuple[str, Tensor]]], None]) -> None:
+        load(read_bucket(bucket))
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class ShmSender:
@@ -56,7 +76,7 @@ class ShmSender:
         self._nonce = secrets.randbits(64)
         self._sequence = 0
 
-    def send(self, bucket: Sequence[tuple[str, Tensor]], verify: bool = False) -> ShmBucket:
+    def send(self, bucket: Tensors, verify: bool = False) -> ShmBucket:
         """Copy the tensors (any device) into shared memory.
 
         Raises:
@@ -83,7 +103,7 @@ class ShmSender:
             size=end,
             tensors=specs,
             offsets=tuple(offsets),
-            digests=tuple(digest(tensor) for _, tensor in bucket) if verify else (),
+            digests=digests(bucket, verify),
         )
         self._sequence += 1
         return sent

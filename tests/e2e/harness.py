@@ -19,11 +19,14 @@ import psutil
 
 from rl.driver.processes import kill_run, processes_of_run, resource_prefix
 from rl.observe.metrics_log import read_metrics
+from rl.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = "recipes/quickstart.yaml"
 DEADLINE_S = 900.0
 """Of one run; only a hang reaches it."""
+END_S = 120.0
+"""Of an ending. The promise is 30 s on a quiet machine, which nobody can assert on a busy one: `Launched.finish` prints
+the time."""
 SHORT = ("run.steps=2", "tasks.eval_size=8", "checkpoint.every=1")
 
 
@@ -80,11 +83,21 @@ class Launched:
 
     def pid_of(self, role: str) -> int:
         """The process whose standard error goes to `<role>.log`."""
-        log = str(self.directory / "logs" / f"{role}.log")
-        for process in processes_of_run(self.run_id):
-            if os.readlink(f"/proc/{process.pid}/fd/2") == log:
-                return process.pid
-        raise AssertionError(f"no process of this run writes to {log}")
+        found = [process.pid for process in processes_of_run(self.run_id) if self._writes_to(process, role)]
+        assert found, f"no process of this run writes to {role}.log"
+        return found[0]
+
+    def _writes_to(self, process: psutil.Process, role: str) -> bool:
+        try:
+            return os.readlink(f"/proc/{process.pid}/fd/2") == str(self.directory / "logs" / f"{role}.log")
+        except OSError:  # it has ended
+            return False
+
+    def has_role(self, role: str) -> bool:
+        """Whether the process that `pid_of` names is there."""
+        return (self.directory / "run.lock").exists() and any(
+            self._writes_to(process, role) for process in processes_of_run(self.run_id)
+        )
 
     def driver_pid(self) -> int:
         """launch.sh became the guardian, whose first child is the driver."""
@@ -133,3 +146,19 @@ def launch(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTA
     """Run to the end."""
     with launched(directory, cache, *overrides, recipe=recipe) as run:
         return run.finish()
+
+
+def in_the_loop(run: Launched) -> None:
+    """Wait until the run has done a step."""
+    run.wait_until(lambda: run.steps_done() >= 1, "the first step")
+
+
+def check_end(run: Launched, code: int, *texts: str) -> Run:
+    """The run ends with this exit code, says these texts and leaves nothing behind."""
+    ended = run.finish(END_S)
+    assert ended.code == code, ended.output[-3000:]
+    for text in texts:
+        assert text in ended.output, f"{text!r} is not in:\n{ended.output[-3000:]}"
+    assert ended.summary["exit_reason"] != "finished"
+    assert ended.leftovers == ()
+    return ended

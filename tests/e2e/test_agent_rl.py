@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
-from rl.recipe.load import load_recipe
-from rollout.envs.registry import ENVIRONMENTS
-from rollout.tasks.stream import task_stream
 from tests.e2e.harness import REPOSITORY, launch
+from tests.support import environment
 
 RECIPE = "recipes/agent_rl.yaml"
-SFT_OPTIMIZER = "optimizer: {lr: 1.5e-2, warmup_steps: 10, decay: linear, clip_norm: 0.5}"
+ROWS = 100
 SHRUNK = (
-    "model=recipes/models/tiny-glm4-moe",
     "model.dtype=float32",
     "run.device=cpu",
     "run.steps=2",
@@ -47,9 +45,9 @@ SHRUNK = (
 
 
 def test_without_its_hardware_it_says_what_it_wants_and_starts_nothing(tmp_path: Path) -> None:
-    environment = os.environ | {"SLUICE_VENV": sys.prefix, "CUDA_VISIBLE_DEVICES": ""}
+    without_gpus = os.environ | {"SLUICE_VENV": sys.prefix, "CUDA_VISIBLE_DEVICES": ""}
     command = ["./launch.sh", RECIPE, f"run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=REPOSITORY, env=without_gpus, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "wants 64 GPUs" in done.stderr and "run.device=cpu" in done.stderr
     assert not (tmp_path / "run").exists()
@@ -57,30 +55,29 @@ def test_without_its_hardware_it_says_what_it_wants_and_starts_nothing(tmp_path:
 
 def write_demonstrations(path: Path) -> Path:
     """The oracles' conversations as anybody's dataset would hold them."""
-    recipe = load_recipe("recipes/quickstart.yaml", ["tasks.train_size=1500"])
-    sandbox = Sandbox(recipe.sandbox)
+    sandbox = Sandbox(SandboxConfig())
     with path.open("w") as file:
-        for index, task in enumerate(task_stream(recipe.tasks, "train")[:1500]):
-            spec = ENVIRONMENTS[task.environment]
-            row = {
-                "messages": spec.demonstrate(task, random.Random(index)),
-                "tools": json.dumps(spec.make(task, sandbox).tools),
-            }
+        for index in range(ROWS):
+            spec = environment(("python", "store")[index % 2])
+            task = spec.generate(index, 1, "train")
+            messages = spec.demonstrate(task, random.Random(index))
+            row = {"messages": messages, "tools": json.dumps(spec.make(task, sandbox).tools)}
             file.write(json.dumps(row) + "\n")
     return path
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_shrunk_its_whole_path_runs(tmp_path: Path, cold_start_cache: Path) -> None:
+def test_shrunk_its_whole_path_runs(tmp_path: Path, cold_start: Path) -> None:
     """Two replicas that are compared after every push, two workers, gradient checkpointing, evaluation in between;
-    before it a supervised stage on a file of messages.
+    before it a supervised stage on a file of messages, from a model that knows the tasks already.
     """
     messages = write_demonstrations(tmp_path / "demonstrations.jsonl")
-    sft = f"sft={{dataset: {messages}, rows: 1500, steps: 300, tokens_per_step: 1200, {SFT_OPTIMIZER}}}"
-    run = launch(tmp_path / "run", cold_start_cache, *SHRUNK, sft, recipe=RECIPE)
+    sft = f"sft={{dataset: {messages}, rows: {ROWS}, steps: 5, tokens_per_step: 1200, optimizer: {{lr: 1e-4}}}}"
+    run = launch(tmp_path / "run", tmp_path / "cache", *SHRUNK, f"model={cold_start}", sft, recipe=RECIPE)
     assert run.code == 0, run.output[-4000:]
     assert run.summary["steps"] == 2 and run.summary["staleness_max"] <= 2
     assert run.summary["trained_tokens"] > 0 and run.summary["mismatch_logprob_abs_mean"] < 1e-5
     assert len(run.column("eval/success")) == 3
+    assert "supervised cold start 5/5" in run.output
     assert run.leftovers == ()

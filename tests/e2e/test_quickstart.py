@@ -10,7 +10,7 @@ import pytest
 
 from rl.rundir.directory import read_groups
 from rollout.types import OBSERVED
-from tests.e2e.harness import Run, launch
+from tests.e2e.harness import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -30,15 +30,6 @@ SUMMARY_KEYS = {
     "checkpoint",
     "hf_export",
 }
-
-
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
-    """A part of the recipe's steps: enough to see it learn (the full length over several seeds is a benchmark)."""
-    directory = tmp_path_factory.mktemp("quickstart") / "run"
-    run = launch(directory, cold_start_cache, "run.steps=24", "checkpoint.every=8")
-    assert run.code == 0, run.output[-4000:]
-    return run
 
 
 def test_it_learns_and_says_so(quickstart: Run) -> None:

@@ -14,7 +14,7 @@ from rl.observe.metrics_log import read_metrics
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import read_groups
 from rl.rundir.runstate import read_buffer
-from tests.e2e.harness import launch, launched
+from tests.e2e.harness import check_end, in_the_loop, launch, launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -55,25 +55,41 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
     assert ledger["reissued"].get("interrupted", 0) > 0, "what was in flight at the checkpoint was handed out again"
 
 
-def test_a_resumed_run_goes_on_from_the_checkpoint_weights(tmp_path: Path, cold_start_cache: Path) -> None:
-    """Trained, then resumed at lr 0, where nothing moves: the same weights come out, and over many pushes engine and
-    trainer agree on every fresh token.
+def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_continued(
+    tmp_path: Path, cold_start_cache: Path
+) -> None:
+    """The death costs no step. What is resumed goes on from the checkpoint's weights: at lr 0, where nothing moves, the
+    same weights come out, and over many pushes engine and trainer agree on every fresh token.
     """
-    directory = tmp_path / "run"
-    overrides = ("tasks.eval_size=8", "checkpoint.every=100")
-    first = launch(directory, cold_start_cache, "run.steps=2", *overrides)
-    assert first.code == 0, first.output[-4000:]
-    ended = first.summary
-    trained = weights(Path(ended["hf_export"]))
+    directory, overrides = tmp_path / "run", ("tasks.eval_size=48", "checkpoint.every=1000")
+    with launched(directory, cold_start_cache, "run.steps=2", *overrides) as run:
+        in_the_loop(run)
+        engine = run.pid_of("engine-0")
+        run.wait_until((directory / "checkpoints" / "step-000002").exists, "the last checkpoint")
+        os.kill(engine, signal.SIGKILL)
+        broken = check_end(run, 1, "engine-0", "logs/engine-0.log").summary
+    assert broken["steps"] == 2 and broken["checkpoint"].endswith("step-000002")
+    assert broken["eval_success_after"] is None
+    trained = weights(Path(broken["hf_export"]))
     for start in cold_start_cache.glob("sft-*"):
         assert any(not torch.equal(trained[name], tensor) for name, tensor in weights(start).items())
+
+    finished = launch(directory, cold_start_cache, "run.steps=2", "resume=auto", *overrides)
+    assert finished.code == 0, finished.output[-3000:]
+    ended = finished.summary
+    assert ended["steps"] == 2 and 0 <= ended["eval_success_after"] <= 1
+    for key in ("tasks_trained", "trained_tokens", "checkpoint", "eval_success_before"):
+        assert ended[key] == broken[key]
+    assert finished.column("eval/success") == [ended[f"eval_success_{when}"] for when in ("before", "after")]
+    assert len(finished.column("time/step_s")) == 2
 
     again = launch(directory, cold_start_cache, "run.steps=2", "resume=auto", *overrides)
     assert again.code == 0 and "nothing to resume" in again.output
     for key in ("exit_reason", "steps", "eval_success_after", "tasks_trained", "trained_tokens", "hf_export"):
         assert again.summary[key] == ended[key]
 
-    second = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", "trainer.optimizer.lr=0", *overrides)
+    more = ("run.steps=8", "resume=auto", "trainer.optimizer.lr=0", "tasks.eval_size=8")
+    second = launch(directory, cold_start_cache, *overrides, *more)
     assert second.code == 0, second.output[-4000:]
     exported = weights(Path(second.summary["hf_export"]))
     assert second.summary["hf_export"] != ended["hf_export"] and exported.keys() == trained.keys()

@@ -1,8 +1,10 @@
+"""The total reward, and the rule of success."""
+
 from __future__ import annotations
 
 import pytest
 
-from rewards.compose import check_weights, compose
+from rewards.compose import check_parts, compose, succeeded
 
 
 def test_weighted_sum() -> None:
@@ -21,9 +23,21 @@ def test_a_part_must_be_finite(value: float) -> None:
         compose({"code": value}, {})
 
 
-def test_unknown_weights_are_errors() -> None:
-    check_weights({"code": 2.0}, {"code", "state"})
-    with pytest.raises(ValueError, match=r"'sate'.*did you mean 'state'"):
-        check_weights({"sate": 1.0}, {"code", "state"})
-    with pytest.raises(ValueError, match="finite"):
-        check_weights({"code": float("nan")}, {"code"})
+def test_unknown_parts_are_errors() -> None:
+    check_parts({"code": 2.0}, {"code", "state"})
+    with pytest.raises(ValueError, match=r"no reward part 'sate': \['code', 'state'\]; did you mean 'state'"):
+        check_parts({"sate": 1.0}, {"code", "state"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "success"),
+    [
+        ({"reward": 1.0}, True),
+        ({"reward": 1.1}, False),
+        ({"reward": -2.0, "code": 0.5}, True),
+        ({"reward": 1.0, "code": 0.6}, False),
+        ({"format": -0.5}, True),
+    ],
+)
+def test_success_needs_every_value_that_the_rule_names(rule: dict[str, float], success: bool) -> None:
+    assert succeeded(1.0, {"code": 0.5, "format": -0.5}, rule) is success

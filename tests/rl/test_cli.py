@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.cli import NOTHING_STARTED, main
-from rl.driver.watchdog import STALL_EXIT_CODE
+from rl.cli import TRAIN, VERBS, main
+from rl.exitcodes import DONE, FAILED, NOTHING_STARTED, STALLED
 from rl.recipe.machine import environment_error
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,17 +27,21 @@ def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_verb_of_the_help_page_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    from rl.cli import _VERBS
-
     main(["--help"])
     documented = {line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ./launch.sh")}
-    assert documented - {"RECIPE", "--help"} == set(_VERBS)
+    assert documented - {"RECIPE", "--help"} == set(VERBS)
+
+
+@pytest.mark.parametrize("target", [TRAIN, *VERBS.values()])
+def test_every_verb_of_the_table_is_there(target: str) -> None:
+    module, _, name = target.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_the_help_page_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     explained = capsys.readouterr().out.partition("Exit codes:")[2]
-    codes = (0, 1, NOTHING_STARTED, STALL_EXIT_CODE, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+    codes = (DONE, FAILED, NOTHING_STARTED, STALLED, 128 + signal.SIGINT, 128 + signal.SIGTERM)
     assert [int(word) for word in re.findall(r"\b\d+\b", explained)] == list(codes)
 
 

@@ -473,12 +473,12 @@ def test_failure_to_start_is_infrastructure(monkeypatch: pytest.MonkeyPatch, tmp
 def test_refuses_without_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"apt-get install bubblewrap.*unsafe-none"):
-        Sandbox(LIMITS)
+        Sandbox(LIMITS).require()
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\necho Operation not permitted >&2\nexit 1\n")
     broken.chmod(0o755)
     with pytest.raises(ValueError, match=r"Operation not permitted.*CAP_SYS_ADMIN"):
-        Sandbox(LIMITS)
+        Sandbox(LIMITS).require()
 
 
 def test_nothing_is_left_behind() -> None:
@@ -528,6 +528,7 @@ def test_waiting_for_a_slot_is_told_also_where_a_deadline_ends_it() -> None:
 
 def test_unsafe_none_says_so_and_still_limits(caplog: pytest.LogCaptureFixture) -> None:
     unsafe = LIMITS.model_copy(update={"kind": "unsafe-none", "wall_s": 3.0})
+    Sandbox(unsafe).require()
     result = run("import os; print(os.getcwd())", config=unsafe)
     assert [r.levelname for r in caplog.records if "unsafe-none" in r.message] == ["WARNING"]
     assert result.outcome is Outcome.OK and not os.path.exists(result.stdout.strip())

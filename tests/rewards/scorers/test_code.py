@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from rewards.contracts import Ending
 from rewards.errors import InfrastructureError
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Execution, Outcome, Sandbox
-from rewards.scorers.code import CodeReward, code_reward
+from rewards.scorers.code import CodeReward, Judge, code_reward
+from rewards.scorers.config import RewardSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -62,6 +64,13 @@ def test_a_failing_sandbox_is_not_a_score(monkeypatch: pytest.MonkeyPatch, tmp_p
         asyncio.run(code_reward(sandbox, FORTY_TWO, "42"))
 
 
+def test_the_reward_judges_the_answer_by_the_tasks_tests() -> None:
+    reward = CodeReward(RewardSettings(name="code"), sandbox_of(LIMITS))
+    assert reward.parts == ("code",) and reward.uses_sandbox
+    ending = Ending(answer="42", payload={"tests": FORTY_TWO})
+    assert asyncio.run(reward.score(ending)) == {"code": 1.0}
+
+
 class Counting(Sandbox):
     """A real sandbox that counts its executions."""
 
@@ -75,7 +84,7 @@ class Counting(Sandbox):
 def test_a_group_that_agrees_is_judged_by_one_execution() -> None:
     async def check() -> None:
         sandbox = Counting(LIMITS)
-        judge = CodeReward(sandbox)
+        judge = Judge(sandbox)
         answers = ["42", "42", "41", "42", None]
         assert await asyncio.gather(*(judge(FORTY_TWO, a) for a in answers)) == [1.0, 1.0, 0.0, 1.0, 0.0]
         assert await judge("assert answer == '41'", "41") == 1.0
@@ -106,7 +115,7 @@ def test_a_verdict_that_a_limit_gave_is_not_kept(outcome: Outcome) -> None:
     """The machine may have stalled: the next to give the answer is judged anew."""
 
     async def check() -> None:
-        judge = CodeReward(sandbox := Troubled(outcome))
+        judge = Judge(sandbox := Troubled(outcome))
         assert await asyncio.gather(*(judge(FORTY_TWO, "42") for _ in range(3))) == [0.0] * 3
         assert (await judge(FORTY_TWO, "42"), await judge(FORTY_TWO, "42")) == (1.0, 1.0)
         assert sandbox.executions == 2
@@ -117,7 +126,7 @@ def test_a_verdict_that_a_limit_gave_is_not_kept(outcome: Outcome) -> None:
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), InfrastructureError("gone")])
 def test_an_error_is_raised_to_who_waits_for_it_and_forgotten(error: Exception) -> None:
     async def check() -> None:
-        judge = CodeReward(Troubled(error))
+        judge = Judge(Troubled(error))
         waiting = [judge(FORTY_TWO, "42") for _ in range(3)]
         assert [type(e) for e in await asyncio.gather(*waiting, return_exceptions=True)] == [type(error)] * 3
         assert await judge(FORTY_TWO, "42") == 1.0
@@ -127,7 +136,7 @@ def test_an_error_is_raised_to_who_waits_for_it_and_forgotten(error: Exception) 
 
 def test_a_cancelled_caller_takes_nobody_elses_verdict() -> None:
     async def check() -> None:
-        judge = CodeReward(sandbox := Counting(LIMITS))
+        judge = Judge(sandbox := Counting(LIMITS))
         first, second = (asyncio.create_task(judge(FORTY_TWO, "42")) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.batch.micro_batch import PackedBatch, SftRow, TrainRow, denominator, filler
+from rl.batch.micro_batch import PackedBatch, SftRow, TrainRow, filler
 from rl.batch.packing import pack
 from rollout.types import OBSERVED, Sample
 
@@ -32,7 +32,9 @@ def train_rows(draw: st.DrawFn) -> list[TrainRow]:
     for length in draw(st.lists(st.integers(1, BUDGET), max_size=20)):
         mask = [0, *draw(st.lists(st.integers(0, 1), min_size=length - 1, max_size=length - 1))]
         tokens = list(range(next_token, next_token + length))
-        rows.append(TrainRow(sample=sample(tokens, mask, version=length % 5), advantage=float(len(rows) + 1)))
+        made = sample(tokens, mask, version=length % 5)
+        advantages = np.array(tokens, np.float64)[np.array(mask) > 0]
+        rows.append(TrainRow(sample=made, advantages=advantages, weight=float(len(rows) + 1)))
         next_token += length
     return rows
 
@@ -47,19 +49,22 @@ def is_filler(batch: PackedBatch) -> bool:
 
 def test_a_packed_row_by_hand() -> None:
     rows = [
-        TrainRow(sample=sample([10, 11, 12, 13], [0, 0, 1, 1], version=7), advantage=-2.0),
-        TrainRow(sample=sample([20, 21], [0, 1], version=8), advantage=0.5),
+        TrainRow(
+            sample=sample([10, 11, 12, 13], [0, 1, 0, 1], version=7), advantages=np.array([-2.0, 3.0]), weight=0.25
+        ),
+        TrainRow(sample=sample([20, 21], [0, 1], version=8), advantages=np.array([0.5]), weight=0.5),
     ]
     [[batch]] = pack(rows, ranks=1, token_budget=8)
     assert batch.input_ids.tolist() == [10, 11, 12, 13, 20, 21]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
     assert batch.cu_seqlens.tolist() == [0, 4, 6]
     assert batch.labels.tolist() == [11, 12, 13, 0, 21, 0]
-    assert batch.loss_mask.tolist() == [0, 1, 1, 0, 1, 0]
-    assert batch.advantages.tolist() == [0, -2, -2, 0, 0.5, 0]
-    assert batch.behaviour_logprobs.tolist() == [0, -6, -6.5, 0, -10.5, 0]
-    assert batch.versions.tolist() == [-1, 7, 7, -1, 8, -1]
-    assert (batch.tokens, batch.trained_tokens) == (6, 3)
+    assert batch.loss_mask.tolist() == [1, 0, 1, 0, 1, 0]
+    assert batch.weights.tolist() == [0.25, 0, 0.25, 0, 0.5, 0]
+    assert batch.advantages.tolist() == [-2, 0, 3, 0, 0.5, 0]
+    assert batch.behaviour_logprobs.tolist() == [-5.5, 0, -6.5, 0, -10.5, 0]
+    assert batch.versions.tolist() == [7, -1, 7, -1, 8, -1]
+    assert batch.tokens == 6
 
 
 def test_array_types_are_the_contract() -> None:
@@ -70,6 +75,7 @@ def test_array_types_are_the_contract() -> None:
         "cu_seqlens": np.int32,
         "labels": np.int64,
         "loss_mask": np.float32,
+        "weights": np.float32,
         "advantages": np.float32,
         "behaviour_logprobs": np.float32,
         "versions": np.int32,
@@ -77,8 +83,9 @@ def test_array_types_are_the_contract() -> None:
 
 
 def test_a_supervised_row_has_mask_and_labels_but_no_version() -> None:
-    [[batch]] = pack([SftRow(token_ids=(1, 2, 3), loss_mask=(0, 0, 1))], ranks=1, token_budget=4)
+    [[batch]] = pack([SftRow(token_ids=(1, 2, 3), loss_mask=(0, 0, 1), weight=0.5)], ranks=1, token_budget=4)
     assert batch.labels.tolist() == [2, 3, 0]
+    assert batch.weights.tolist() == [0, 0.5, 0]
     assert batch.loss_mask.tolist() == [0, 1, 0]
     assert batch.versions.tolist() == [-1, -1, -1]
     assert not batch.advantages.any()
@@ -98,17 +105,19 @@ def test_every_row_is_packed_once_and_aligned(rows: list[TrainRow], ranks: int) 
             assert batch.loss_mask[where].tolist() == [*row.sample.loss_mask[1:], 0]
             assert batch.behaviour_logprobs[where].tolist() == [*row.sample.logprobs[1:], 0]
             assert batch.versions[where].tolist() == [*row.sample.versions[1:], OBSERVED]
-            assert batch.advantages[where].tolist() == [row.advantage * m for m in (*row.sample.loss_mask[1:], 0)]
-    assert sorted(r.advantage for r in found) == [r.advantage for r in rows]
+            mask = np.array([*row.sample.loss_mask[1:], 0])
+            # A token's advantage is its own id here: it stands where the token is the label.
+            assert batch.advantages[where].tolist() == (batch.labels[where] * mask).tolist()
+            assert batch.weights[where].tolist() == (row.weight * mask).tolist()
+    assert sorted(row.weight for row in found) == [row.weight for row in rows]
 
 
 @given(train_rows(), st.integers(1, 5))
-def test_lockstep_budget_and_denominator(rows: list[TrainRow], ranks: int) -> None:
+def test_lockstep_budget_and_determinism(rows: list[TrainRow], ranks: int) -> None:
     packed = pack(rows, ranks, BUDGET)
     assert len(packed) == ranks
     assert len({len(rank) for rank in packed}) == 1 and packed[0]
     assert all(b.tokens <= BUDGET for rank in packed for b in rank if not is_filler(b))
-    assert denominator(packed) == sum(r.sample.trained_tokens for r in rows)
     again = pack(rows, ranks, BUDGET)
     assert [[b.input_ids.tolist() for b in rank] for rank in packed] == [
         [b.input_ids.tolist() for b in rank] for rank in again
@@ -149,12 +158,12 @@ def test_the_tight_fit_is_found_where_balancing_would_need_one_more() -> None:
 def test_fewer_rows_than_ranks_are_filled_with_zero_weight() -> None:
     packed = pack([SftRow(token_ids=(5, 6), loss_mask=(0, 1))], ranks=3, token_budget=4)
     assert [len(rank) for rank in packed] == [1, 1, 1]
-    assert sorted(b.trained_tokens for rank in packed for b in rank) == [0, 0, 1]
+    assert sorted(b.weights.sum() for rank in packed for b in rank) == [0, 0, 1]
 
 
 def test_no_rows_still_keep_every_rank_in_step() -> None:
     packed = pack([], ranks=2, token_budget=4)
-    assert [len(rank) for rank in packed] == [1, 1] and denominator(packed) == 0
+    assert [len(rank) for rank in packed] == [1, 1] and all(is_filler(b) for rank in packed for b in rank)
 
 
 def test_a_row_over_the_budget_names_both_numbers() -> None:
@@ -174,6 +183,14 @@ def test_rows_that_cannot_be_trained_are_refused(row: SftRow, message: str) -> N
         pack([row], ranks=1, token_budget=8)
 
 
-def test_supervised_row_lists_must_agree() -> None:
+def test_what_belongs_to_a_rows_tokens_must_be_as_long() -> None:
     with pytest.raises(ValueError, match="2 token_ids but 1 loss_mask"):
         SftRow(token_ids=(1, 2), loss_mask=(0,))
+    with pytest.raises(ValueError, match="3 advantages for 1 trained tokens"):
+        TrainRow(sample=sample([1, 2], [0, 1]), advantages=np.zeros(3), weight=1.0)
+
+
+@pytest.mark.parametrize(("ranks", "budget"), [(0, 8), (1, 0)])
+def test_no_ranks_or_no_budget_are_refused(ranks: int, budget: int) -> None:
+    with pytest.raises(ValueError, match=f"ranks={ranks} and token_budget={budget} must both be at least 1"):
+        pack([], ranks, budget)

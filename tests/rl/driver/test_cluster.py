@@ -14,14 +14,16 @@ import pytest
 import ray
 
 from rewards.errors import InfrastructureError
-from rl.driver.cluster import Cluster, ProcessFailure
-from rl.driver.placement import Resources
+from rl.driver.cluster import Cluster
+from rl.driver.placement import Place
 from rl.driver.processes import kill_run, new_run_id
+from rl.driver.specs import worker_spec
+from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, EngineClient, InferenceActor
 from rollout.actors.process import enter_role
-from rollout.actors.worker import WorkerActor, WorkerSpec
-from rollout.tasks.stream import task_stream
+from rollout.actors.worker import WorkerActor
+from rollout.tasks.stream import EVAL_SEED, task_stream
 from rollout.types import Completion, SamplingParams
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -95,12 +97,12 @@ class ScriptedInference(InferenceActor):
 @pytest.fixture(scope="module")
 def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     run_id = new_run_id()
-    cluster = Cluster(RECIPE, tmp_path_factory.mktemp("logs"), run_id)
+    cluster = Cluster(tmp_path_factory.mktemp("logs"), run_id)
     with pytest.MonkeyPatch.context() as environment:
         for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # what connect sets is put back
             environment.setenv(name, "")
             environment.delenv(name)
-        cluster.connect()
+        cluster.connect(None)
         yield
         cluster.close()
     kill_run(run_id)
@@ -109,61 +111,69 @@ def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def cluster(ray_instance: None, tmp_path: Path) -> Cluster:
     """One without actors; those of the test before end with their handles."""
-    return Cluster(RECIPE, tmp_path, "test")
+    return Cluster(tmp_path, "test")
 
 
 def engine(cluster: Cluster) -> Any:
-    return cluster.spawn(ScriptedInference, "engine-0", Resources(), groups=ENGINE_CONCURRENCY_GROUPS)
+    return cluster.spawn(ScriptedInference, "engine-0", Place(), groups=ENGINE_CONCURRENCY_GROUPS)
 
 
 def test_an_actor_that_could_not_start_says_why(cluster: Cluster) -> None:
-    actor = cluster.spawn(Actor, "worker-0", Resources(), "the renderer knows no <|observation|>")
+    actor = cluster.spawn(Actor, "worker-0", Place(), "the renderer knows no <|observation|>")
     with pytest.raises(
         ProcessFailure, match=r"start: process worker-0 died \(ValueError: .* no <\|observation\|>\); its"
     ):
-        cluster.wait(cluster.call([actor], "pid"), "start")
+        cluster.calls.ask(actor, "pid", what="start")
 
 
 def test_a_slot_that_fails_is_named_by_its_own_error(cluster: Cluster) -> None:
-    actor = cluster.spawn(Actor, "worker-0", Resources())
+    actor = cluster.spawn(Actor, "worker-0", Place())
     with pytest.raises(ProcessFailure, match="worker-0 failed with ValueError: slot 3 is broken; its log") as failure:
-        cluster.wait(cluster.call([actor], "fail_in_a_slot"), "rollouts")
+        cluster.calls.ask(actor, "fail_in_a_slot", what="rollouts")
     assert isinstance(failure.value.cause, ValueError)
 
 
 def test_the_process_that_died_is_blamed_and_not_the_one_that_lost_its_connection(cluster: Cluster) -> None:
-    first, second = (cluster.spawn(Actor, f"trainer-{i}", Resources()) for i in range(2))
-    pid = cluster.wait(cluster.call([second], "pid"), "start")[0]
+    first, second = (cluster.spawn(Actor, f"trainer-{i}", Place()) for i in range(2))
+    pid = cluster.calls.ask(second, "pid", what="start")
     with pytest.raises(ProcessFailure, match=r"training: process trainer-1 died .*trainer-1\.log"):
-        cluster.wait(cluster.call([first], "lose_peer", pid), "training")
+        cluster.calls.ask(first, "lose_peer", pid, what="training")
 
 
 def test_a_watched_process_that_dies_ends_the_wait_for_another(cluster: Cluster) -> None:
-    buffer, worker = (cluster.spawn(Actor, role, Resources()) for role in ("buffer", "worker-0"))
-    cluster.watch([buffer], "forever")
-    os.kill(cluster.wait(cluster.call([buffer], "pid"), "start")[0], signal.SIGKILL)
+    buffer, worker = (cluster.spawn(Actor, role, Place()) for role in ("buffer", "worker-0"))
+    cluster.calls.watch([buffer], "forever")
+    os.kill(cluster.calls.ask(buffer, "pid", what="start"), signal.SIGKILL)
     with pytest.raises(ProcessFailure, match="process buffer died"):
-        cluster.wait(cluster.call([worker], "forever"), "taking")
+        cluster.calls.ask(worker, "forever", what="taking")
+
+
+def test_a_call_in_the_background_that_fails_ends_the_wait_for_another(cluster: Cluster) -> None:
+    engine, worker = (cluster.spawn(Actor, role, Place()) for role in ("engine-0", "worker-0"))
+    started = cluster.calls.background(cluster.calls.start([engine], "fail_in_a_slot"))
+    with pytest.raises(ProcessFailure, match="taking: engine-0 failed with ValueError: slot 3 is broken"):
+        cluster.calls.wait(cluster.calls.start([worker], "forever"), "taking")
+    assert list(started.values()) == ["engine-0"]
 
 
 def test_results_come_in_order_and_each_arrival_is_told(cluster: Cluster) -> None:
-    actors = [cluster.spawn(Actor, f"worker-{i}", Resources()) for i in range(2)]
+    actors = [cluster.spawn(Actor, f"worker-{i}", Place()) for i in range(2)]
     arrivals: list[int] = []
-    calls = cluster.call_each([actors[0], actors[1], actors[0]], "pid", [()] * 3)
-    pids = cluster.wait(calls, "start", lambda: arrivals.append(1))
+    calls = cluster.calls.start_each([actors[0], actors[1], actors[0]], "pid", [()] * 3)
+    pids = cluster.calls.wait(calls, "start", lambda: arrivals.append(1))
     assert pids[0] == pids[2] != pids[1] and len(arrivals) == 3
 
 
 def test_an_engine_flooded_with_requests_while_it_is_paused_can_still_be_resumed(cluster: Cluster) -> None:
     replica = engine(cluster)
     requests = [replica.generate.remote(f"r{i}", [1], SAMPLING) for i in range(1200)]
-    cluster.wait(cluster.call([replica], "call", "resume"), "resuming")
+    cluster.calls.ask(replica, "call", "resume", what="resuming")
     assert len(ray.get(requests, timeout=120)) == 1200
 
 
 def test_a_request_that_nobody_waits_for_is_cancelled_in_the_engine(cluster: Cluster) -> None:
     replica = engine(cluster)
-    cluster.wait(cluster.call([replica], "call", "counts"), "starting")
+    cluster.calls.ask(replica, "call", "counts", what="starting")
 
     async def counts() -> tuple[int, int, int]:
         return await replica.call.remote("counts")
@@ -186,23 +196,15 @@ def test_a_request_that_nobody_waits_for_is_cancelled_in_the_engine(cluster: Clu
 
 def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Cluster) -> None:
     replica = engine(cluster)
-    spec = WorkerSpec(
-        model_path=RECIPE.model.path,
-        renderer=RECIPE.model.renderer,
-        rollout=RECIPE.rollout,
-        sandbox=RECIPE.sandbox,
-        evaluation=RECIPE.eval,
-        reward_weights={},
-        generate_timeout_s=60.0,
-        seed=0,
-    )
-    worker = cluster.spawn(WorkerActor, "worker-0", Resources(), spec, [replica], replica)
-    arguments = [(f"eval-0-{i}", task) for i, task in enumerate(task_stream(RECIPE.tasks, "eval").once()[:8])]
-    calls = cluster.call_each([worker] * len(arguments), "evaluate", arguments)
-    while cluster.wait(cluster.call([replica], "call", "counts"), "counting")[0][0] < 2:
+    worker = cluster.spawn(WorkerActor, "worker-0", Place(), worker_spec(RECIPE), [replica], replica)
+    arguments = [
+        (f"eval-0-{i}", task) for i, task in enumerate(task_stream(RECIPE.tasks, "eval", EVAL_SEED).once()[:8])
+    ]
+    calls = cluster.calls.start_each([worker] * len(arguments), "evaluate", arguments)
+    while cluster.calls.ask(replica, "call", "counts", what="counting")[0] < 2:
         time.sleep(0.05)
-    cluster.wait(cluster.call([replica], "call", "resume"), "resuming")
-    groups = cluster.wait(calls, "evaluation")
+    cluster.calls.ask(replica, "call", "resume", what="resuming")
+    groups = cluster.calls.wait(calls, "evaluation")
     assert [group.id for group in groups] == [group_id for group_id, _ in arguments]
     assert all(group.usable for group in groups)
-    assert cluster.wait(cluster.call([replica], "call", "counts"), "counting")[0][1] == 2
+    assert cluster.calls.ask(replica, "call", "counts", what="counting")[1] == 2

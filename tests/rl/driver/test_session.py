@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.paths import REPOSITORY
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
@@ -18,42 +19,10 @@ from rl.rundir.runstate import write_state
 from rollout.buffer.buffer import BufferState
 from rollout.buffer.ledger import Ledger
 
-REPOSITORY = Path(__file__).parents[3]
-PROGRAM = """
-import math, os, sys, time
-import rl.driver.cluster
-from rl.driver.processes import new_run_id
-from rl.driver.guardian import run_guarded
-from rl.recipe.load import load_recipe
-from rl.run import train
-from rl.driver.session import drive
-
-def outside_of_any_wait(session):
-    open(session.directory.path / "reading", "w").close()
-    while True:
-        time.sleep(0.01)
-
-def not_a_number(session):
-    session.progress.mismatch_sum, session.progress.mismatch_tokens = math.nan, 1
-    raise RuntimeError("boom")
-
-def ray_hangs_at_the_end(session):
-    rl.driver.cluster.CLOSE_S = 1.0
-    rl.driver.cluster.ray.shutdown = lambda: time.sleep(300)
-
-def one_more_group_is_stale(session):
-    session.count_tasks({"reissued/stale": session.stale_before + 1})
-    print("dropped", session.values["rollout/dropped_stale"], "of", session.ledger_counts["reissued/stale"])
-
-recipe = load_recipe("recipes/quickstart.yaml", ["wandb.mode=disabled", *sys.argv[2:]])
-run_id = new_run_id()
-sys.exit(run_guarded(lambda: drive(recipe, run_id, globals()[sys.argv[1]]), run_id=run_id))
-"""
-
 
 def start(scenario: str, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, scenario, *overrides],
+        [sys.executable, "-m", "tests.rl.driver.session_scenarios", scenario, *overrides],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,51 +11,31 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl.driver.watchdog import STALL_EXIT_CODE, Stall, Watchdog, process_table, role_of
+from rl.driver.watchdog import Stall, Watchdog, process_table, role_of
+from rl.exitcodes import STALLED
+from rl.paths import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-REPOSITORY = Path(__file__).parents[3]
-
-STALLED = """
-import os, pathlib, subprocess, sys, threading, time
-from rl.driver.watchdog import Watchdog
-logs = pathlib.Path(sys.argv[1])
-def stuck_in_the_driver():
-    threading.Event().wait()
-WORKER = (
-    "import sys, time; from rollout.actors.process import enter_role; enter_role('worker-0', sys.argv[1]);"
-    "\\ndef stuck_in_the_worker(): time.sleep(300)"
-    "\\nopen(sys.argv[1] + '/up', 'w').close(); stuck_in_the_worker()"
-)
-worker = subprocess.Popen([sys.executable, "-c", WORKER, str(logs)])
-while not (logs / "up").exists(): time.sleep(0.05)
-def on_stall(stall):
-    print(stall.text, flush=True)
-    print(stall.stacks, flush=True)
-    worker.kill()
-watchdog = Watchdog(stall_s=0.5, on_stall=on_stall, logs_dir=logs, waiting=lambda: "8 groups", exit_after_s=0.5)
-with watchdog:
-    watchdog.beat("step 3: learn")
-    stuck_in_the_driver()
-"""
 
 
-def _stall(logs: Path, **environment: str) -> tuple[str, str]:
+def stall(logs: Path, *python: str, **environment: str) -> tuple[str, str]:
+    """What a driver said that stalled, and the stacks that it wrote."""
     done = subprocess.run(
-        [sys.executable, "-c", STALLED, str(logs)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
+        [sys.executable, "-m", "tests.rl.driver.stalled_driver", str(logs), *python],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=100,
     )
-    assert done.returncode == STALL_EXIT_CODE, done.stderr
+    assert done.returncode == STALLED, done.stderr
     assert "error: no progress for" in done.stderr and "did not stop within 0.5 s" in done.stderr
     text, stacks = done.stdout.splitlines()
     return text, Path(stacks).read_text()
 
 
 def test_a_stall_names_who_waits_and_dumps_every_stack(tmp_path: Path) -> None:
-    text, stacks = _stall(tmp_path)
+    text, stacks = stall(tmp_path)
     assert "run.stall_s=0.5" in text
     assert "Last: step 3: learn. Waiting for: 8 groups." in text
     assert "stuck_in_the_driver" in stacks
@@ -67,16 +47,8 @@ def test_without_py_spy_the_worker_writes_its_own_stack(tmp_path: Path) -> None:
     bare = tmp_path / "bin"
     bare.mkdir()
     (bare / "python").symlink_to(sys.executable)
-    program = "import sys; sys.executable = sys.argv[2]\n" + STALLED
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), str(bare / "python")],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": str(bare)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == STALL_EXIT_CODE, done.stderr
-    stacks = Path(done.stdout.splitlines()[1]).read_text()
+    paths = os.pathsep.join(filter(None, sys.path))
+    _, stacks = stall(tmp_path, str(bare / "python"), PATH=str(bare), PYTHONPATH=paths)
     assert "py-spy is not installed" in stacks
     assert "in stuck_in_the_worker" in stacks
 

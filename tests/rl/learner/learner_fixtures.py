@@ -19,6 +19,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from rl.batch.micro_batch import TrainRow
+from rl.batch.tensors import BatchTensors, TokenLoss
 from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.learner import Learner
 from rollout.types import Sample
@@ -106,30 +107,30 @@ def learner(
 
 
 def rows() -> list[TrainRow]:
-    """Seven rows of 2 to 16 tokens; about two thirds of the tokens are sampled, with plausible logprobs."""
+    """Seven rows of 2 to 16 tokens; about two thirds of the tokens are sampled, each with its own advantage."""
     generator = np.random.default_rng(1)
-    made = []
+    samples = []
     for length in (7, 12, 5, 9, 3, 16, 2):
         mask = [0, *(int(generator.random() < 0.7) for _ in range(length - 1))]
-        made.append(
-            TrainRow(
-                sample=Sample(
-                    token_ids=tuple(generator.integers(0, VOCAB, length).tolist()),
-                    loss_mask=tuple(mask),
-                    logprobs=tuple(-6.0 - float(generator.random()) if m else 0.0 for m in mask),
-                    versions=tuple(0 if m else -1 for m in mask),
-                ),
-                advantage=float(generator.normal()),
+        samples.append(
+            Sample(
+                token_ids=tuple(generator.integers(0, VOCAB, length).tolist()),
+                loss_mask=tuple(mask),
+                logprobs=tuple(-6.0 - float(generator.random()) if m else 0.0 for m in mask),
+                versions=tuple(0 if m else -1 for m in mask),
             )
         )
-    return made
+    count = sum(sample.trained_tokens for sample in samples)
+    return [
+        TrainRow(sample=sample, advantages=generator.normal(size=sample.trained_tokens), weight=(1 + i % 3) / count)
+        for i, sample in enumerate(samples)
+    ]
 
 
-def objective(logprobs: Tensor, entropy: Tensor, batch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """An unclipped policy gradient; its statistics are sums."""
+def objective(logprobs: Tensor, entropy: Tensor, batch: BatchTensors) -> TokenLoss:
+    """An unclipped policy gradient."""
     ratio = torch.exp(logprobs - batch.behaviour_logprobs)
-    loss = -(ratio * batch.advantages * batch.loss_mask).sum() / denominator
-    return loss, {"entropy_sum": (entropy * batch.loss_mask).sum().detach(), "tokens": batch.loss_mask.sum()}
+    return TokenLoss(-ratio * batch.advantages, {"entropy": entropy, "tokens": torch.ones_like(entropy)})
 
 
 @dataclass
@@ -161,15 +162,14 @@ def plain_answer(path: Path) -> Answer:
         weight_decay=OPTIMIZER.weight_decay,
     )
     data = rows()
-    count = sum(row.sample.trained_tokens for row in data)
     all_logprobs, total = [], 0.0
     for row in data:
         tokens = torch.tensor(row.sample.token_ids)
         logits = model(input_ids=tokens[None]).logits[0] / TEMPERATURE
         logprobs = logits[:-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
-        mask = torch.tensor(row.sample.loss_mask[1:], dtype=torch.float32)
-        behaviour = torch.tensor(row.sample.logprobs[1:])
-        loss = -(torch.exp(logprobs - behaviour) * row.advantage * mask).sum() / count
+        trained = torch.tensor(row.sample.loss_mask[1:]) == 1
+        ratio = torch.exp(logprobs - torch.tensor(row.sample.logprobs[1:]))[trained]
+        loss = -row.weight * (ratio * torch.from_numpy(row.advantages).float()).sum()
         loss.backward()
         all_logprobs.append(logprobs.detach())
         total += loss.item()

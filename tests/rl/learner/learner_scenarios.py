@@ -16,7 +16,7 @@ import torch
 from deepspeed.utils import groups, safe_get_full_optimizer_state
 from torch import Tensor
 
-from rl.batch.micro_batch import PackedBatch, denominator, filler
+from rl.batch.micro_batch import PackedBatch, filler
 from rl.batch.packing import pack
 from rl.learner.learner import Learner
 from rl.weights.source import _pieces
@@ -37,9 +37,9 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             case.persist,
             gradient_checkpointing=case.checkpointing,
         )
-        batches, count = with_fillers(case.budget)
+        batches = with_fillers(case.budget)
         before = row_logprobs(learner)
-        stats = learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+        stats = learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
         export = directory / ("export-" + "-".join(map(str, case)))
         learner.export_hf(export, shard_bytes=100_000)
         results[case] = {
@@ -52,7 +52,7 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             "logprobs_after": row_logprobs(learner),
             "export": export,
         }
-        second = learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+        second = learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
         results[case]["second_loss"] = second["loss"]
         learner.close()
     return results
@@ -79,15 +79,15 @@ def half_precision(directory: Path) -> dict[str, Any]:
 def lockstep(directory: Path) -> dict[str, Any]:
     """Wrong calls are refused on every rank, the learner still works afterwards, and lr=0 moves no weight."""
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
-    batches, count = with_fillers(64)
+    batches = with_fillers(64)
     errors = []
-    for wrong, number in [(batches * (RANK + 1), count), ([], count), (batches, count + RANK), (batches, 0)]:
+    for wrong in (batches * (RANK + 1), []):
         try:
-            learner.train_step(wrong, fixtures.objective, number, lr=0.0)
+            learner.train_step(wrong, fixtures.objective, lr=0.0)
         except ValueError as error:
             errors.append(str(error))
     before = full_weights(learner)
-    stats = learner.train_step(batches, fixtures.objective, count, lr=0.0, temperature=fixtures.TEMPERATURE)
+    stats = learner.train_step(batches, fixtures.objective, lr=0.0, temperature=fixtures.TEMPERATURE)
     after = full_weights(learner)
     learner.close()
     return {
@@ -121,17 +121,16 @@ def after_checkpoint(learner: Learner) -> dict[str, Any]:
 
 
 def step(learner: Learner) -> dict[str, float]:
-    batches, count = with_fillers(20)
-    return learner.train_step(batches, fixtures.objective, count, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+    batches = with_fillers(20)
+    return learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
 
 
-def with_fillers(budget: int) -> tuple[list[PackedBatch], int]:
-    """This rank's micro-batches and the denominator. At a budget of 17 a filler comes first or last, by rank."""
-    packed = pack(fixtures.rows(), WORLD, budget)
-    mine = packed[RANK]
+def with_fillers(budget: int) -> list[PackedBatch]:
+    """This rank's micro-batches. At a budget of 17 a filler comes first or last, by rank."""
+    mine = pack(fixtures.rows(), WORLD, budget)[RANK]
     if budget == 17:
         mine = [filler(), *mine] if RANK == 0 else [*mine, filler()]
-    return mine, denominator(packed)
+    return mine
 
 
 def row_logprobs(learner: Learner) -> list[Tensor]:
@@ -160,7 +159,7 @@ def first_moments(learner: Learner) -> dict[str, Tensor]:
     moments: dict[str, Tensor] = {}
     for name, parameter in learner._engine.module.named_parameters():
         full = safe_get_full_optimizer_state(parameter, "exp_avg")
-        (piece,) = _pieces(name, parameter, max_bytes=None)
+        (piece,) = _pieces(name, parameter, learner._family, max_bytes=None)
         if piece.experts is None:
             moments[piece.names[0]] = full.clone()
             continue

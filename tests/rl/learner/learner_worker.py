@@ -7,7 +7,6 @@ scenario is a function of `tests.rl.learner.learner_scenarios`; what it returns 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any
 
 import torch
 
+from rollout.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_ranks(scenario: str, ranks: int, directory: Path, deadline_s: float = 240.0) -> list[Any]:
     """Run a scenario on `ranks` fresh processes; their results in rank order. Fails with the log of a failed rank."""
     directory.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), WORLD_SIZE=str(ranks))
+    environment = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(ranks))
     environment.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     processes = []
     for rank in range(ranks):
@@ -39,12 +40,6 @@ def run_ranks(scenario: str, ranks: int, directory: Path, deadline_s: float = 24
     logs = "\n".join(f"--- rank {r}\n{(directory / f'log-{r}.txt').read_text()[-4000:]}" for r in range(ranks))
     assert codes == [0] * ranks, f"{scenario} ended with {codes}\n{logs}"
     return [torch.load(directory / f"result-{rank}.pt", weights_only=False) for rank in range(ranks)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rl.families.registry import family_of
 from rl.learner.config import OptimizerConfig, TrainerConfig
 from rl.learner.deepspeed_config import deepspeed_config
 
@@ -13,7 +14,8 @@ DENSE = {"model_type": "llama"}
 
 
 def build(model: dict, dtype: str = "float32", device: str = "cpu", **trainer) -> dict:
-    return deepspeed_config(model, TrainerConfig(optimizer=OPTIMIZER, **trainer), OPTIMIZER, dtype, device)
+    family, config = family_of(model), TrainerConfig(optimizer=OPTIMIZER, **trainer)
+    return deepspeed_config(config, OPTIMIZER, family, family.experts(model), dtype, device)
 
 
 def test_experts_are_split_by_autoep_whenever_there_are_any() -> None:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
+from rl.families.registry import family_of
 from rl.learner.model import PolicyModel, load_model
+
+DENSE = family_of({"model_type": "llama"})
 
 LLAMA = LlamaConfig(
     vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
@@ -26,22 +29,22 @@ def test_a_directory_without_weights_starts_from_its_seed_and_leaves_the_global_
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    models = [load_model(str(config_only), "float32", seed).state_dict() for seed in (5, 5, 6)]
+    models = [load_model(str(config_only), "float32", seed, DENSE).state_dict() for seed in (5, 5, 6)]
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert not torch.equal(models[0]["lm_head.weight"], models[2]["lm_head.weight"])
 
 
 def test_saved_weights_are_loaded_in_the_asked_type(config_only: Path, tmp_path: Path) -> None:
-    saved = load_model(str(config_only), "float32", 0)
+    saved = load_model(str(config_only), "float32", 0, DENSE)
     saved.save_pretrained(tmp_path / "saved")
-    loaded = load_model(str(tmp_path / "saved"), "bfloat16", 99)
+    loaded = load_model(str(tmp_path / "saved"), "bfloat16", 99, DENSE)
     assert loaded.dtype == torch.bfloat16 and loaded.training
     assert torch.equal(loaded.lm_head.weight, saved.lm_head.weight.bfloat16())
 
 
 def test_the_policy_gives_the_logprobs_of_the_model_under_the_models_names(config_only: Path) -> None:
-    model = load_model(str(config_only), "float32", 0)
+    model = load_model(str(config_only), "float32", 0, DENSE)
     names = set(model.state_dict())
     policy = PolicyModel(model, chunk=3)
     assert set(policy.state_dict()) == names
@@ -60,7 +63,7 @@ def test_the_policy_gives_the_logprobs_of_the_model_under_the_models_names(confi
 def test_paths_that_are_no_models_are_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
-        load_model(str(tmp_path / name), "float32", 0)
+        load_model(str(tmp_path / name), "float32", 0, DENSE)
 
 
 def test_other_architectures_are_refused() -> None:

@@ -11,14 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl.batch.micro_batch import PackedBatch, SftRow, TrainRow, denominator, filler
+from rl.batch.micro_batch import PackedBatch, SftRow, TrainRow, filler
 from rl.batch.packing import pack
-from rl.batch.tensors import BatchTensors, to_tensors
-from rl.losses.clipped import policy_loss
-from rl.losses.sft import sft_loss
+from rl.batch.tensors import BatchTensors, TokenLoss, to_tensors
+from rl.corrections.config import CorrectionSettings
+from rl.losses.clipped import clipped
+from rl.losses.common import LOG_RATIO_LIMIT, log_ratio
+from rl.losses.config import SUPERVISED, ClippedSettings, LossSettings, ObjectiveSpec
+from rl.losses.objective import make_objective
+from rl.losses.sft import cross_entropy
 from rollout.types import OBSERVED, Sample
 
 NAN = float("nan")
+SETTINGS = ClippedSettings(name="clipped", clip_low=0.2, clip_high=0.3)
+SPEC = ObjectiveSpec(loss=SETTINGS, correction=CorrectionSettings(name="none"))
 
 
 def tensors(mask: list[float], advantages: list[float], behaviour: list[float], versions: list[int]) -> BatchTensors:
@@ -29,54 +35,44 @@ def tensors(mask: list[float], advantages: list[float], behaviour: list[float], 
         position_ids=torch.arange(n),
         cu_seqlens=torch.tensor([0, n], dtype=torch.int32),
         labels=zeros,
-        loss_mask=torch.tensor(mask),
+        loss_mask=torch.tensor(mask, dtype=torch.float32),
+        weights=torch.tensor(mask, dtype=torch.float32),
         advantages=torch.tensor(advantages),
         behaviour_logprobs=torch.tensor(behaviour),
         versions=torch.tensor(versions, dtype=torch.int32),
     )
 
 
-def test_policy_loss_by_hand() -> None:
-    """Ratios 1, 1.5, 1.5, 0.5, 0.5 with limits 0.8 and 1.3; the last position is masked and full of nonsense."""
+def test_the_clipped_loss_by_hand() -> None:
+    """Ratios 1, 1.5, 1.5, 0.5, 0.5 with limits 0.8 and 1.3."""
     ratios = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5])
-    batch = tensors(
-        mask=[1, 1, 1, 1, 1, 0],
-        advantages=[2.0, 1.0, -1.0, 1.0, -1.0, 100.0],
-        behaviour=[-1.0, -2.0, -2.0, -1.0, -1.0, NAN],
-        versions=[7, 6, 6, 7, 7, -1],
-    )
-    logprobs = torch.cat([batch.behaviour_logprobs[:5] + ratios.log(), torch.tensor([NAN])]).requires_grad_()
-    entropy = torch.tensor([0.5, 0.25, 0.0, 1.0, 1.0, NAN])
-    loss, sums = policy_loss(logprobs, entropy, batch, 10, clip_low=0.2, clip_high=0.3, version=7)
-    # min terms: 2.0 | 1.3 (clipped) | -1.5 | 0.5 | -0.8 (clipped)
-    assert loss.item() == pytest.approx(-(2.0 + 1.3 - 1.5 + 0.5 - 0.8) / 10)
-    ln15, ln05 = math.log(1.5), math.log(0.5)
-    assert {name: value.item() for name, value in sums.items()} == pytest.approx(
-        {
-            "tokens": 5,
-            "clipped": 2,
-            "ratio": 5.0,
-            "kl": 2 * (0.5 - ln15) + 2 * (-0.5 - ln05),
-            "entropy": 2.75,
-            "fresh_tokens": 3,
-            "mismatch": 2 * abs(ln05),
-        }
-    )
-    loss.backward()
-    # d(-r A / 10) / d logprob = -r A / 10 where the unclipped term is taken, else 0
+    batch = tensors([1] * 5, [2.0, 1.0, -1.0, 1.0, -1.0], [-1.0, -2.0, -2.0, -1.0, -1.0], [0] * 5)
+    logprobs = (batch.behaviour_logprobs + ratios.log()).requires_grad_()
+    found = clipped(logprobs, torch.zeros(5), batch, SETTINGS)
+    torch.testing.assert_close(found.loss.detach(), torch.tensor([-2.0, -1.3, 1.5, -0.5, 0.8]))
+    assert found.statistics["clipped"].tolist() == [False, True, False, False, True]
+    torch.testing.assert_close(found.statistics["ratio"].detach(), ratios)
+    torch.testing.assert_close(found.statistics["kl"].detach(), ratios - 1 - ratios.log())
+    found.loss.sum().backward()
+    # d(-r A) / d logprob = -r A where the unclipped term is taken, else 0.
     assert logprobs.grad is not None
-    torch.testing.assert_close(logprobs.grad, torch.tensor([-0.2, 0.0, 0.15, -0.05, 0.0, 0.0]))
-    assert not any(value.requires_grad for value in sums.values())
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-2.0, 0.0, 1.5, -0.5, 0.0]))
 
 
 def test_on_policy_gradient_is_plain_policy_gradient() -> None:
-    """At ratio 1 the loss is REINFORCE: gradient -A / denominator."""
+    """At ratio 1 the loss is REINFORCE: gradient -A."""
     batch = tensors([1, 1], [3.0, -1.0], [-0.5, -4.0], [0, 0])
     logprobs = batch.behaviour_logprobs.clone().requires_grad_()
-    loss, sums = policy_loss(logprobs, torch.zeros(2), batch, 4, clip_low=0.2, clip_high=0.2, version=0)
-    loss.backward()
-    assert logprobs.grad is not None and logprobs.grad.tolist() == [-0.75, 0.25]
-    assert sums["mismatch"].item() == sums["kl"].item() == sums["clipped"].item() == 0.0
+    found = clipped(logprobs, torch.zeros(2), batch, SETTINGS)
+    found.loss.sum().backward()
+    assert logprobs.grad is not None and logprobs.grad.tolist() == [-3.0, 1.0]
+    assert not found.statistics["kl"].any() and not found.statistics["clipped"].any()
+
+
+def test_the_log_ratio_is_cut_on_both_sides_and_nothing_where_nothing_is_trained() -> None:
+    batch = tensors([1, 1, 1, 0], [1.0] * 4, [-500.0, 0.0, -1.0, NAN], [0] * 4)
+    logprobs = torch.tensor([0.0, -500.0, -0.5, NAN])
+    assert log_ratio(logprobs, batch).tolist() == [LOG_RATIO_LIMIT, -LOG_RATIO_LIMIT, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("gap", [500.0, -500.0, math.inf])
@@ -84,43 +80,63 @@ def test_on_policy_gradient_is_plain_policy_gradient() -> None:
 def test_a_broken_ratio_stays_finite(gap: float, advantage: float) -> None:
     batch = tensors([1.0], [advantage], [-gap], [0])
     logprobs = torch.zeros(1, requires_grad=True)
-    loss, sums = policy_loss(logprobs, torch.zeros(1), batch, 1, clip_low=0.2, clip_high=0.28, version=1)
-    loss.backward()
-    assert loss.isfinite() and logprobs.grad is not None and logprobs.grad.isfinite().all()
-    assert all(value.isfinite() for value in sums.values())
+    found = clipped(logprobs, torch.zeros(1), batch, SETTINGS)
+    found.loss.sum().backward()
+    assert found.loss.isfinite().all() and logprobs.grad is not None and logprobs.grad.isfinite().all()
+    assert all(values.isfinite().all() for values in found.statistics.values())
 
 
 def test_a_nan_logprob_of_a_trained_token_is_not_hidden() -> None:
     batch = tensors([1.0], [1.0], [-1.0], [0])
-    loss, _ = policy_loss(torch.tensor([NAN]), torch.zeros(1), batch, 1, clip_low=0.2, clip_high=0.2, version=0)
-    assert loss.isnan()
+    assert make_objective(SPEC, 0)(torch.tensor([NAN]), torch.zeros(1), batch).loss.isnan().all()
 
 
-def test_sft_loss_by_hand() -> None:
-    batch = tensors([1, 0, 1], [0.0] * 3, [0.0] * 3, [-1] * 3)
-    logprobs = torch.tensor([-1.0, NAN, -3.0], requires_grad=True)
-    loss, sums = sft_loss(logprobs, torch.tensor([0.5, NAN, 1.0]), batch, 8)
-    loss.backward()
-    assert loss.item() == 0.5
-    assert logprobs.grad is not None and logprobs.grad.tolist() == [-0.125, 0.0, -0.125]
-    assert {name: value.item() for name, value in sums.items()} == {"tokens": 2.0, "entropy": 1.5}
+def test_cross_entropy_by_hand() -> None:
+    batch = tensors([1, 1], [0.0] * 2, [0.0] * 2, [-1] * 2)
+    found = cross_entropy(torch.tensor([-1.0, -3.0]), torch.zeros(2), batch, LossSettings(name="sft"))
+    assert found.loss.tolist() == [1.0, 3.0] and found.statistics == {}
 
 
-def test_nothing_to_train_is_an_error() -> None:
-    batch = tensors([0.0], [0.0], [0.0], [-1])
-    with pytest.raises(ValueError, match="denominator=0: the step has no token to train, skip it"):
-        sft_loss(torch.zeros(1), torch.zeros(1), batch, 0)
-    with pytest.raises(ValueError, match="denominator=0"):
-        policy_loss(torch.zeros(1), torch.zeros(1), batch, 0, clip_low=0.2, clip_high=0.2, version=0)
+def test_the_objective_adds_what_every_loss_reports() -> None:
+    """Of the tokens at version 7 only, `mismatch` is the gap to what the engine said, whichever its sign."""
+    batch = tensors([1, 1, 1], [1.0] * 3, [-1.0, -2.0, -3.0], [7, 6, 7])
+    logprobs, entropy = torch.tensor([-1.5, -9.0, -2.0]), torch.tensor([0.5, 0.25, 1.0])
+    found = make_objective(SPEC, version=7)(logprobs, entropy, batch)
+    values = {name: values.tolist() for name, values in found.statistics.items()}
+    assert values.keys() == {"clipped", "ratio", "kl", "tokens", "entropy", "rejected", "fresh_tokens", "mismatch"}
+    assert values["tokens"] == [1, 1, 1] and values["entropy"] == [0.5, 0.25, 1.0]
+    assert values["fresh_tokens"] == [True, False, True] and values["mismatch"] == [0.5, 0.0, 1.0]
+    assert not any(values["rejected"])
 
 
-def test_a_filler_adds_nothing_but_keeps_the_graph() -> None:
+def test_a_correction_weighs_and_rejects_tokens() -> None:
+    """A factor of 1/2 everywhere, and nothing of the tokens that rose: see `halve_and_reject`."""
+    batch = tensors([1, 1, 0], [1.0, 1.0, 0.0], [-1.0, -1.0, NAN], [0, 0, -1])
+    spec = ObjectiveSpec(loss=SETTINGS, correction=CorrectionSettings(name=f"{__file__}:halve_and_reject"))
+    found = make_objective(spec, version=0)(torch.tensor([-1.0, -0.5, NAN]), torch.zeros(3), batch)
+    assert found.loss[:2].tolist() == [-0.5, 0.0]
+    assert found.statistics["rejected"][:2].tolist() == [False, True]
+
+
+def halve_and_reject(difference: Tensor, batch: BatchTensors, settings: CorrectionSettings) -> object:
+    from rl.corrections.common import Correction
+
+    return Correction(torch.full_like(difference, 0.5), difference <= 0)
+
+
+def test_the_supervised_objective_is_cross_entropy() -> None:
+    batch = tensors([1, 1], [0.0] * 2, [0.0] * 2, [-1] * 2)
+    found = make_objective(SUPERVISED, version=0)(torch.tensor([-1.0, -3.0]), torch.ones(2), batch)
+    assert found.loss.tolist() == [1.0, 3.0]
+    assert found.statistics["tokens"].tolist() == [1, 1] and not found.statistics["fresh_tokens"].any()
+
+
+def test_a_filler_has_no_weight_but_keeps_the_graph() -> None:
     batch = to_tensors(filler(), "cpu")
     logprobs = torch.tensor([-3.0, -4.0], requires_grad=True)
-    loss, sums = policy_loss(logprobs, torch.ones(2), batch, 5, clip_low=0.2, clip_high=0.2, version=0)
-    loss.backward()
-    assert loss.item() == 0.0 and logprobs.grad is not None and not logprobs.grad.any()
-    assert all(value.item() == 0.0 for value in sums.values())
+    found = make_objective(SPEC, 0)(logprobs, torch.ones(2), batch)
+    (found.loss * batch.weights).sum().backward()
+    assert logprobs.grad is not None and not logprobs.grad.any()
 
 
 def test_to_tensors_keeps_names_types_and_values() -> None:
@@ -138,6 +154,13 @@ def fake_policy(batch: BatchTensors) -> tuple[Tensor, Tensor]:
     return -(seed % 97).float() / 32, (seed % 13).float() / 8
 
 
+def added_up(found: TokenLoss, batch: BatchTensors) -> dict[str, float]:
+    """As the learner adds: the weighted loss, and every statistic over trained tokens."""
+    trained = batch.loss_mask > 0
+    sums = {name: float(values.float().where(trained, 0.0).sum()) for name, values in found.statistics.items()}
+    return {**sums, "loss": float((found.loss * batch.weights).where(trained, 0.0).sum())}
+
+
 @given(st.lists(st.tuples(st.integers(2, 16), st.floats(-2, 2)), min_size=1, max_size=20), st.data())
 def test_the_sum_over_micro_batches_does_not_depend_on_packing(
     shapes: list[tuple[int, float]], data: st.DataObject
@@ -151,16 +174,15 @@ def test_the_sum_over_micro_batches_does_not_depend_on_packing(
             logprobs=tuple(-0.1 * t * m for t, m in enumerate(mask)),
             versions=tuple(i % 3 if m else OBSERVED for m in mask),
         )
-        rows.append(TrainRow(sample=sample, advantage=advantage))
+        advantages = advantage + np.arange(sample.trained_tokens) / 4
+        rows.append(TrainRow(sample=sample, advantages=advantages, weight=1 / (i + 1)))
+    objective = make_objective(SPEC, version=2)
 
     def totals(ranks: int, budget: int, order: list[TrainRow]) -> dict[str, float]:
-        packed = pack(order, ranks, budget)
-        count = max(denominator(packed), 1)
         sums: dict[str, float] = {}
-        for batch in (to_tensors(b, "cpu") for rank in packed for b in rank):
-            loss, stats = policy_loss(*fake_policy(batch), batch, count, clip_low=0.2, clip_high=0.28, version=2)
-            for name, value in {"loss": loss, **stats}.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
+        for batch in (to_tensors(b, "cpu") for rank in pack(order, ranks, budget) for b in rank):
+            for name, value in added_up(objective(*fake_policy(batch), batch), batch).items():
+                sums[name] = sums.get(name, 0.0) + value
         return sums
 
     reference = totals(1, 16 * len(rows), rows)

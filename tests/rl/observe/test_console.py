@@ -7,32 +7,20 @@ import re
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from rl.observe.console import Console, duration, step_line
-
-REPOSITORY = Path(__file__).parents[3]
-VALUES = {
-    "reward/mean": 0.625,
-    "reward/std": 0.31,
-    "rollout/success": 0.71,
-    "loss/policy": -0.0123,
-    "mismatch/logprob_abs_mean": 1.5e-7,
-    "staleness/max": 1.0,
-    "perf/tokens_per_s": 412.4,
-    "time/step_s": 2.34,
-    "time/wait_rollouts_s": 1.4,
-    "time/train_s": 0.6,
-}
+from rl.paths import REPOSITORY
+from tests.rl.observe.console_show import VALUES, show
 
 
-def test_a_step_line_ends_with_the_bottleneck_and_the_knob() -> None:
-    line = step_line(3, 60, VALUES, 200).plain
-    assert line.startswith(" 3/60  reward  0.62  ± 0.31  success  71%")
-    assert line.endswith("waiting for rollouts → inference.replicas")
-    assert "Δlogprob 1.5e-07" in line
+def test_a_step_line_by_hand() -> None:
+    """Labels stand before their numbers, units behind them; the line ends with the bottleneck and the knob."""
+    assert step_line(3, 60, VALUES, 200).plain == (
+        " 3/60  reward  0.62  ± 0.31  success  71%  loss -0.012  Δlogprob 1.5e-07  stale 1    412 tok/s    2.3 s"
+        "  · waiting for rollouts → inference.replicas"
+    )
 
 
 @pytest.mark.parametrize("width", [100, 120, 140])
@@ -57,27 +45,10 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def _everything(console: Console) -> None:
-    console.title("sluice")
-    with console.phase("starting Ray"), console.phase("starting vLLM engine"):
-        pass
-    for step in range(1, 41):
-        console.supervised_step(step, 40, 3.0 - step / 40)
-    console.step(1, VALUES)
-    console.warn("[bold]not markup[/bold]")
-    console.summary(
-        "done: 1 step",
-        before={"held-out success": 0.31},
-        after={"held-out success": 0.86},
-        facts={"policy version": "1"},
-        places={"run directory": "/a/" + "very/long/" * 30 + "path"},
-    )
-
-
 def test_a_pipe_gets_plain_unwrapped_lines_and_nothing_redrawn() -> None:
     stream = io.StringIO()
     with Console(steps=1, stream=stream) as console:
-        _everything(console)
+        show(console)
     text = stream.getvalue()
     assert not set(text) & set("\x1b\r")
     lines = text.splitlines()
@@ -91,7 +62,7 @@ def test_a_pipe_gets_plain_unwrapped_lines_and_nothing_redrawn() -> None:
 def test_the_summary_says_before_and_after() -> None:
     stream = io.StringIO()
     with Console(steps=1, stream=stream) as console:
-        _everything(console)
+        show(console)
     assert re.search(r"held-out success\s+31% →\s+86%\s+\+55 points", stream.getvalue())
 
 
@@ -125,11 +96,7 @@ def test_threads_do_not_garble_lines() -> None:
 
 
 def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
-    program = (
-        "from tests.rl.observe.test_console import _everything\nfrom rl.observe.console import Console\n"
-        "with Console(steps=1) as console: _everything(console)"
-    )
-    output = _in_terminal(program)
+    output = _in_terminal("tests.rl.observe.console_show")
     assert "━" in output
     assert "\x1b[?25l" in output
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
@@ -138,11 +105,11 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
     assert "━" not in tail
 
 
-def _in_terminal(program: str) -> str:
+def _in_terminal(module: str) -> str:
     """What a program writes to a real pseudo-terminal."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=environment)
+    child = subprocess.Popen([sys.executable, "-m", module], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     chunks = []
     try:

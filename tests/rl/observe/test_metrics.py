@@ -39,7 +39,7 @@ def test_an_unregistered_name_is_an_error_that_names_the_nearest() -> None:
 def test_families_accept_one_more_part_and_nothing_else() -> None:
     assert metric_for("reward/part/tests").name == "reward/part/<name>"
     assert metric_for("eval/success").unit == "share"
-    assert metric_for("eval/success/python").name == "eval/success/<environment>"
+    assert metric_for("eval/success/python").name == "eval/success/<source>"
     for name in ("reward/part/", "reward/part/a/b", "reward/part/<name>", "eval/success/"):
         with pytest.raises(ValueError, match="not registered"):
             metric_for(name)

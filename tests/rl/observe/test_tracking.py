@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,40 +17,34 @@ import pytest
 from rl.driver.processes import RUN_ID_VARIABLE, kill_run, new_run_id, processes_of_run
 from rl.observe.config import WandbConfig
 from rl.observe.tracking import ID_FILE, Tracker, resolve_mode
+from rl.paths import REPOSITORY
+from tests.rl.observe.wandb_records import records
 
-REPOSITORY = Path(__file__).parents[3]
-
-RUN = """
-import os, pathlib, sys, psutil
-from rl.observe.config import WandbConfig
-from rl.observe.tracking import Tracker
-start = [float(x) for x in os.environ.get("DEADLINES", "90 60").split()]
-warnings = []
-tracker = Tracker(WandbConfig(mode="offline"), pathlib.Path(sys.argv[1]), name="quickstart", recipe={"seed": 1},
-                  warn=warnings.append, deadline_s=start[0])
-for step in (1, 2):
-    tracker.log(step, {"reward/mean": step / 4, "reward/part/tests": 1.0})
-"""
-FINISH = """
-tracker.finish(0, {"steps": 2}, deadline_s=start[1])
-tracker.finish(0, {"steps": 2})
-print(len(warnings), *warnings, sep="|")
-print([p.cmdline() for p in psutil.Process().children(recursive=True)])
-"""
+PROGRAM = [sys.executable, "-m", "tests.rl.observe.tracked_run"]
 
 
-def _run(folder: Path, program: str, **environment: str) -> list[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    path = os.pathsep.join([environment.pop("FIRST", ""), str(REPOSITORY)]).lstrip(os.pathsep)
+def clean_environment(**changes: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | changes
+
+
+def run(folder: Path, name: str = "finish", **environment: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        env=clean | {"PYTHONPATH": path} | environment,
+        [*PROGRAM, name, str(folder)],
+        cwd=REPOSITORY,
+        env=clean_environment(**environment),
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def broken_wandb(folder: Path, source: str) -> str:
+    """A folder to be searched first, with a module `wandb` of this source."""
+    (folder / "broken" / "wandb").mkdir(parents=True)
+    (folder / "broken" / "wandb" / "__init__.py").write_text(source)
+    return str(folder / "broken")
 
 
 @pytest.mark.parametrize(
@@ -75,25 +72,40 @@ def test_disabled_starts_nothing(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_an_offline_run_is_recorded_resumed_under_its_id_and_leaves_no_process(tmp_path: Path) -> None:
     for _ in range(2):
-        warnings, children = _run(tmp_path, RUN + FINISH)
+        warnings, children = run(tmp_path)
         assert warnings == "0"
         assert children == "[]"
         time.sleep(1.1)  # wandb names the directory by the second
     run_id = (tmp_path / "wandb" / ID_FILE).read_text()
-    records = list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
-    assert len(records) == 2
-    for record in records:
-        assert b"reward/part/tests" in record.read_bytes()
+    files = list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert len(files) == 2
+    for file in files:
+        written = records(file)
+        (sent,) = [record.run for record in written if record.HasField("run")]
+        assert (sent.project, sent.entity, sent.run_group) == ("a-project", "an-entity", "a-group")
+        assert (sent.run_id, sent.display_name) == (run_id, "quickstart")
+        assert {item.key: item.value_json for item in sent.config.update}["seed"] == "1"
+        rows = [values_of(record.history.item) for record in written if record.HasField("history")]
+        assert [(row["step"], row["reward/mean"], row["reward/part/tests"]) for row in rows] == [
+            (1, 0.25, 1.0),
+            (2, 0.5, 1.0),
+        ]
+        (ended,) = [record.exit for record in written if record.HasField("exit")]
+        assert ended.exit_code == 0
+        summaries = [values_of(record.summary.update) for record in written if record.HasField("summary")]
+        assert any(summary.get("steps") == 2 for summary in summaries)
+
+
+def values_of(items: Iterable[Any]) -> dict[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_after_a_crash_the_reaper_finds_wandbs_service(tmp_path: Path) -> None:
     run_id = new_run_id()
-    program = RUN + "import time\nwhile True: time.sleep(1)"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment |= {"PYTHONPATH": str(REPOSITORY), RUN_ID_VARIABLE: run_id}
-    driver = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=environment)
+    environment = clean_environment(**{RUN_ID_VARIABLE: run_id})
+    driver = subprocess.Popen([*PROGRAM, "forever", str(tmp_path)], cwd=REPOSITORY, env=environment)
     try:
         end = time.monotonic() + 200
         while not any("wandb-core" in process.name() for process in processes_of_run(run_id)):
@@ -117,19 +129,15 @@ def test_after_a_crash_the_reaper_finds_wandbs_service(tmp_path: Path) -> None:
     ],
 )
 def test_a_failing_wandb_is_one_warning(tmp_path: Path, source: str, reason: str) -> None:
-    (tmp_path / "broken" / "wandb").mkdir(parents=True)
-    (tmp_path / "broken" / "wandb" / "__init__.py").write_text(source)
-    warnings, _ = _run(tmp_path, RUN + FINISH, FIRST=str(tmp_path / "broken"))
+    warnings, _ = run(tmp_path, PYTHONPATH=broken_wandb(tmp_path, source))
     assert warnings == f"1|wandb is off for the rest of this run ({reason}); metrics.jsonl goes on"
 
 
 @pytest.mark.timeout(120)
 def test_a_hanging_wandb_delays_nothing(tmp_path: Path) -> None:
-    (tmp_path / "broken" / "wandb").mkdir(parents=True)
-    (tmp_path / "broken" / "wandb" / "__init__.py").write_text("import time\ntime.sleep(600)")
-    warnings, _ = _run(tmp_path, RUN + FINISH, FIRST=str(tmp_path / "broken"), DEADLINES="90 0.5")
+    hanging = broken_wandb(tmp_path, "import time\ntime.sleep(600)")
+    warnings, _ = run(tmp_path, PYTHONPATH=hanging, DEADLINES="90 0.5")
     assert warnings.startswith("1|wandb is off for the rest of this run (not finished after")
-    later = "import time\ntime.sleep(0.3)\ntracker.log(3, {'reward/mean': 1.0})\nprint(tracker.active)\n"
-    active, warnings, _ = _run(tmp_path, RUN + later + FINISH, FIRST=str(tmp_path / "broken"), DEADLINES="0.2 60")
+    active, warnings, _ = run(tmp_path, "log_later", PYTHONPATH=hanging, DEADLINES="0.2 60")
     assert active == "False"
     assert warnings.startswith("1|wandb is off for the rest of this run (no answer for")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rl.config import Recipe
-from rl.recipe.checks import problems
+from rl.recipe.check_sources import needs_sandbox, source_problems
+from rl.recipe.checks import cross_field_problems, remarks
+from rl.recipe.extensions import chosen_settings
+from rl.recipe.overrides import expand_shorthands
+from rl.recipe.presets import fill_from_preset
+from rollout.contracts import EnvironmentSpec
 
 BASE: dict[str, Any] = {
     "run": {"device": "cpu"},
-    "model": {"path": "owner/name", "dtype": "float32"},
+    "model": {"path": "owner/name", "dtype": "float32", "renderer": "glm-4.5"},
     "tasks": {"sources": [{"environment": "python"}]},
     "trainer": {"optimizer": {"lr": 0.001}},
 }
@@ -26,8 +32,22 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def recipe(over: dict[str, Any]) -> Recipe:
+    data = expand_shorthands(merged(BASE, over))
+    fill_from_preset(data, data.get("algorithm", "grpo"))
+    return Recipe.model_validate_json(json.dumps(data), strict=True, context=chosen_settings)
+
+
 def found(over: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(problem.key, problem.text) for problem in problems(Recipe.model_validate(merged(BASE, over)))]
+    made = recipe(over)
+    return [(problem.key, problem.text) for problem in (*cross_field_problems(made), *source_problems(made))]
+
+
+def source(**keys: Any) -> dict[str, Any]:
+    return {"tasks": {"sources": [{"environment": "python", **keys}]}}
+
+
+HERE = str(Path(__file__))
 
 
 def test_a_sound_recipe_has_no_problems() -> None:
@@ -37,7 +57,7 @@ def test_a_sound_recipe_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("over", "key", "words"),
     [
-        ({"rollout": {"group_size": 1}}, "rollout.group_size", "use >= 2 or algorithm.name=reinforce"),
+        ({"rollout": {"group_size": 1}}, "rollout.group_size", "use >= 2 or algorithm=reinforce"),
         ({"rollout": {"sampling": {"top_p": 0.9}}}, "rollout.sampling.top_p", "top_p=0.9"),
         ({"rollout": {"sampling": {"top_k": 5}}}, "rollout.sampling.top_k", "use 0 (off)"),
         ({"rollout": {"sampling": {"max_tokens": 2048}}}, "rollout.sampling.max_tokens", "max_context=2048"),
@@ -55,12 +75,35 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),
         ({"resume": "auto"}, "resume", "set run.dir"),
         ({"model": {"path": "./no/such"}}, "model.path", "model.path=./no/such does not exist"),
-        ({"tasks": {"sources": [{"environment": "pyton"}]}}, "tasks.sources.0.environment", "'python'"),
-        ({"rewards": {"weights": {"coed": 1.0}}}, "rewards.weights", "did you mean 'code'"),
-        ({"eval": {"success_reward": 1.5}}, "eval.success_reward", "use eval.success_reward<=1.0 or raise the weights"),
-        ({"rewards": {"weights": {"code": 0.5}}}, "eval.success_reward", "makes 0.5"),
-        ({"rewards": {"weights": {"code": -1.0}}}, "eval.success_reward", "environment 'python'"),
-        ({"rewards": {"weights": {"code": 0.0}}}, "rewards.weights", "all its rewards are 0"),
+        (source(weights={"coed": 1.0}), "tasks.sources.0.weights", "did you mean 'code'"),
+        (source(success={"coed": 1.0}), "tasks.sources.0.success", "did you mean 'code'"),
+        (source(weights={"code": 0.0}), "tasks.sources.0.weights", "gives 0 to every reward part of 'python' (code)"),
+        (source(rewards=["environment", "environment"]), "tasks.sources.0.rewards", "'code' is given twice"),
+        (source(name="a/b"), "tasks.sources.0.name", "'a/b' names metrics, which have no '/', '<' or '>'"),
+        (
+            {"tasks": {"sources": [{"environment": "python"}, {"environment": "python"}]}},
+            "tasks.sources.1",
+            "is called 'python' like another source; set tasks.sources.1.name",
+        ),
+        (
+            {
+                "tasks": {"sources": [{"environment": f"{HERE}:Silent"}]},
+                "sft": {"dataset": "oracle", "optimizer": {"lr": 1e-3}},
+            },
+            "sft.dataset",
+            "'Silent' has no scripted oracle",
+        ),
+        ({"tasks": {"sources": [{"environment": f"{HERE}:Unscored"}]}}, "tasks.sources.0.rewards", "name some"),
+        ({"aggregation": {"over": "fixed"}}, "aggregation", "fixed needs a length"),
+        ({"aggregation": {"length": 5}}, "aggregation", "nothing else has one"),
+        ({"model": {"renderer": None}}, "model.renderer", "owner/name does not tell its family"),
+        ({"model": {"renderer": None, "family": "dense"}}, "model.renderer", "has none of its own; name one"),
+        (
+            {"inference": {"generate_timeout_s": 300.0}},
+            "inference.generate_timeout_s",
+            "never comes before rollout.trajectory_timeout_s=300",
+        ),
+        ({"run": {"device": "cuda"}, "inference": {"kv_cache_gib": 2.0}}, "inference.kv_cache_gib", "gpu_memory_util"),
         (
             {"sft": {"dataset": "rows.csv", "optimizer": {"lr": 1e-3}}},
             "sft.dataset",
@@ -120,7 +163,7 @@ def test_every_refused_engine_setting_is_named() -> None:
 
 
 def test_reinforce_may_have_groups_of_one() -> None:
-    assert found({"rollout": {"group_size": 1}, "algorithm": {"name": "reinforce"}}) == []
+    assert found({"rollout": {"group_size": 1}, "algorithm": "reinforce"}) == []
 
 
 def test_other_engine_settings_pass() -> None:
@@ -134,8 +177,64 @@ def test_a_file_that_is_no_table_is_refused_whatever_it_is_called(tmp_path: Path
     assert key == "sft.dataset" and "cannot be read" in text
 
 
-def test_weights_that_can_still_reach_success_pass() -> None:
-    assert found({"rewards": {"weights": {"code": 0.5}}, "eval": {"success_reward": 0.5}}) == []
+class Silent(EnvironmentSpec):
+    """Scored, but it cannot show how a task is done."""
+
+    reward_parts = ("said",)
+
+
+class Unscored(EnvironmentSpec):
+    """Has no rewards of its own."""
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        # The largest and the smallest values that the checks above allow.
+        {"rollout": {"group_size": 2}},
+        {"rollout": {"max_context": 257}},
+        {"trainer": {"token_budget": 2048}},
+        {"trainer": {"ranks": 6, "expert_parallel": 3}},
+        {"inference": {"generate_timeout_s": 299.0}},
+        {"rollout": {"sampling": {"top_p": 1.0, "top_k": 0}}, "eval": {"top_p": 0.9, "top_k": 5, "temperature": 0.0}},
+        {"aggregation": {"over": "fixed", "length": 1}},
+        {"run": {"device": "cuda"}, "inference": {"tensor_parallel": 2}, "weight_sync": {"transport": "nccl"}},
+        {"inference": {"kv_cache_gib": 0.5}},
+        {"tasks": {"sources": [{"environment": "python"}, {"environment": "python", "name": "more"}]}},
+        {"tasks": {"sources": [{"environment": f"{HERE}:Unscored", "rewards": ["state"]}]}},
+        source(weights={"code": -1.0}, success={"reward": 0.5, "code": 1.0}),
+        {"resume": "auto", "run": {"device": "cpu", "dir": "here"}},
+        {"sft": {"dataset": "oracle", "optimizer": {"lr": 1e-3}}},
+    ],
+)
+def test_what_the_checks_allow(over: dict[str, Any]) -> None:
+    assert found(over) == []
+
+
+def test_a_stall_limit_below_the_trajectory_deadline_is_remarked_but_allowed() -> None:
+    short = {"run": {"stall_s": 300.0}, "rollout": {"trajectory_timeout_s": 300.0}}
+    assert found(short) == []
+    (remark,) = remarks(recipe(short))
+    assert "run.stall_s=300 is not longer than rollout.trajectory_timeout_s=300" in remark
+    assert remarks(recipe({"run": {"stall_s": 301.0}, "rollout": {"trajectory_timeout_s": 300.0}})) == []
+
+
+def test_only_what_runs_code_needs_the_sandbox() -> None:
+    assert needs_sandbox(recipe({}))
+    assert not needs_sandbox(recipe({"tasks": {"sources": [{"environment": "store"}]}}))
+    by_reward = {"environment": f"{HERE}:Unscored", "rewards": ["code"]}
+    assert needs_sandbox(recipe({"tasks": {"sources": [by_reward]}}))
+
+
+def test_the_newest_run_is_named_where_resume_lacks_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in enumerate(("run-b", "run-a", "other-c")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        os.utime(tmp_path / "runs" / name, (age, age))
+    monkeypatch.chdir(tmp_path)
+    ((_, text),) = found({"resume": "must", "run": {"device": "cpu", "name": "run"}})
+    assert text.endswith("for example run.dir=runs/run-a")
 
 
 def test_names_of_models_and_datasets_that_exist_or_are_remote_pass(tmp_path: Path) -> None:

@@ -8,11 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rl.recipe.load import RecipeError, derived, load_recipe, resolved_text, save_resolved
+from rl.advantages.config import GrpoSettings, ReinforceSettings
+from rl.losses.config import ClippedSettings, LossSettings
+from rl.recipe.load import RecipeError, load_recipe
+from rl.recipe.resolved import derived, resolved_text, save_resolved
 
 REPOSITORY = Path(__file__).parents[3]
 SMALL = """\
-model: owner/name
+model:
+  path: owner/name
+  renderer: glm-4.5
 sandbox: unsafe-none
 tasks:
   sources:
@@ -61,14 +66,14 @@ def test_values_defaults_and_short_forms(recipe_file: Path) -> None:
 def test_an_unknown_key_names_file_line_and_the_nearest(recipe_file: Path) -> None:
     changed(recipe_file, "group_size", "group_sise")
     assert messages(recipe_file) == (
-        f"{recipe_file}:9: unknown key 'rollout.group_sise'; the nearest is 'rollout.group_size'",
+        f"{recipe_file}:11: unknown key 'rollout.group_sise'; the nearest is 'rollout.group_size'",
     )
 
 
 def test_a_key_in_the_wrong_section_names_the_right_one(recipe_file: Path) -> None:
     changed(recipe_file, "  groups_per_step", "  max_staleness: 1\n  groups_per_step")
     assert messages(recipe_file) == (
-        f"{recipe_file}:12: unknown key 'trainer.max_staleness'; the nearest is 'buffer.max_staleness'",
+        f"{recipe_file}:14: unknown key 'trainer.max_staleness'; the nearest is 'buffer.max_staleness'",
     )
 
 
@@ -77,9 +82,9 @@ def test_every_problem_is_reported_at_once(recipe_file: Path) -> None:
     changed(recipe_file, "lr: 1e-3", "lr: -1")
     changed(recipe_file, "weight: 2", "weigth: 2")
     assert messages(recipe_file) == (
-        f"{recipe_file}:7: unknown key 'tasks.sources.1.weigth'; the nearest is 'tasks.sources.1.weight'",
-        f'{recipe_file}:9: rollout.group_size: expected a valid integer, got "four"',
-        f"{recipe_file}:15: trainer.optimizer.lr: expected greater than or equal to 0, got -1",
+        f"{recipe_file}:9: unknown key 'tasks.sources.1.weigth'; the nearest is 'tasks.sources.1.weight'",
+        f'{recipe_file}:11: rollout.group_size: expected a valid integer, got "four"',
+        f"{recipe_file}:17: trainer.optimizer.lr: expected greater than or equal to 0, got -1",
     )
 
 
@@ -94,7 +99,7 @@ def test_types_are_strict(recipe_file: Path) -> None:
 
 def test_missing_keys_point_at_their_section(recipe_file: Path) -> None:
     changed(recipe_file, "  optimizer:\n    lr: 1e-3\n", "")
-    assert messages(recipe_file) == (f"{recipe_file}:11: trainer needs the key 'optimizer'",)
+    assert messages(recipe_file) == (f"{recipe_file}:13: trainer needs the key 'optimizer'",)
     assert messages(recipe_file, "sft.steps=3")[0] == "override sft.steps=3: sft needs the key 'dataset'"
 
 
@@ -150,8 +155,7 @@ def test_overrides_win_in_order(recipe_file: Path) -> None:
 
 
 def test_an_override_in_a_short_section_expands_it(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, ["model.dtype=float32", "sandbox.wall_s=3"])
-    assert (recipe.model.path, recipe.model.dtype) == ("owner/name", "float32")
+    recipe = load_recipe(recipe_file, ["sandbox.wall_s=3"])
     assert (recipe.sandbox.kind, recipe.sandbox.wall_s) == ("unsafe-none", 3.0)
 
 
@@ -160,10 +164,74 @@ def test_a_short_override_keeps_the_rest_of_the_section(recipe_file: Path) -> No
     assert (recipe.model.path, recipe.model.dtype, recipe.sandbox.kind) == ("other/name", "float32", "bubblewrap")
 
 
+def test_a_preset_fills_what_the_recipe_leaves_out_and_what_it_writes_wins(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["loss.clip_low=0.1", "advantage.normalize_std=false"])
+    assert recipe.advantage == GrpoSettings(name="grpo", normalize_std=False)
+    assert recipe.loss == ClippedSettings(name="clipped", clip_low=0.1, clip_high=0.28)
+    assert recipe.correction.name == "none"
+    assert load_recipe(recipe_file, ["algorithm=reinforce"]).advantage == ReinforceSettings(name="reinforce")
+    mixed = load_recipe(recipe_file, ["algorithm=reinforce", "advantage=grpo"])
+    assert mixed.advantage == GrpoSettings(name="grpo") and mixed.loss == recipe.loss.model_copy(
+        update={"clip_low": 0.2}
+    )
+
+
+def test_another_extension_by_its_name_has_settings_of_its_own(recipe_file: Path) -> None:
+    overrides = ["advantage.normalize_std=false", f"loss={__file__}:own_loss", "loss.limit=3"]
+    recipe = load_recipe(recipe_file, overrides)
+    assert isinstance(recipe.loss, LossSettings) and recipe.loss.model_dump() == {
+        "name": f"{__file__}:own_loss",
+        "limit": 3,
+    }
+    message = "unknown key 'loss.clip_low'; the nearest is"
+    assert message in messages(recipe_file, f"loss={__file__}:own_loss", "loss.limit=3", "loss.clip_low=0.1")[0]
+    assert "loss needs the key 'limit'" in messages(recipe_file, f"loss={__file__}:own_loss")[0]
+    assert "must derive from rl.losses.config.LossSettings" in messages(recipe_file, f"loss={__file__}:no_settings")[0]
+
+
+def own_loss() -> None:
+    """Stands for a loss with one setting."""
+
+
+class OwnSettings(LossSettings):
+    limit: int
+
+
+own_loss.Settings = OwnSettings  # type: ignore[attr-defined]
+
+
+def no_settings() -> None:
+    """Its settings are of the wrong kind."""
+
+
+no_settings.Settings = GrpoSettings  # type: ignore[attr-defined]
+
+
+def test_an_extensions_file_is_found_from_the_recipe_then_from_the_caller(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "mine.py").write_text("def loss(): ...", encoding="utf-8")
+    assert load_recipe(recipe_file, ["loss=mine.py:loss"]).loss.name == f"{elsewhere}/mine.py:loss"
+    (tmp_path / "mine.py").write_text("def loss(): ...", encoding="utf-8")
+    assert load_recipe(recipe_file, ["loss=mine.py:loss"]).loss.name == f"{tmp_path}/mine.py:loss"
+
+
+def test_keys_that_moved_are_refused_with_what_to_write_instead(recipe_file: Path) -> None:
+    changed(recipe_file, "tasks:\n", "eval:\n  success_reward: 1.0\ntasks:\n  seed: 3\n")
+    assert messages(recipe_file) == (
+        f"{recipe_file}:6: eval.success_reward is gone; write tasks.sources.N.success.reward, for each source",
+        f"{recipe_file}:8: tasks.seed is gone; run.seed decides which tasks are trained; the evaluation's tasks do "
+        "not depend on a seed",
+    )
+
+
 def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
-    free_form = ["inference.engine_args.max_num_seqs=7", "rewards.weights.code=0.5"]
-    recipe = load_recipe(recipe_file, [*free_form, "eval.success_reward=0.5"])
-    assert recipe.inference.engine_args == {"max_num_seqs": 7} and recipe.rewards.weights == {"code": 0.5}
+    recipe = load_recipe(recipe_file, ["inference.engine_args.max_num_seqs=7", "tasks.sources.0.weights={code: 0.5}"])
+    assert recipe.inference.engine_args == {"max_num_seqs": 7}
+    assert recipe.tasks.sources[0].weights == {"code": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -179,8 +247,17 @@ def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
         ("run.steps=[1", "not valid YAML"),
         ("run.device=gpu", "run.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
         ("trainer.optimizer.betas=[0.9, 1.0]", "trainer.optimizer.betas.1: expected less than 1, got 1.0"),
-        ("model.renderer=chatml", "model.renderer: expected 'glm-4.5', got \"chatml\""),
-        ("algorithm=reinforce", "expected a mapping with the keys name, clip_low"),
+        ("model.renderer=glm4.5", "model.renderer: there is no 'glm4.5': Sluice has 'glm-4.5', and your own is named"),
+        ("model.renderer=glm4.5", "; did you mean 'glm-4.5'?"),
+        ("tasks.sources.1.environment=stroe", "tasks.sources.1.environment: there is no 'stroe'"),
+        ("tasks.sources.1.rewards=[coed]", "tasks.sources.1.rewards.0: there is no 'coed'"),
+        ("loss.clip_lo=0.1", "unknown key 'loss.clip_lo'; the nearest is 'loss.clip_low'"),
+        ("correction.clip_low=0.1", "unknown key 'correction.clip_low'; the nearest is"),
+        ("algorithm=gspo", "algorithm='gspo' is no preset; there are 'grpo', 'reinforce'; did you mean 'grpo'?"),
+        ("algorithm.name=grpo", "algorithm.name is gone; write algorithm: NAME"),
+        ("rewards.weights.code=1", "rewards.weights.code is gone; write tasks.sources.N.weights"),
+        ("loss=no/such.py:loss", "loss: no/such.py cannot be imported: FileNotFoundError"),
+        ("loss=json:lods", "loss: json has no 'lods'; did you mean 'loads'?"),
         ("tasks.sources=[]", "tasks.sources: "),
     ],
 )
@@ -192,8 +269,8 @@ def test_a_bad_override_is_named(recipe_file: Path, override: str, words: str) -
 def test_cross_field_problems_point_at_the_key(recipe_file: Path) -> None:
     changed(recipe_file, "group_size: 4", "group_size: 1")
     assert messages(recipe_file, "rollout.max_context=2048") == (
-        f"{recipe_file}:9: rollout.group_size=1 gives GRPO zero advantages; use >= 2 or algorithm.name=reinforce",
-        f"{recipe_file}:13: trainer.token_budget=1024 is smaller than rollout.max_context=2048, and a trajectory is "
+        f"{recipe_file}:11: rollout.group_size=1 gives GRPO zero advantages; use >= 2 or algorithm=reinforce",
+        f"{recipe_file}:15: trainer.token_budget=1024 is smaller than rollout.max_context=2048, and a trajectory is "
         "never split; use trainer.token_budget>=2048",
     )
 

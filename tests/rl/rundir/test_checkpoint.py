@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,27 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from rl.paths import REPOSITORY
+from rl.rundir import atomic
 from rl.rundir.checkpoint import CheckpointStore
-
-REPOSITORY = Path(__file__).parents[3]
-CRASH = 9
-CRASHING = """
-import os, pathlib, sys
-from rl.rundir.checkpoint import CheckpointStore
-root, step, left = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-def crash_before_a_change(event, arguments):
-    global left
-    if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-        left -= 1
-        if left < 0:
-            os._exit(9)
-store = CheckpointStore(root, keep=2)
-folder = store.begin(step)
-for name in "ab":
-    (folder / name).write_text(f"new {step}")
-sys.addaudithook(crash_before_a_change)
-store.publish(step)
-"""
+from tests.rl.rundir.crashing_publish import CRASH
 
 
 def write(store: CheckpointStore, step: int) -> Path:
@@ -74,9 +58,8 @@ def test_whatever_change_a_crash_comes_before_every_checkpoint_is_whole(tmp_path
         store = CheckpointStore(root, keep=2)
         for earlier in (3, 4, 5):
             write(store, earlier)
-        code = subprocess.run(
-            [sys.executable, "-c", CRASHING, str(root), str(step), str(change)], cwd=REPOSITORY
-        ).returncode
+        command = [sys.executable, "-m", "tests.rl.rundir.crashing_publish", str(root), str(step), str(change)]
+        code = subprocess.run(command, cwd=REPOSITORY).returncode
         assert code in (0, CRASH)
         again = CheckpointStore(root, keep=2)
         latest = again.latest()
@@ -91,3 +74,39 @@ def test_whatever_change_a_crash_comes_before_every_checkpoint_is_whole(tmp_path
             return
         shutil.rmtree(root)
     raise AssertionError("it never finished")
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was synced to disk, in order, under the names of that moment. A power cut cannot be tried, so this can."""
+    paths: list[Path] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        paths.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return paths
+
+
+def test_a_checkpoints_files_are_on_disk_before_its_name_and_its_name_before_older_ones_go(
+    tmp_path: Path, synced: list[Path]
+) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    write(store, 1)
+    synced.clear()
+    folder = store.begin(2)
+    (folder / "inner").mkdir()
+    for file in (folder / "a", folder / "inner" / "b"):
+        file.touch()
+    store.publish(2)
+    assert set(synced[:-1]) == {folder, folder / "a", folder / "inner", folder / "inner" / "b"}
+    assert synced[-2:] == [folder, tmp_path]
+
+
+def test_an_atomic_write_syncs_the_file_and_then_its_new_name(tmp_path: Path, synced: list[Path]) -> None:
+    atomic.atomic_write_bytes(tmp_path / "file", b"content")
+    temporary, folder = synced
+    assert temporary.parent == tmp_path and temporary.name.startswith(".file.") and folder == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -3,9 +3,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import signal
-import subprocess
-import sys
+import multiprocessing
+import time
+from multiprocessing.synchronize import Event as Synchronized
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rl.rundir.atomic import atomic_write_json
 from rl.rundir.directory import RunDir, read_groups
-from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory
+from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory, Turn
 
 
 def _group(reward: float = 1.0, text: str = "4") -> Group:
@@ -33,7 +33,9 @@ def _group(reward: float = 1.0, text: str = "4") -> Group:
         stop_reason="answered",
         outcome="scored",
         reward=reward,
+        success=True,
         reward_parts={"tests": reward},
+        turns=(Turn(sample=0, start=1, stop=3, reward=0.5, state_key="a"), Turn(sample=1, start=1, stop=3)),
         spans=(Span(name="generate", start=1.5, end=2.25),),
         metrics={"turns": 2.0},
     )
@@ -97,22 +99,26 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
         RunDir.open(tmp_path / "thesis.tex", resume="auto", run_id="r1")
 
 
+def hold(path: Path, opened: Synchronized) -> None:
+    """Open a run directory and keep it until the process is killed."""
+    with RunDir.open(path, resume="never", run_id="r1"):
+        opened.set()
+        time.sleep(60)
+
+
 def test_two_runs_at_once_are_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    program = (
-        "import sys, time, pathlib, rl.rundir.directory\n"
-        f"run = rl.rundir.directory.RunDir.open(pathlib.Path({str(tmp_path / 'run')!r}), resume='never', run_id='r1')\n"
-        "print('open', flush=True); time.sleep(60)"
-    )
-    first = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    processes = multiprocessing.get_context("fork")
+    opened = processes.Event()
+    first = processes.Process(target=hold, args=(tmp_path / "run", opened))
+    first.start()
     try:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "open\n"
+        assert opened.wait(60)
         for resume in ("never", "auto"):
             with pytest.raises(ValueError, match="in use by a run"):
                 RunDir.open(tmp_path / "run", resume=resume, run_id="r2")
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
+        first.kill()
+        first.join()
     with RunDir.open(tmp_path / "run", resume="auto", run_id="r2") as run:
         assert run.previous_run_id == "r1"
 

@@ -6,12 +6,13 @@ Runs in fresh processes, because DeepSpeed reads its environment when it is impo
 from __future__ import annotations
 
 import os
-import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from rollout.ports import free_port
 from tests.rl.learner import learner_fixtures as fixtures
 
 RANKS = 2
@@ -21,9 +22,7 @@ BUCKET_BYTES = 100_000
 
 def train_one_step(model: Path, export: Path, stream: Path, deadline_s: float = 240.0) -> None:
     """Train `model` by one step, export it, and save the stream of its buckets: (name, tensor) pairs, list by list."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = torch.multiprocessing.spawn(_rank, (port, model, export, stream), nprocs=RANKS, join=False, daemon=True)
     deadline = time.monotonic() + deadline_s
     try:
@@ -39,7 +38,7 @@ def _rank(rank: int, port: int, model: Path, export: Path, stream: Path) -> None
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(RANKS), RANK=str(rank))
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0", TOKENIZERS_PARALLELISM="false")
     torch.set_num_threads(1)
-    from rl.batch.micro_batch import TrainRow, denominator
+    from rl.batch.micro_batch import TrainRow
     from rl.batch.packing import pack
     from rollout.types import Sample
 
@@ -51,10 +50,10 @@ def _rank(rank: int, port: int, model: Path, export: Path, stream: Path) -> None
             logprobs=(0.0, *[-6.2] * 19),
             versions=(-1, *[0] * 19),
         )
-        rows.append(TrainRow(sample=sample, advantage=1.0 if i % 2 else -0.5))
+        rows.append(TrainRow(sample=sample, advantages=np.full(19, 1.0 if i % 2 else -0.5), weight=1 / (6 * 19)))
     batches = pack(rows, RANKS, 64)
     learner = fixtures.learner(model, RANKS, expert_parallel=RANKS)
-    learner.train_step(batches[rank], fixtures.objective, denominator(batches), lr=fixtures.OPTIMIZER.lr)
+    learner.train_step(batches[rank], fixtures.objective, lr=fixtures.OPTIMIZER.lr)
     learner.export_hf(export, shard_bytes=300_000)
     buckets = [[(name, tensor.clone()) for name, tensor in bucket] for bucket in learner.weights.buckets(BUCKET_BYTES)]
     if rank == 0:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rl.families.registry import family_of, local_config
 from rl.learner.model import load_model
 from rl.weights.hf_reader import HfCheckpoint, has_weights
 from tests.rl.learner import learner_fixtures as fixtures
@@ -21,6 +23,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("glm", "qwen", "llama"):
         fixtures.make_model(kind, directory)
     return directory
+
+
+def read(directory: Path, dtype: str = "float32", **options: Any) -> PreTrainedModel:
+    return load_model(str(directory), dtype, 0, family_of(local_config(directory) or {}), **options)
 
 
 def edited(source: Path, target: Path, edit) -> Path:
@@ -39,7 +45,7 @@ def test_every_tensor_is_that_of_transformers(kind: str, shard_size: str, saved:
     plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=torch.float32)
     plain.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "100KB")
-    ours = load_model(str(tmp_path), "float32", seed=0)
+    ours = read(tmp_path)
     expected = plain.state_dict()
     assert ours.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
@@ -54,14 +60,14 @@ def test_every_parameter_is_placed_once_and_only_one_of_them_is_whole(saved: Pat
         sizes.append(parameter.numel())
         parameter.data = parameter.data.new_empty(0)
 
-    model = load_model(str(saved / "glm"), "float32", seed=0, place=take)
+    model = read(saved / "glm", place=take)
     plain = AutoModelForCausalLM.from_pretrained(saved / "glm", dtype=torch.float32)
     assert sorted(sizes) == sorted(p.numel() for p in plain.parameters())
     assert all(parameter.numel() == 0 for parameter in model.parameters())
 
 
 def test_the_routers_correction_bias_and_the_rotary_frequencies_stay_float32(saved: Path) -> None:
-    buffers = dict(load_model(str(saved / "glm"), "bfloat16", seed=0).named_buffers())
+    buffers = dict(read(saved / "glm", "bfloat16").named_buffers())
     plain = dict(AutoModelForCausalLM.from_pretrained(saved / "glm", dtype=torch.float32).named_buffers())
     assert all(torch.equal(buffer, plain[name]) for name, buffer in buffers.items())
 
@@ -87,19 +93,19 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_placed(edi
     directory = edited(saved / "glm", tmp_path / "edited", edit)
     placed: list[nn.Parameter] = []
     with pytest.raises(ValueError, match=message):
-        load_model(str(directory), "float32", seed=0, place=placed.append)
+        read(directory, place=placed.append)
     assert placed == []
 
 
 def test_tensors_that_the_models_class_leaves_out_are_ignored(saved: Path, tmp_path: Path) -> None:
     """GLM-4.5's checkpoints carry a layer for multi-token prediction (46 in Air, 92 in the large one)."""
     edit = put("model.layers.46.eh_proj.weight", torch.zeros(2))
-    load_model(str(edited(saved / "glm", tmp_path / "edited", edit)), "float32", seed=0)
+    read(edited(saved / "glm", tmp_path / "edited", edit))
 
 
 def test_rotary_frequencies_in_an_older_checkpoint_are_ignored(saved: Path, tmp_path: Path) -> None:
     edit = put("model.layers.0.self_attn.rotary_emb.inv_freq", torch.zeros(8))
-    load_model(str(edited(saved / "llama", tmp_path / "edited", edit)), "float32", seed=0)
+    read(edited(saved / "llama", tmp_path / "edited", edit))
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
@@ -111,6 +117,6 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 def test_a_tensor_is_converted_to_the_type_of_its_place(saved: Path) -> None:
     name = "model.layers.1.mlp.experts.gate_up_proj"
     half = torch.empty(8, 64, 64, dtype=torch.bfloat16)
-    HfCheckpoint(saved / "glm").read_into(half, name)
+    HfCheckpoint(saved / "glm", family_of({"model_type": "glm4_moe"})).read_into(half, name)
     plain = AutoModelForCausalLM.from_pretrained(saved / "glm", dtype=torch.float32)
     assert torch.equal(half, plain.get_parameter(name).bfloat16())

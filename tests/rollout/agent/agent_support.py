@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewards.compose import compose
+from rewards.contracts import Ending
 from rewards.sandbox.sandbox import queued_s
 from rollout.agent.config import RolloutConfig, SamplingConfig
+from rollout.agent.episode import Agent
 from rollout.agent.loop import run_agent
-from rollout.contracts import AssistantTurn, ToolCall, ToolSpec
+from rollout.agent.source import Score
+from rollout.contracts import AssistantTurn, Continuation, Environment, Observation, ToolCall, ToolSpec
 from rollout.types import Completion, Message, SamplingParams, Task, Trajectory
 
-STOP, TOOL, ASSISTANT = 256, 257, 258
+STOP, TOOL, ASSISTANT, USER = 256, 257, 258, 259
 TASK = Task(id="t", environment="counter", messages=({"role": "user", "content": "count to 2"},))
 CONFIG = RolloutConfig(
     group_size=3,
@@ -44,23 +48,34 @@ class ByteChat:
             return AssistantTurn(content=text, malformed=str(error))
         return AssistantTurn(content=text, tool_calls=calls)
 
-    def bridge(self, token_ids: Sequence[int], tool_results: Sequence[str]) -> list[int]:
+    def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
+        """Appends; a user who says `fork` makes the model forget everything but its first byte."""
         if token_ids[-1] != STOP:
             raise ValueError("the turn is not closed")
-        return [token for result in tool_results for token in (TOOL, *result.encode())] + [ASSISTANT]
+        marks = {"tool": TOOL, "user": USER}
+        shown = [token for m in messages for token in (marks[m["role"]], *m["content"].encode())] + [ASSISTANT]
+        if messages[0]["content"].startswith("fork"):
+            return Continuation(kind="fork", token_ids=[token_ids[0], *shown])
+        return Continuation(kind="extension", token_ids=shown)
+
+    def say(self, message: Message, thinking: bool) -> list[int]:
+        raise NotImplementedError("nothing is demonstrated in this format")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        raise NotImplementedError
 
 
 @dataclass
-class Counter:
-    """An environment with one tool that counts, and one that fails as told."""
+class Counter(Environment):
+    """An environment with one tool that counts, and one that fails as told. It replies what `replies` says, in turn."""
 
     trouble: Callable[[], Any] = lambda: None
     count: int = 0
     closed: int = 0
     answers: list[str | None] = field(default_factory=list)
-    tools: tuple[ToolSpec, ...] = ()
+    replies: list[str | Observation | Exception] = field(default_factory=list)
 
-    async def call(self, call: ToolCall) -> str:
+    async def call(self, call: ToolCall) -> str | Observation:
         if call.name == "wait":
             await asyncio.sleep(call.arguments["s"])
             return "waited"
@@ -76,7 +91,15 @@ class Counter:
         if call.name != "add":
             return f"error: unknown tool {call.name}"
         self.count += 1
-        return f"count is {self.count}"
+        return Observation(f"count is {self.count}", reward=0.5, state_key=f"s{self.count}")
+
+    async def reply(self, turn: AssistantTurn) -> str | Observation | None:
+        if not self.replies:
+            return None
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     async def score(self, answer: str | None) -> dict[str, float]:
         assert not self.closed
@@ -119,19 +142,39 @@ class ScriptedEngine:
         return completion
 
 
+@dataclass
+class Counters:
+    """A source of such environments, which keeps those that were made."""
+
+    weights: dict[str, float] = field(default_factory=lambda: {"counted": 0.0})
+    environment: type[Counter] = Counter
+    how: dict[str, Any] = field(default_factory=dict)
+    made: list[Counter] = field(default_factory=list)
+
+    def make(self, task: Task) -> Counter:
+        self.made.append(self.environment(**self.how))
+        return self.made[-1]
+
+    async def score(self, environment: Environment, ending: Ending) -> Score:
+        parts = await environment.score(ending.answer)
+        reward = compose(parts, self.weights)
+        return Score(reward=reward, parts=parts, success=reward >= 1.0)
+
+
+def agent(engine: Any, config: RolloutConfig = CONFIG, seed: int = 5) -> Agent:
+    return Agent(chat=ByteChat(), engine=engine, config=config, seed=seed)
+
+
 def act(
-    script: Sequence[Any], *, config: RolloutConfig = CONFIG, weights: dict[str, float] | None = None, **how: Any
+    script: Sequence[Any],
+    *,
+    config: RolloutConfig = CONFIG,
+    weights: dict[str, float] | None = None,
+    seed: int = 5,
+    **how: Any,
 ) -> tuple[Trajectory, ScriptedEngine, list[Counter]]:
-    engine, made = ScriptedEngine(script), []
-
-    def make() -> Counter:
-        made.append(Counter(**how))
-        return made[-1]
-
-    trajectory = asyncio.run(
-        run_agent(
-            TASK, make, ByteChat(), engine, config,
-            group_id="g", request_id="g/0", seed=5, reward_weights={"counted": 0.0} if weights is None else weights,
-        )
-    )  # fmt: skip
-    return trajectory, engine, made
+    engine, source = ScriptedEngine(script), Counters(how=how)
+    if weights is not None:
+        source.weights = weights
+    running = run_agent(agent(engine, config, seed), source, TASK, "g", "g/0")  # type: ignore[arg-type]
+    return asyncio.run(running), engine, source.made

@@ -12,10 +12,20 @@ from hypothesis import strategies as st
 
 from rewards.errors import InfrastructureError
 from rollout.agent.loop import run_agent, run_group
-from rollout.contracts import EpisodeEnded
-from rollout.envs.registry import ENVIRONMENTS
-from rollout.types import OBSERVED, Completion, Group, Message, SamplingParams, Task
-from tests.rollout.agent.agent_support import CONFIG, STOP, TASK, ByteChat, Counter, ScriptedEngine, act
+from rollout.contracts import EpisodeEnded, Observation
+from rollout.types import OBSERVED, Completion, Group, SamplingParams, Trajectory
+from tests.rollout.agent.agent_support import (
+    ASSISTANT,
+    CONFIG,
+    STOP,
+    TASK,
+    USER,
+    Counter,
+    Counters,
+    ScriptedEngine,
+    act,
+    agent,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -31,7 +41,10 @@ def test_a_solved_task() -> None:
     expected = {"turns": 2, "tool_calls": 2, "tool_errors": 0, "tokens_sampled": 26, "infra_retries": 0}
     assert {name: trajectory.metrics[name] for name in expected} == expected
     assert trajectory.metrics["tokens_observed"] == len(trajectory.samples[0].token_ids) - 26
-    assert [s.name for s in trajectory.spans] == ["generate", "environment", "environment", "generate", "reward"]
+    assert [s.name for s in trajectory.spans] == [
+        *("generate", "environment", "environment"),
+        *("generate", "environment", "reward"),
+    ]
     assert all(s.end >= s.start for s in trajectory.spans)
 
 
@@ -44,7 +57,10 @@ def test_every_sampling_parameter_is_sent_and_ids_are_unique() -> None:
         assert sampling.max_tokens == min(100, CONFIG.max_context - length)
     assert len({sampling.seed for _, _, sampling, _ in engine.seen}) == len(set(engine.requests)) == 4
     _, again, _ = act([ADD, ADD, ADD, "3"])
-    assert [s.seed for _, _, s, _ in again.seen] == [s.seed for _, _, s, _ in engine.seen]
+    seeds = [sampling.seed for _, _, sampling, _ in engine.seen]
+    assert [sampling.seed for _, _, sampling, _ in again.seen] == seeds
+    _, other, _ = act([ADD, ADD, ADD, "3"], seed=6)
+    assert not {sampling.seed for _, _, sampling, _ in other.seen} & set(seeds), "the run's seed counts"
 
 
 speech = st.lists(st.integers(0, 255), max_size=12).map(bytes)
@@ -155,16 +171,17 @@ def test_a_failure_is_data_never_a_reward(script: list[Any], how: dict[str, Any]
     assert [environment.closed for environment in made] == [1, 1]
 
 
+def attempt(engine: ScriptedEngine, environment: type[Counter] = Counter) -> Trajectory:
+    source = Counters(environment=environment)
+    return asyncio.run(run_agent(agent(engine), source, TASK, "g", "r"))  # type: ignore[arg-type]
+
+
 def test_an_aborted_completion_is_an_infrastructure_failure() -> None:
     class Aborting(ScriptedEngine):
         async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
             return Completion(token_ids=(65,), logprobs=(-1.0,), versions=(0,), finish_reason="abort")
 
-    trajectory = asyncio.run(
-        run_agent(
-            TASK, Counter, ByteChat(), Aborting([]), CONFIG, group_id="g", request_id="r", seed=0, reward_weights={}
-        )
-    )
+    trajectory = attempt(Aborting([]))
     assert trajectory.outcome == "infra_error" and "aborted" in str(trajectory.error)
 
 
@@ -173,64 +190,84 @@ def test_a_scorer_that_fails_gives_no_reward() -> None:
         async def score(self, answer: str | None) -> dict[str, float]:
             return {"right": float("nan")}
 
-    trajectory = asyncio.run(
-        run_agent(
-            TASK, Unscored, ByteChat(), ScriptedEngine(["2"]), CONFIG,
-            group_id="g", request_id="r", seed=0, reward_weights={},
-        )
-    )  # fmt: skip
+    trajectory = attempt(ScriptedEngine(["2"]), Unscored)
     assert trajectory.outcome == "infra_error" and "finite" in str(trajectory.error)
 
 
 def test_cancellation_closes_the_environment_and_propagates() -> None:
     async def cancelled() -> Counter:
-        environment = Counter()
+        source = Counters()
         running = asyncio.create_task(
-            run_agent(
-                TASK, lambda: environment, ByteChat(), ScriptedEngine([(30.0, "1")]), CONFIG,
-                group_id="g", request_id="r", seed=0, reward_weights={},
-            )
-        )  # fmt: skip
+            run_agent(agent(ScriptedEngine([(30.0, "1")])), source, TASK, "g", "r")  # type: ignore[arg-type]
+        )
         await asyncio.sleep(0.05)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        return environment
+        return source.made[0]
 
     assert asyncio.run(cancelled()).closed == 1
 
 
-class CounterSpec:
-    name = "counter"
-    reward_parts = ("right", "counted")
-
-    def generate(self, index: int, seed: int, split: str) -> Task:
-        return TASK
-
-    def demonstrate(self, task: Task, rng: Any) -> list[Message]:
-        return []
-
-    def make(self, task: Task, sandbox: Any) -> Counter:
-        return Counter()
-
-
 def group_of(engine: ScriptedEngine) -> Group:
-    return asyncio.run(
-        run_group(TASK, ByteChat(), engine, None, CONFIG, group_id="g7", seed=1, reward_weights={"counted": 0.0})  # type: ignore[arg-type]
-    )
+    return asyncio.run(run_group(agent(engine), Counters(), TASK, "g7"))  # type: ignore[arg-type]
 
 
-def test_a_group_has_all_members_and_a_failure_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENVIRONMENTS, "counter", CounterSpec())
+def test_a_group_has_all_members_and_a_failure_leaves_it() -> None:
     engine = ScriptedEngine([lambda r: RuntimeError("lost") if r.startswith("g7/1/") else ADD, "1"])
     group = group_of(engine)
     assert (group.id, group.task, len(group.trajectories)) == ("g7", TASK, 3)
     assert [t.outcome for t in group.trajectories] == ["scored", "infra_error", "scored"]
-    assert [t.reward for t in group.usable] == [1.0, 1.0]
+    assert [(t.reward, t.success) for t in group.usable] == [(1.0, True), (1.0, True)]
+    assert group.trajectories[1].success is None
     assert len(set(engine.requests)) == len(engine.requests)
     assert len({sampling.seed for _, _, sampling, _ in engine.seen}) == len(engine.seen)
 
 
-def test_an_unknown_environment_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'counter'.*python"):
-        group_of(ScriptedEngine([]))
+def test_a_user_may_speak_after_an_answer() -> None:
+    trajectory, engine, (environment,) = act(["1", "2", "3"], replies=["not yet", "once more"])
+    assert (trajectory.stop_reason, environment.answers) == ("answered", ["3"])
+    assert [m["role"] for m in trajectory.messages] == ["user", "assistant", "user", "assistant", "user", "assistant"]
+    (sample,) = trajectory.samples
+    assert engine.seen[1][1][-len("not yet") - 2 :] == [USER, *b"not yet", ASSISTANT]
+    assert sample.trained_tokens == 3 * len("1") + 3
+
+
+def test_an_environment_may_end_the_episode_after_an_answer() -> None:
+    trajectory, _, (environment,) = act(["1", "0"], replies=["go on", EpisodeEnded()])
+    assert (trajectory.outcome, trajectory.stop_reason) == ("scored", "environment")
+    assert environment.answers == ["0"], "what was said last is the answer"
+
+
+def test_an_edited_history_goes_on_in_a_new_sample_and_every_token_is_trained_once() -> None:
+    trajectory, engine, _ = act([ADD, "one", ADD, "two"], replies=["fork: again"])
+    first, second = trajectory.samples
+    assert engine.seen[2][1] == [ord("c"), USER, *b"fork: again", ASSISTANT], "the whole new prompt, and no more"
+    assert list(second.token_ids[: len(engine.seen[2][1])]) == engine.seen[2][1]
+    sampled = [token for _, _, _, completion in engine.seen for token in completion.token_ids]
+    trained = [t for s in (first, second) for t, mask in zip(s.token_ids, s.loss_mask, strict=True) if mask]
+    assert trained == sampled and len(sampled) == trajectory.metrics["tokens_sampled"]
+    assert [(turn.sample, len(turn)) for turn in trajectory.turns] == [(0, 12), (0, 4), (1, 12), (1, 4)]
+    assert trajectory.reward == 0.0, "one trajectory, one reward, however many samples"
+
+
+def test_turns_are_where_the_policy_spoke_and_know_their_reward_and_state() -> None:
+    trajectory, _, _ = act([f"{ADD}\n{ADD}", ADD, "3"], replies=[])
+    (sample,) = trajectory.samples
+    for turn in trajectory.turns:
+        assert all(sample.loss_mask[turn.start : turn.stop])
+    assert sum(len(turn) for turn in trajectory.turns) == sample.trained_tokens
+    assert [turn.reward for turn in trajectory.turns] == [1.0, 0.5, None], "of all calls of a turn together"
+    assert [turn.state_key for turn in trajectory.turns] == [None, "s2", "s3"]
+
+
+def test_a_reply_may_say_what_the_turn_earned() -> None:
+    trajectory, _, _ = act(["1", "2"], replies=[Observation("warm", reward=-0.25, state_key="near")])
+    assert [(turn.reward, turn.state_key) for turn in trajectory.turns] == [(-0.25, None), (None, "near")]
+
+
+def test_a_fork_that_does_not_fit_ends_the_trajectory() -> None:
+    config = CONFIG.model_copy(update={"max_context": 40})
+    trajectory, engine, _ = act(["1", "never asked"], config=config, replies=["fork: " + "x" * 60])
+    assert (trajectory.outcome, trajectory.stop_reason) == ("truncated", "token_limit")
+    assert len(trajectory.samples) == 1 and len(engine.seen) == 1

@@ -6,21 +6,19 @@ from __future__ import annotations
 import asyncio
 import random
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
 from rollout.agent.config import RolloutConfig, SamplingConfig
+from rollout.agent.episode import Agent
 from rollout.agent.loop import run_group
-from rollout.chat.glm45 import Chat
-from rollout.envs.registry import ENVIRONMENTS
+from rollout.chat.demonstrations import render_demonstration
 from rollout.types import Completion, SamplingParams, Trajectory
+from tests.support import environment, glm45, source
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-
-CHAT = Chat.load(Path(__file__).parents[3] / "recipes/models/tiny-glm4-moe")
 
 
 class Replay:
@@ -39,15 +37,16 @@ class Replay:
 @pytest.mark.parametrize("thinking", [True, False])
 @pytest.mark.parametrize("name", ["python", "store"])  # whose oracles are noisy
 def test_a_replayed_demonstration_is_its_own_sample(name: str, thinking: bool) -> None:
-    spec, sandbox, rng = ENVIRONMENTS[name], Sandbox(SandboxConfig(wall_s=30)), random.Random(1)
+    spec, sandbox, rng = environment(name), Sandbox(SandboxConfig(wall_s=30)), random.Random(1)
+    played = source(name, sandbox)
     config = RolloutConfig(group_size=1, thinking=thinking, sampling=SamplingConfig(max_tokens=500), infra_retries=0)
 
     async def replayed(index: int) -> tuple[list[int], list[int], Trajectory]:
         task = spec.generate(index, 3, "train")
-        ids, mask = CHAT.render_demonstration(spec.demonstrate(task, rng), spec.make(task, sandbox).tools, thinking)
-        group = await run_group(
-            task, CHAT, Replay(ids, mask), sandbox, config, group_id=task.id, seed=0, reward_weights={}
-        )
+        tools = spec.make(task, sandbox).tools
+        ids, mask = render_demonstration(glm45(), spec.demonstrate(task, rng), tools, thinking)
+        agent = Agent(chat=glm45(), engine=Replay(ids, mask), config=config, seed=0)
+        group = await run_group(agent, played, task, task.id)
         return ids, mask, group.trajectories[0]
 
     async def several() -> list[tuple[list[int], list[int], Trajectory]]:

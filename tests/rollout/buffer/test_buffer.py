@@ -36,6 +36,7 @@ def group(issue_id: str, task: Task, *versions: int, failed: bool = False) -> Gr
             stop_reason="aborted" if broken else "answered",
             outcome="infra_error" if broken else "scored",
             reward=None if broken else 1.0,
+            success=None if broken else True,
             error="the sandbox is gone" if broken else None,
         )
         for broken in (failed, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import torch
@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
 from rollout.engine.config import InferenceConfig
 from rollout.engine.inference import Inference
+from rollout.engine.settings import EngineSettings
 from rollout.engine.thread import engine_core
 from rollout.transfer.bucket import Sender, describe
 from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.registry import resolve_transport
 from rollout.types import Completion, SamplingParams
 
 if TYPE_CHECKING:
@@ -108,24 +110,32 @@ class Judge:
         return (own - torch.tensor(completion.logprobs)).abs()
 
 
-async def start(
+def settings(
     path: Path,
     *,
-    version: int | None = None,
     config: InferenceConfig | None = None,
     sync: WeightSyncConfig | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
-) -> Inference:
-    return await Inference.start(
+    load_format: Literal["dummy", "auto"] = "dummy",
+) -> EngineSettings:
+    sync = sync or WeightSyncConfig()
+    return EngineSettings(
         model_path=str(path),
         dtype="float32",
         config=config or InferenceConfig(cpu_threads=2),
-        sync=sync or WeightSyncConfig(),
+        transport=resolve_transport(sync, device),
+        cache_policy=sync.cache_policy,
         max_context=MAX_CONTEXT,
         device=device,
         seed=0,
-        version=version,
+        load_format=load_format,
     )
+
+
+async def start(path: Path, *, version: int | None = None, **changed: Any) -> Inference:
+    """An engine of `settings(path, **changed)`; with a `version`, over the checkpoint's own weights."""
+    load_format: Literal["dummy", "auto"] = "dummy" if version is None else "auto"
+    return await Inference.start(settings(path, load_format=load_format, **changed), version=version)
 
 
 def in_buckets(weights: Weights, size: int = 17) -> list[list[tuple[str, Tensor]]]:

@@ -10,16 +10,19 @@ import pytest
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
-from rewards.scorers.code import CodeReward
+from rewards.scorers.code import Judge
 from rollout.contracts import ToolCall
 from rollout.envs import python as python_env
 from rollout.envs import store as store_env
 from rollout.envs.common import ANIMALS, ITEMS, PLACES
+from rollout.envs.config import EnvironmentSettings
 from rollout.envs.registry import ENVIRONMENTS
 from rollout.types import Message, Task
+from tests.support import environment as spec_of
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 NAMES = sorted(ENVIRONMENTS)
+MAX_OBSERVATION = 60
 MISTAKES = [
     (python_env, "P_NO_TOOL"),
     (python_env, "P_NO_ANSWER"),
@@ -40,7 +43,7 @@ def asked(task: Task) -> tuple[str, str]:
 
 async def replay(messages: list[Message], task: Task, sandbox: Sandbox) -> tuple[list[str], dict[str, float]]:
     """What the environment really answers to a conversation's calls, and its score."""
-    environment = ENVIRONMENTS[task.environment].make(task, sandbox)
+    environment = spec_of(task.environment).make(task, sandbox)
     seen = []
     for message in messages:
         for call in message.get("tool_calls", []):
@@ -53,7 +56,7 @@ async def replay(messages: list[Message], task: Task, sandbox: Sandbox) -> tuple
 
 @pytest.mark.parametrize("name", NAMES)
 def test_train_and_eval_never_ask_the_same_for_any_seed(name: str) -> None:
-    spec = ENVIRONMENTS[name]
+    spec = spec_of(name)
     train = {asked(spec.generate(i, seed, "train")) for i in range(2000) for seed in (0, 1)}
     held_out = {asked(spec.generate(i, seed, "eval")) for i in range(300) for seed in (0, 1, 2)}
     assert not train & held_out
@@ -62,7 +65,7 @@ def test_train_and_eval_never_ask_the_same_for_any_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_is_a_pure_function_of_index_seed_and_split(name: str) -> None:
-    spec = ENVIRONMENTS[name]
+    spec = spec_of(name)
     assert spec.generate(5, 3, "train") == spec.generate(5, 3, "train")
     assert len({spec.generate(i, s, "train").id for i in range(10) for s in range(3)}) == 30
     assert asked(spec.generate(5, 3, "train")) != asked(spec.generate(6, 3, "train"))
@@ -78,7 +81,7 @@ def test_the_words_of_different_kinds_are_different() -> None:
 @pytest.mark.parametrize("name", ["python", "store"])  # whose mistakes can be switched off
 def test_a_faultless_oracle_scores_1_and_its_tool_results_are_real(name: str) -> None:
     async def check() -> None:
-        spec, sandbox, rng = ENVIRONMENTS[name], Sandbox(SandboxConfig()), random.Random(0)
+        spec, sandbox, rng = spec_of(name), Sandbox(SandboxConfig()), random.Random(0)
         for index in range(12):
             task = spec.generate(index, 11, "eval")
             messages = spec.demonstrate(task, rng)
@@ -95,7 +98,7 @@ def test_a_faultless_oracle_scores_1_and_its_tool_results_are_real(name: str) ->
 def test_every_mistake_of_the_oracle_costs_the_reward(mistake: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module, constant = MISTAKES[mistake]
     monkeypatch.setattr(module, constant, 1.0)
-    spec = ENVIRONMENTS[module.__name__.rsplit(".", 1)[1]]
+    spec = spec_of(module.__name__.rsplit(".", 1)[1])
 
     async def check() -> None:
         sandbox, rng = Sandbox(SandboxConfig(kind="unsafe-none")), random.Random(0)
@@ -110,7 +113,7 @@ def test_every_mistake_of_the_oracle_costs_the_reward(mistake: int, monkeypatch:
 
 def test_the_oracle_succeeds_about_a_third_of_the_time() -> None:
     rng = random.Random(0)
-    spec = store_env.StoreRequests()
+    spec = store_env.StoreRequests(EnvironmentSettings(name="store"))
     tasks = [spec.generate(i, 0, "train") for i in range(400)]
     sandbox = Sandbox(SandboxConfig(kind="unsafe-none"))
     scores = [asyncio.run(replay(spec.demonstrate(t, rng), t, sandbox))[1]["state"] for t in tasks]
@@ -118,8 +121,8 @@ def test_the_oracle_succeeds_about_a_third_of_the_time() -> None:
 
 
 def python_episode(kind: str = "bubblewrap") -> python_env.PythonEpisode:
-    sandbox = Sandbox(SandboxConfig.model_validate(kind))
-    return python_env.PythonEpisode("assert answer.strip() == '7'", sandbox, CodeReward(sandbox))
+    sandbox = Sandbox(SandboxConfig.model_validate({"kind": kind}))
+    return python_env.PythonEpisode("assert answer.strip() == '7'", sandbox, Judge(sandbox), MAX_OBSERVATION)
 
 
 @pytest.mark.slow
@@ -134,7 +137,7 @@ def test_the_python_tool_runs_code_and_shows_what_the_policy_did_wrong() -> None
         assert await run("print(3 + 4)") == "7"
         assert await run("x = 1") == "(no output)"
         assert await run("1 / 0") == "error: ZeroDivisionError: division by zero"
-        assert (await run("print('x' * 5000)")) == "x" * python_env.MAX_OBSERVATION + "…"
+        assert (await run("print('x' * 5000)")) == "x" * MAX_OBSERVATION + "…"
         assert await run(42) == "(no output)"
         assert await episode.score("7") == {"code": 1.0}
         assert await episode.score("8") == {"code": 0.0}
@@ -156,7 +159,7 @@ def test_the_python_tool_runs_code_and_shows_what_the_policy_did_wrong() -> None
 def test_bad_calls_are_answered_with_an_error_and_change_nothing(call: ToolCall, error: str) -> None:
     episode = store_env.StoreEpisode({"cat": "attic"}, {})
     assert asyncio.run(episode.call(call)) == error
-    assert episode.state == {"cat": "attic"}
+    assert episode.final_state() == {"cat": "attic"}
 
 
 def test_the_store_is_judged_on_its_whole_final_state() -> None:

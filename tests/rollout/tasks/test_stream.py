@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from rollout.tasks.config import TasksConfig, TaskSource
+from rollout.tasks.config import TasksConfig
 from rollout.tasks.stream import task_stream
+from tests.support import task_source
 
-BOTH = (TaskSource(environment="python", weight=3), TaskSource(environment="store", weight=1))
+BOTH = (task_source("python", weight=3), task_source("store", weight=1))
 
 
 def test_the_mixture_follows_the_weights_in_every_stretch_and_repeats_no_task() -> None:
-    stream = task_stream(TasksConfig(sources=BOTH, train_size=2400), "train")
+    stream = task_stream(TasksConfig(sources=BOTH, train_size=2400), "train", 0)
     tasks = list(stream)
     assert len(tasks) == len(stream) == 2400 and len({t.id for t in tasks}) == 2400
     for start in (0, 900, 1800):
@@ -24,19 +25,19 @@ def test_the_mixture_follows_the_weights_in_every_stretch_and_repeats_no_task() 
 
 def test_a_position_always_holds_the_same_task() -> None:
     config = TasksConfig(sources=BOTH, train_size=50)
-    assert task_stream(config, "train")[17] == list(task_stream(config, "train"))[17]
-    assert task_stream(config, "train")[3:5] == [task_stream(config, "train")[i] for i in (3, 4)]
-    other = task_stream(config.model_copy(update={"seed": 1}), "train")
-    assert other[17].messages != task_stream(config, "train")[17].messages
+    assert task_stream(config, "train", 0)[17] == list(task_stream(config, "train", 0))[17]
+    assert task_stream(config, "train", 0)[3:5] == [task_stream(config, "train", 0)[i] for i in (3, 4)]
+    other = task_stream(config, "train", 1)
+    assert other[17].messages != task_stream(config, "train", 0)[17].messages
 
 
 def test_equal_weights_alternate_and_the_eval_list_has_its_size() -> None:
-    config = TasksConfig(sources=(TaskSource(environment="python"), TaskSource(environment="store")), eval_size=7)
-    assert [t.environment for t in task_stream(config, "eval")] == ["python", "store"] * 3 + ["python"]
+    config = TasksConfig(sources=(task_source("python"), task_source("store")), eval_size=7)
+    assert [t.environment for t in task_stream(config, "eval", 0)] == ["python", "store"] * 3 + ["python"]
 
 
 def test_positions_outside_the_stream_are_errors() -> None:
-    stream = task_stream(TasksConfig(sources=BOTH, eval_size=2), "eval")
+    stream = task_stream(TasksConfig(sources=BOTH, eval_size=2), "eval", 0)
     for index in (-1, 2):
         with pytest.raises(IndexError):
             stream[index]
@@ -48,7 +49,7 @@ def write(path: Path, rows: list[object]) -> str:
 
 
 def dataset(path: str) -> TasksConfig:
-    return TasksConfig(sources=(TaskSource(environment="store", dataset=path),), train_size=300, eval_size=40)
+    return TasksConfig(sources=(task_source("store", dataset=path),), train_size=300, eval_size=40)
 
 
 def row(number: int) -> dict[str, object]:
@@ -57,7 +58,7 @@ def row(number: int) -> dict[str, object]:
 
 def test_dataset_rows_become_tasks_in_disjoint_splits_and_each_row_once_an_epoch(tmp_path: Path) -> None:
     config = dataset(write(tmp_path / "t.jsonl", [row(i) for i in range(80)]))
-    train, held_out = ([t.messages[0]["content"] for t in task_stream(config, s)] for s in ("train", "eval"))
+    train, held_out = ([t.messages[0]["content"] for t in task_stream(config, s, 0)] for s in ("train", "eval"))
     distinct = set(train)
     assert not distinct & set(held_out) and len(distinct | set(held_out)) == 80
     assert len(set(train[: len(distinct)])) == len(distinct)
@@ -65,8 +66,8 @@ def test_dataset_rows_become_tasks_in_disjoint_splits_and_each_row_once_an_epoch
 
 def test_a_held_out_row_is_evaluated_once_however_large_the_evaluation_is(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [row(i) for i in range(80)])
-    sources = (TaskSource(environment="store", dataset=path), TaskSource(environment="python"))
-    stream = task_stream(TasksConfig(sources=sources, eval_size=100), "eval")
+    sources = (task_source("store", dataset=path), task_source("python"))
+    stream = task_stream(TasksConfig(sources=sources, eval_size=100), "eval", 0)
     once = stream.once()
     rows = [task.messages[0]["content"] for task in once if task.environment == "store"]
     repeated = [task.messages[0]["content"] for task in stream if task.environment == "store"]
@@ -74,7 +75,7 @@ def test_a_held_out_row_is_evaluated_once_however_large_the_evaluation_is(tmp_pa
     assert sum(task.environment == "python" for task in once) == 50
     assert once == [task for i, task in enumerate(stream) if task not in stream[:i]]
     short = TasksConfig(sources=sources, eval_size=4)
-    assert task_stream(short, "eval").once() == task_stream(short, "eval")[:]
+    assert task_stream(short, "eval", 0).once() == task_stream(short, "eval", 0)[:]
 
 
 def test_parquet_rows_become_tasks(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_parquet_rows_become_tasks(tmp_path: Path) -> None:
 
     path = str(tmp_path / "t.parquet")
     datasets.Dataset.from_list([row(i) | {"payload": {"n": i}} for i in range(40)]).to_parquet(path)
-    task = task_stream(dataset(path), "train")[0]
+    task = task_stream(dataset(path), "train", 0)[0]
     assert task.messages[0] == {"role": "user", "content": f"task {task.payload['n']}"}
 
 
@@ -101,14 +102,20 @@ def test_a_bad_row_is_named(tmp_path: Path, line: str, reason: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=reason):
-        task_stream(dataset(str(path)), "train")
+        task_stream(dataset(str(path)), "train", 0)
 
 
-def test_unknown_environments_missing_files_and_empty_splits_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown environment 'chess'; there are python, store"):
-        task_stream(TasksConfig(sources=(TaskSource(environment="chess"),)), "train")
+def test_missing_files_and_empty_splits_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        task_stream(dataset(str(tmp_path / "absent.jsonl")), "train")
+        task_stream(dataset(str(tmp_path / "absent.jsonl")), "train", 0)
     with pytest.raises(ValueError, match="none of its 1 rows falls into the"):
         for split in ("train", "eval"):
-            task_stream(dataset(write(tmp_path / "one.jsonl", [row(0)])), split)
+            task_stream(dataset(write(tmp_path / "one.jsonl", [row(0)])), split, 0)
+
+
+def test_a_task_knows_its_source_and_two_sources_may_play_one_environment(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", [row(i) for i in range(40)])
+    sources = (task_source("store", name="made"), task_source("store", name="given", dataset=path))
+    tasks = list(task_stream(TasksConfig(sources=sources, train_size=20), "train", 0))
+    assert [t.source for t in tasks] == ["made", "given"] * 10
+    assert {t.environment for t in tasks} == {"store"} and tasks[1].id.startswith("given-")

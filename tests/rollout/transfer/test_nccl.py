@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from rollout.transfer.bucket import ReceiverPlace, SenderPlace, describe, digest
 from rollout.transfer.config import WeightSyncConfig
-from rollout.transfer.nccl import NcclRendezvous, NcclSender, membership
+from rollout.transfer.nccl import NcclBucket, NcclReceiver, NcclRendezvous, NcclSender
+from rollout.transfer.registry import make_transport, resolve_transport
 from tests.rollout.engine import inference_support as support
 
 
@@ -62,7 +66,14 @@ class Network:
         return group
 
     def sender(self, replicas: int = 1) -> NcclSender:
-        return NcclSender(WeightSyncConfig(timeout_s=30), replicas, 1, address="10.0.0.7", open_group=self.open)
+        return NcclSender(place(replicas), 5, self.open)
+
+
+def place(replicas: int = 1, tensor_parallel: int = 1) -> SenderPlace:
+    sync = WeightSyncConfig(timeout_s=30)
+    return SenderPlace(
+        run_id="r", device="cuda", replicas=replicas, tensor_parallel=tensor_parallel, address="10.0.0.7", sync=sync
+    )
 
 
 def bucket(name: str) -> list[tuple[str, Tensor]]:
@@ -114,7 +125,7 @@ def test_what_failed_in_the_senders_thread_is_returned() -> None:
     def refuse(rendezvous: NcclRendezvous) -> ThreadGroup:
         raise OSError("no route to host")
 
-    sender = NcclSender(WeightSyncConfig(), 1, 1, open_group=refuse)
+    sender = NcclSender(place(), 5, refuse)
     sender.send(bucket("a"))
     with pytest.raises(OSError, match="no route"):
         sender.send(bucket("b"))
@@ -128,7 +139,8 @@ def test_vllms_workers_of_all_replicas_get_every_rank_once() -> None:
     from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 
     group = NcclRendezvous(address="a", port=1, replicas=3, tensor_parallel=2, buffer_bytes=5)
-    joins = [NCCLWeightTransferInitInfo(**membership(group, replica)) for replica in range(3)]
+    arriving = NcclBucket(rendezvous=group, sequence=0, tensors=())
+    joins = [NCCLWeightTransferInitInfo(**arriving.join(replica)) for replica in range(3)]
     # nccl_common.worker_init_process_group: the worker's own rank is added to rank_offset.
     ranks = [info.rank_offset + worker for info in joins for worker in range(group.tensor_parallel)]
     assert [0, *ranks] == list(range(joins[0].world_size))
@@ -140,9 +152,9 @@ def test_what_arrives_over_nccl_passes_the_checks_of_every_push(monkeypatch: pyt
     """vLLM's receiving loop needs a GPU: here it hands over what was sent, and our engine must look at it."""
     from types import SimpleNamespace
 
+    from vllm.distributed.weight_transfer import packed_tensor
+
     from rollout.engine import worker as vllm_worker
-    from rollout.transfer.bucket import describe, digest
-    from rollout.transfer.nccl import NcclBucket
 
     class Model(torch.nn.Module):
         def load_weights(self, weights: list[tuple[str, Tensor]]) -> set[str]:
@@ -153,9 +165,10 @@ def test_what_arrives_over_nccl_passes_the_checks_of_every_push(monkeypatch: pyt
             assert list(iterator) == [(name, ([2], torch.float32))]
             post_unpack_func([(name, received)])
 
-        monkeypatch.setattr(vllm_worker, "packed_nccl_broadcast_consumer", consumer)
+        monkeypatch.setattr(packed_tensor, "packed_nccl_broadcast_consumer", consumer)
         settings = SimpleNamespace(parallel_config=None, model_config=None)
-        engine = vllm_worker.NcclTransferEngine(None, settings, torch.device("cpu"), Model())
+        engine = vllm_worker.TransferEngine(None, settings, torch.device("cpu"), Model())
+        engine._receiver = NcclReceiver(ReceiverPlace(device=torch.device("cpu"), parallel_config=None))
         group = NcclRendezvous(address="a", port=1, replicas=1, tensor_parallel=1, buffer_bytes=5)
         arriving = NcclBucket(rendezvous=group, sequence=3, tensors=(describe(name, sent),), digests=(digest(sent),))
         engine.receive_weights(engine.parse_update_info({"bucket": arriving}))
@@ -169,12 +182,10 @@ def test_what_arrives_over_nccl_passes_the_checks_of_every_push(monkeypatch: pyt
 
 ENGINE = """
 import asyncio, pickle, sys
-from rollout.engine.config import InferenceConfig
-from rollout.transfer.config import WeightSyncConfig
 from rollout.engine.inference import Inference
 
 async def serve():
-    engine = await Inference.start(sys.argv[1], "float32", InferenceConfig(), WeightSyncConfig(), 512, "cuda", 0)
+    engine = await Inference.start(pickle.load(sys.stdin.buffer))
     while (call := pickle.load(sys.stdin.buffer)) is not None:
         result = await getattr(engine, call[0])(*call[1:])
         sys.stdout.buffer.write(pickle.dumps(result))
@@ -189,17 +200,12 @@ asyncio.run(serve())
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_push_over_nccl_equals_a_fresh_load(tmp_path: Path) -> None:
-    import pickle
-
-    from rollout.transfer.bucket import describe
-    from rollout.transfer.registry import make_sender
-
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs: one to send, one to receive")
     support.make_llama(tmp_path / "llama")
     weights = {name: tensor.cuda(0) for name, tensor in support.checkpoint_weights(tmp_path / "llama").items()}
     with subprocess.Popen(
-        [sys.executable, "-c", ENGINE, str(tmp_path / "llama")],
+        [sys.executable, "-c", ENGINE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
@@ -215,7 +221,9 @@ def test_a_push_over_nccl_equals_a_fresh_load(tmp_path: Path) -> None:
             start(*call)
             return pickle.load(child.stdout)
 
-        sender = make_sender(WeightSyncConfig(), "test", "cuda")
+        child.stdin.write(pickle.dumps(support.settings(tmp_path / "llama", device="cuda")))
+        local = replace(place(), address="127.0.0.1")
+        sender = make_transport(resolve_transport(WeightSyncConfig(), "cuda")).sender(local)
         call("pause")
         call("begin_update", 1, [describe(name, tensor) for name, tensor in weights.items()])
         for part in support.in_buckets(weights):

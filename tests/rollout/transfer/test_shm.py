@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.transfer.bucket import check_digests, describe
-from rollout.transfer.config import WeightSyncConfig
-from rollout.transfer.registry import make_sender, resolve_transport
-from rollout.transfer.shm import ShmSender, read_bucket
+from rollout.transfer.bucket import ReceiverPlace, SenderPlace, check_digests, describe
+from rollout.transfer.config import NcclSettings, TransportSettings, WeightSyncConfig
+from rollout.transfer.registry import make_transport, resolve_transport
+from rollout.transfer.shm import Shm, ShmSender, read_bucket
 
 
 @given(
@@ -135,8 +135,28 @@ def test_an_unknown_dtype_is_named() -> None:
 
 
 def test_the_transport_follows_the_device() -> None:
-    assert resolve_transport(WeightSyncConfig(), "cpu") == "shm"
-    assert resolve_transport(WeightSyncConfig(), "cuda") == "nccl"
-    assert resolve_transport(WeightSyncConfig(transport="shm"), "cuda") == "shm"
+    shm = WeightSyncConfig(transport=TransportSettings(name="shm"))
+    nccl = WeightSyncConfig(transport=NcclSettings(name="nccl", buffer_mb=7))
+    assert resolve_transport(WeightSyncConfig(), "cpu").name == "shm"
+    assert resolve_transport(WeightSyncConfig(), "cuda").name == "nccl"
+    assert resolve_transport(shm, "cuda").name == "shm"
+    assert resolve_transport(nccl, "cuda") == nccl.transport
     with pytest.raises(ValueError, match="needs GPUs"):
-        make_sender(WeightSyncConfig(transport="nccl"), "run", "cpu")
+        resolve_transport(nccl, "cpu")
+
+
+def test_both_ends_of_the_transport_agree() -> None:
+    shm = make_transport(TransportSettings(name="shm"))
+    assert isinstance(shm, Shm)
+    place = SenderPlace(
+        run_id="test", device="cpu", replicas=1, tensor_parallel=1, address="127.0.0.1", sync=WeightSyncConfig()
+    )
+    sender = shm.sender(place)
+    receiver = shm.receiver(ReceiverPlace(device=torch.device("cpu"), parallel_config=None))
+    bucket = sender.send([("w", torch.arange(3.0))])
+    assert bucket.join(0) is None, "there is no rendezvous"
+    received: list[tuple[str, torch.Tensor]] = []
+    receiver.receive(bucket, received.extend)
+    sender.close()
+    ((name, tensor),) = received
+    assert name == "w" and tensor.tolist() == [0.0, 1.0, 2.0]

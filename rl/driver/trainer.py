@@ -1,4 +1,4 @@
-"""Ray actor shells around the learning side: one trainer rank, and the engines as rank 0 calls them.
+"""Ray shells around the learning side: one trainer rank, and the engines as rank 0 calls them.
 
 The shell gives its process a log, joins torch.distributed and forwards to `rl.learner.learner` and
 `rl.weights.publish`. Heavy imports happen inside the methods, after the environment of the process is set.
@@ -7,21 +7,19 @@ The shell gives its process a log, joins torch.distributed and forwards to `rl.l
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import ray
 from ray.actor import ActorHandle
 
 from rl.batch.micro_batch import PackedBatch
-from rl.config import Recipe
+from rl.driver.specs import TrainerSpec
+from rl.driver.training import TrainingStage
 from rl.weights.publish import PublishReport, publish
 from rollout.actors.process import enter_role
-from rollout.types import Device
-
-Stage = Literal["sft", "rl"]
+from rollout.ports import free_port
 
 
 class RayEngines:
@@ -40,9 +38,10 @@ class RayEngines:
 class TrainerActor:
     """One trainer rank: a DeepSpeed engine shard, its optimizer and its RNG."""
 
-    def __init__(self, role: str, logs_dir: str, rank: int, recipe: Recipe, run_id: str, device: Device) -> None:
-        enter_role(role, logs_dir, recipe.trainer.cpu_threads)
-        self._rank, self._recipe, self._run_id, self._device = rank, recipe, run_id, device
+    def __init__(self, role: str, logs_dir: str, rank: int, spec: TrainerSpec) -> None:
+        enter_role(role, logs_dir, spec.trainer.cpu_threads)
+        self._rank, self._spec = rank, spec
+        self._stage: TrainingStage | None = None
         self._learner: Any = None
         self._sender: Any = None
 
@@ -51,9 +50,7 @@ class TrainerActor:
 
     def address(self) -> tuple[str, int]:
         """Where this rank can host the rendezvous."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+        return ray.util.get_node_ip_address(), free_port()
 
     def join(self, address: str, port: int) -> None:
         """Set what torch.distributed reads, and pay for the imports."""
@@ -61,57 +58,59 @@ class TrainerActor:
             MASTER_ADDR=address,
             MASTER_PORT=str(port),
             RANK=str(self._rank),
-            WORLD_SIZE=str(self._recipe.trainer.ranks),
+            WORLD_SIZE=str(self._spec.trainer.ranks),
             LOCAL_RANK="0",
         )
-        if self._device == "cpu":
+        if self._spec.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         import rl.learner.learner  # noqa: F401
 
-    def build(self, model_path: str, stage: Stage) -> None:
-        """A fresh learner over the weights in `model_path`, with a fresh optimizer."""
+    def build(self, model_path: str, stage: TrainingStage) -> None:
+        """Make a fresh learner for a stage, over the weights in `model_path` and with a fresh optimizer."""
         from rl.learner.learner import Learner
 
         self.close()
-        recipe = self._recipe
-        assert stage == "rl" or recipe.sft is not None
-        optimizer = recipe.sft.optimizer if stage == "sft" and recipe.sft is not None else recipe.trainer.optimizer
+        self._stage = stage
         self._learner = Learner(
             model_path=model_path,
-            model_cfg=recipe.model,
-            trainer_cfg=recipe.trainer,
-            optimizer_cfg=optimizer,
-            seed=recipe.run.seed,
-            device=self._device,
+            model_cfg=self._spec.model,
+            trainer_cfg=self._spec.trainer,
+            optimizer_cfg=stage.optimizer,
+            seed=self._spec.seed,
+            device=self._spec.device,
         )
 
-    def train(
-        self, batches: Sequence[PackedBatch], stage: Stage, denominator: float, lr: float, version: int
-    ) -> dict[str, float]:
-        """One optimizer step. Returns the learner's statistics, the same on every rank, and this rank's `rss_mb`."""
-        from rl.losses.registry import policy_objective, sft_objective
+    def train(self, batches: Sequence[PackedBatch], lr: float, version: int) -> dict[str, float]:
+        """One optimizer step of the stage. Returns the learner's statistics, the same on every rank, and this rank's
+        `rss_mb`."""
+        from rl.losses.objective import make_objective
 
-        temperature = self._recipe.rollout.sampling.temperature if stage == "rl" else 1.0
-        objective = policy_objective(self._recipe.algorithm, version) if stage == "rl" else sft_objective()
-        stats: dict[str, float] = self._learner.train_step(
-            list(batches), objective, denominator, lr=lr, temperature=temperature
-        )
+        stage = self._stage
+        assert stage is not None, "build comes first"
+        objective = make_objective(stage.objective, version)
+        stats: dict[str, float] = self._learner.train_step(list(batches), objective, lr, stage.temperature)
         return stats | {"rss_mb": psutil.Process().memory_info().rss / 2**20}
 
     def publish(self, version: int, replicas: Sequence[ActorHandle], verify: bool) -> PublishReport | None:
+        """Push the weights as `version` to every replica. All ranks call it; rank 0 sends and has the report."""
         engines = RayEngines(replicas) if self._rank == 0 else None
         if self._rank == 0 and self._sender is None:
-            from rollout.transfer.registry import make_sender
+            self._sender = self._make_sender(len(replicas))
+        return publish(self._learner.weights, version, self._spec.weight_sync, engines, self._sender, verify)
 
-            self._sender = make_sender(
-                self._recipe.weight_sync,
-                self._run_id,
-                self._device,
-                replicas=len(replicas),
-                tensor_parallel=self._recipe.inference.tensor_parallel,
-                address=ray.util.get_node_ip_address(),
-            )
-        return publish(self._learner.weights, version, self._recipe.weight_sync, engines, self._sender, verify)
+    def _make_sender(self, replicas: int) -> Any:
+        from rollout.transfer.bucket import SenderPlace
+        from rollout.transfer.registry import make_transport, resolve_transport
+
+        place = SenderPlace(
+            run_id=self._spec.run_id,
+            device=self._spec.device,
+            replicas=replicas,
+            tensor_parallel=self._spec.tensor_parallel,
+            address=ray.util.get_node_ip_address(),
+            sync=self._spec.weight_sync,
+        )
+        return make_transport(resolve_transport(self._spec.weight_sync, self._spec.device)).sender(place)
 
     def save(self, directory: str) -> None:
         self._learner.save(directory)

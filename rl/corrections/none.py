@@ -1,0 +1,15 @@
+"""No correction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl.batch.tensors import BatchTensors
+from rl.corrections.common import Correction
+from rl.corrections.config import CorrectionSettings
+
+
+def none(difference: Tensor, batch: BatchTensors, settings: CorrectionSettings) -> Correction:
+    """Every token counts as it is. `difference` [T] is log policy - log behaviour policy, detached."""
+    return Correction(torch.ones_like(difference), torch.ones_like(difference, dtype=torch.bool))

@@ -1,0 +1,28 @@
+"""The recipe's `run:` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rewards.strict import StrictModel
+
+
+class RunConfig(StrictModel):
+    name: str = "run"
+    dir: str | None = None
+    """The run directory; null: runs/<name>-<time>, below the working directory."""
+    seed: int = 0
+    """Decides what is random in a run: initial weights, training tasks and their order, and what is sampled. The tasks
+    of evaluations are the same for every seed."""
+    steps: int = Field(default=30, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where trainer and engines run. auto: cuda where NVIDIA GPUs are seen, else cpu. cuda without GPUs is an error."""
+    stall_s: float = Field(default=600.0, gt=0)
+    """No progress for this long: dump all stacks, say who waits for whom, exit. A group that takes its whole
+    rollout.trajectory_timeout_s is no stall, so this should be longer; a run says so when it is not."""
+    cache_dir: str = "runs/cache"
+    """Cold-started models, keyed by content hash; a relative path is below the working directory."""
+    ray_address: str | None = None
+    """An existing Ray cluster; null: a local instance, started and stopped by the run."""

@@ -1,0 +1,201 @@
+"""The whole life of the driver process: open a session, train in it, close it, whatever happens.
+
+Every way a run can end becomes an exit code, one message that names what failed and where its log is, and a
+summary.json.
+
+    0  finished                  2    nothing was started: the run directory or the hardware does not fit
+    1  a process failed          75   stalled (rl.driver.watchdog)          130 / 143  SIGINT / SIGTERM
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.config import Recipe
+from rl.driver.cluster import Cluster, NoCluster
+from rl.driver.health import Diverged
+from rl.driver.processes import kill_run, signal_handlers_kept
+from rl.driver.session import STALE, Session, StepRecord
+from rl.driver.stopping import Stopped
+from rl.driver.waiting import ProcessFailure
+from rl.driver.watchdog import Watchdog
+from rl.exitcodes import NOTHING_STARTED, STALLED
+from rl.observe.console import Console, duration
+from rl.observe.metrics_log import MetricsLog
+from rl.observe.tracking import Tracker
+from rl.recipe import marked_yaml
+from rl.recipe.checks import remarks
+from rl.recipe.hardware import missing_hardware, resolve_device
+from rl.recipe.resolved import derived, save_resolved
+from rl.rundir.atomic import atomic_write_json
+from rl.rundir.checkpoint import CheckpointStore
+from rl.rundir.directory import RunDir
+from rl.rundir.progress import Progress
+from rl.rundir.runstate import read_buffer, read_progress
+from rollout.buffer.buffer import TooManyFailures
+from rollout.buffer.ledger import Ledger
+
+UPLOAD_S = 120.0
+"""What wandb may take to send the last of a finished run; it is always on disk as well."""
+TRACKER_S = 10.0
+"""The same where something failed, and somebody waits for the exit."""
+
+
+def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
+    """Open a session, run `train` in it, close it, whatever happens. Returns the exit code."""
+    console = Console(steps=recipe.run.steps)
+    path = Path(recipe.run.dir or f"runs/{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        directory = RunDir.open(path, resume=recipe.resume, run_id=run_id)
+    except ValueError as error:
+        console.error(str(error))
+        return NOTHING_STARTED
+    except OSError as error:
+        console.error(f"run.dir={path} cannot be used: {error.strerror or error}; name another directory")
+        return NOTHING_STARTED
+    with directory, console:
+        if directory.previous_run_id is not None:
+            kill_run(directory.previous_run_id)
+        session = _open(recipe, run_id, directory, console)
+        ending = _run(session, train)
+        summary = session.summary(ending.reason)
+        try:
+            session.metrics.close()
+            atomic_write_json(directory.summary, summary)
+        finally:
+            session.cluster.close()
+        session.tracker.finish(ending.code, summary, deadline_s=UPLOAD_S if ending.code == 0 else TRACKER_S)
+        _report(session, ending, summary)
+        if ending.code == NOTHING_STARTED:
+            directory.discard()
+    return ending.code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended: its exit code, and the reason in words."""
+
+    code: int
+    reason: str
+
+
+def _run(session: Session, train: Callable[[Session], None]) -> Ending:
+    """Start the processes and train. Whatever is raised in there becomes an `Ending`."""
+    cluster, recipe = session.cluster, session.recipe
+
+    def on_signal(signum: signal.Signals) -> None:
+        cluster.calls.stop.interrupt(signum.name, 128 + signum)
+
+    try:
+        starting = "starting Ray" if recipe.run.ray_address is None else "joining the Ray cluster"
+        with signal_handlers_kept(on_signal), session.phase(starting):
+            hardware = cluster.connect(recipe.run.ray_address)
+        cluster.calls.stop.check()
+        missing = missing_hardware(
+            recipe, cpus=hardware.cpus, gpus=hardware.gpus, largest_node_gpus=hardware.largest_node_gpus
+        )
+        if missing:
+            return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
+        cluster.device = resolve_device(recipe, hardware.gpus)
+        with session.watchdog, cluster.calls.stop.interruptible():
+            train(session)
+        return Ending(code=0, reason="finished")
+    except NoCluster as error:
+        return Ending(code=NOTHING_STARTED, reason=str(error))
+    except Stopped as stop:
+        return Ending(code=stop.code, reason=str(stop))
+    except (KeyboardInterrupt, SystemExit) as error:  # raised by Ray's handlers
+        signum = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+        return Ending(code=128 + signum, reason=signum.name)
+    except (ProcessFailure, TooManyFailures, Diverged) as failure:
+        return Ending(code=1, reason=str(failure))
+    except Exception as error:
+        log = session.directory.logs / "driver.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        return Ending(code=1, reason=f"the driver failed: {type(error).__name__}: {error}; its traceback: {log}")
+
+
+def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> Session:
+    """A fresh session, or that of the newest checkpoint."""
+    save_resolved(recipe, directory.config)
+    console.title(f"sluice · {recipe.run.name}")
+    console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())
+    console.settings({"recipe": str(directory.config)} | {name: str(value) for name, value in derived(recipe).items()})
+    checkpoints = CheckpointStore(directory.checkpoints, recipe.checkpoint.keep)
+    saved = checkpoints.latest()
+    progress = read_progress(saved) if saved is not None else Progress()
+    if saved is not None:
+        console.note(f"resuming after step {progress.step} from {saved}")
+    for remark in remarks(recipe):
+        console.warn(remark)
+    cluster = Cluster(directory.logs, run_id)
+    metrics = MetricsLog(directory.metrics)
+    done = progress.step if saved is not None else -1  # without a checkpoint the first evaluation comes again too
+    metrics.truncate_after(done)
+    directory.discard_trajectories_after(done)
+    counts = Ledger.from_state_dict(read_buffer(saved).ledger).counts() if saved is not None else {}
+    tracker = Tracker(
+        recipe.wandb, directory.path, name=recipe.run.name, recipe=recipe.model_dump(mode="json"), warn=console.warn
+    )
+    now = time.monotonic()
+    session = Session(
+        recipe=recipe,
+        run_id=run_id,
+        directory=directory,
+        console=console,
+        cluster=cluster,
+        tracker=tracker,
+        metrics=metrics,
+        watchdog=Watchdog(
+            stall_s=recipe.run.stall_s,
+            on_stall=lambda stall: cluster.calls.stop.request(stall.text, STALLED),
+            logs_dir=directory.logs,
+            waiting=lambda: session.waiting(),
+        ),
+        checkpoints=checkpoints,
+        progress=progress,
+        started=now - progress.wall_s,
+        step=StepRecord(started=now, ledger_counts=counts, stale_before=counts.get(STALE, 0)),
+    )
+    return session
+
+
+def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> None:
+    """Print how the run ended. (Programs should read summary.json.)"""
+    if ending.code != 0:
+        session.console.error(ending.reason)
+        if ending.code != NOTHING_STARTED:
+            session.console.note(f"summary: {session.directory.summary}")
+        return
+    session.console.summary(
+        f"finished in {duration(summary['wall_s'])}",
+        before=_labelled(session.progress.eval_before),
+        after=_labelled(session.progress.eval_after),
+        facts={
+            "steps": str(summary["steps"]),
+            "trained tokens": f"{summary['trained_tokens']:,}",
+            "oldest trained token": f"{summary['staleness_max']} versions",
+            "engine/trainer |Δlogprob|": f"{summary['mismatch_logprob_abs_mean'] or 0.0:.1e}",
+        },
+        places={
+            "run directory": str(session.directory.path),
+            "metrics": str(session.directory.metrics),
+            "checkpoint": str(summary["checkpoint"]),
+            "Hugging Face export": str(summary["hf_export"]),
+        },
+    )
+
+
+def _labelled(success: Mapping[str, float]) -> dict[str, float]:
+    """`eval/success/python` becomes "held-out success, python"."""
+    return {
+        name.replace("eval/success", "held-out success").replace("/", ", "): value
+        for name, value in success.items()
+        if name.startswith("eval/success")
+    }

@@ -1,0 +1,31 @@
+"""What trainer ranks need to know of each stage that trains the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.config import Recipe
+from rl.learner.config import OptimizerConfig
+from rl.losses.config import SUPERVISED, ObjectiveSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStage:
+    """Its optimizer, what it minimises, and the temperature that the trained tokens were sampled at."""
+
+    optimizer: OptimizerConfig
+    objective: ObjectiveSpec
+    temperature: float = 1.0
+
+
+def supervised_stage(recipe: Recipe) -> TrainingStage:
+    assert recipe.sft is not None
+    return TrainingStage(optimizer=recipe.sft.optimizer, objective=SUPERVISED)
+
+
+def policy_stage(recipe: Recipe) -> TrainingStage:
+    return TrainingStage(
+        optimizer=recipe.trainer.optimizer,
+        objective=ObjectiveSpec(loss=recipe.loss, correction=recipe.correction),
+        temperature=recipe.rollout.sampling.temperature,
+    )

@@ -1,0 +1,188 @@
+"""Calls to the run's actors, and the one place where the driver waits for them.
+
+While `wait` waits for some results it also watches every long-running actor, the stop request and the trainers' pings.
+So a dead worker, a dead engine, Ctrl-C and a stall all end the wait within about a second, with an error that names the
+process and its log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from rl.driver.stopping import StopRequest
+
+POLL_S = 0.5
+PING_S = 2.0
+DEATH_S = 3.0
+"""After a failure, wait this long for another process to be found dead. That death is then reported as the cause."""
+
+Actor = ActorHandle
+
+Started = dict[ray.ObjectRef, str]
+"""Calls under way: the reference of each result, and the role that it was asked of."""
+
+
+class ProcessFailure(RuntimeError):
+    """A process of the run failed. The text names its role, what it said, and its log; `cause` is what it raised."""
+
+    def __init__(self, text: str, cause: Exception | None = None) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class Calls:
+    """Starts calls on actors and waits for their results. Knows the actors' roles and logs, and no recipe."""
+
+    def __init__(self, logs_dir: Path) -> None:
+        self.stop = StopRequest()
+        self._logs_dir = logs_dir
+        self._roles: dict[ActorHandle, str] = {}
+        self._pinged_actors: list[ActorHandle] = []
+        self._watched: Started = {}
+        self._background: Started = {}
+        self._pings: dict[ActorHandle, ray.ObjectRef] = {}
+        self._pinged = 0.0
+        self._waiting = "nothing yet"
+
+    def add(self, handle: ActorHandle, role: str, *, ping: bool = False) -> None:
+        """Know an actor by its role. `ping`: notice its death by pings, for an actor that does one thing at a time and
+        so cannot be watched."""
+        self._roles[handle] = role
+        if ping:
+            self._pinged_actors.append(handle)
+
+    def handles(self) -> list[ActorHandle]:
+        """Every actor that was added, in that order."""
+        return list(self._roles)
+
+    def waiting_for(self) -> str:
+        """Who the driver waits for now, in words."""
+        return self._waiting
+
+    def watch(self, handles: Iterable[ActorHandle], method: str, *args: Any) -> None:
+        """Call a method that runs as long as the actor should live; its end in any way ends the run."""
+        for handle in handles:
+            self._watched[getattr(handle, method).remote(*args)] = self._roles[handle]
+
+    def start(self, handles: Iterable[ActorHandle], method: str, *args: Any) -> Started:
+        """Start a method on each handle; pass the result to `wait`."""
+        return {getattr(handle, method).remote(*args): self._roles[handle] for handle in handles}
+
+    def start_each(self, handles: Sequence[ActorHandle], method: str, arguments: Sequence[tuple[Any, ...]]) -> Started:
+        """Like `start`, with arguments of its own for each handle."""
+        return {
+            getattr(handle, method).remote(*args): self._roles[handle]
+            for handle, args in zip(handles, arguments, strict=True)
+        }
+
+    def background(self, calls: Started) -> Started:
+        """Let every later `wait` notice when one of these fails, long before somebody waits for them."""
+        self._background |= calls
+        return calls
+
+    def ask(self, handle: ActorHandle, method: str, *args: Any, what: str) -> Any:
+        """Call a method of one actor and wait for its result."""
+        return self.wait(self.start([handle], method, *args), what)[0]
+
+    def ask_all(self, handles: Sequence[ActorHandle], method: str, *args: Any, what: str) -> list[Any]:
+        """Call a method of several actors and wait for all results, in the order of `handles`."""
+        return self.wait(self.start(handles, method, *args), what)
+
+    def wait(self, calls: Started, what: str, on_result: Callable[[], None] | None = None) -> list[Any]:
+        """The results of `calls`, in order. How long that may take is the watchdog's business; `on_result` is called
+        for every result that arrives.
+
+        Raises:
+            ProcessFailure: one of them, or a watched actor, failed or died.
+            Stopped: `stop` was requested.
+        """
+        with self.stop.deferred():  # nothing may be raised inside of Ray
+            return self._wait(calls, what, on_result)
+
+    def _wait(self, calls: Started, what: str, on_result: Callable[[], None] | None) -> list[Any]:
+        results: dict[ray.ObjectRef, Any] = {}
+        while pending := {ref: role for ref, role in calls.items() if ref not in results}:
+            self._waiting = f"{what}: {self._names(pending.values())}"
+            self.stop.check()
+            self._ping()
+            others = {ref: role for ref, role in (self._watched | self._background).items() if ref not in pending}
+            done, _ = ray.wait([*pending, *others], num_returns=1, timeout=POLL_S)
+            for reference in done:
+                value = self._check(reference, pending.get(reference) or others[reference], what)
+                self._background.pop(reference, None)
+                if reference in self._watched:
+                    role = self._watched[reference]
+                    raise ProcessFailure(f"{what}: {role} ended by itself; its log: {self.log(role)}")
+                if reference in pending:
+                    results[reference] = value
+                    if on_result is not None:
+                        on_result()
+        return [results[reference] for reference in calls]
+
+    def _ping(self) -> None:
+        """A ping waits behind the actor's work, or fails if the actor died."""
+        if time.monotonic() - self._pinged < PING_S:
+            return
+        self._pinged = time.monotonic()
+        for actor in self._pinged_actors:
+            ping = self._pings.get(actor)
+            if ping is not None and ray.wait([ping], timeout=0)[0]:
+                self._check(ping, self._roles[actor], "heartbeat")
+                ping = None
+            self._pings[actor] = actor.ping.remote() if ping is None else ping
+
+    def log(self, role: str) -> Path:
+        """Where the actor of that role writes its log."""
+        return self._logs_dir / f"{role}.log"
+
+    def _names(self, roles: Iterable[str]) -> str:
+        return ", ".join(f"{role} ({self.log(role)})" for role in sorted(set(roles)))
+
+    def _check(self, reference: ray.ObjectRef, role: str, what: str) -> Any:
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            # First, because Ray's error for a task that raised a RayActorError is both: the task's process lives.
+            cause = _cause(error)
+            death = self._death()
+            if death is not None:
+                raise self._died(*death, what) from cause
+            raise ProcessFailure(
+                f"{what}: {role} failed with {type(cause).__name__}: {cause}; its log: {self.log(role)}", cause
+            ) from error
+        except RayActorError as error:
+            raise self._died(role, error, what) from error
+
+    def _death(self) -> tuple[str, RayActorError] | None:
+        """The first process found dead. Its peers complain of a closed connection before Ray has noticed."""
+        asked = {actor.__ray_ready__.remote(): role for actor, role in self._roles.items()}
+        end = time.monotonic() + DEATH_S
+        while asked and (left := end - time.monotonic()) > 0:
+            for reference in ray.wait(list(asked), num_returns=1, timeout=left)[0]:
+                role = asked.pop(reference)
+                try:
+                    ray.get(reference)
+                except RayActorError as error:
+                    return role, error
+        return None
+
+    def _died(self, role: str, error: RayActorError, what: str) -> ProcessFailure:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # An __init__ that failed ends in what it raised; else the first line says it, and process ids follow.
+        cause = lines[-1] if error.actor_init_failed else lines[0]
+        return ProcessFailure(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """What the task raised. A group's first member says more than "unhandled errors in a TaskGroup"."""
+    cause: Exception = error if error.cause is None else error.cause
+    while isinstance(cause, ExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause

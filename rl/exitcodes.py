@@ -1,0 +1,10 @@
+"""What `./launch.sh` exits with, beside 128 + the number of a signal that ended the run."""
+
+from __future__ import annotations
+
+DONE = 0
+FAILED = 1
+NOTHING_STARTED = 2
+"""A bad recipe or usage, missing hardware or a missing tool, a run directory that cannot be used."""
+STALLED = 75
+"""EX_TEMPFAIL of sysexits.h: run it again with resume=auto."""

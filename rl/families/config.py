@@ -1,0 +1,13 @@
+"""What a recipe's `model.family` is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rewards.strict import Named
+
+
+class FamilySettings(Named):
+    """The base of every model family's settings; `family: NAME` is short for `family: {name: NAME}`."""
+
+    kind: ClassVar[str] = "family"

@@ -1,0 +1,81 @@
+"""The model families, by name, and which one a model belongs to. A new one is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rewards.extension import Entry, Registry, make
+from rl.families.config import FamilySettings
+from rl.families.family import Family, ModelSize
+
+FAMILIES: Registry = {
+    "glm4_moe": Entry("rl.families.glm4_moe:Glm4Moe"),
+    "qwen3_moe": Entry("rl.families.qwen3_moe:Qwen3Moe"),
+    "dense": Entry("rl.families.dense:Dense"),
+}
+_EXPERT_COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
+"""How config.json files count routed experts."""
+
+
+def family_of(model_config: Mapping[str, Any], settings: FamilySettings | None = None) -> Family:
+    """The family that `settings` name; without them the one that claims the model_type of a config.json.
+
+    Raises:
+        ValueError: no family claims it and the model has experts; or `settings` name none.
+    """
+    if settings is not None:
+        return _made(settings)
+    model_type = model_config.get("model_type")
+    for family in map(_made, map(_settings, FAMILIES)):
+        if model_type in family.model_types:
+            return family
+    if any(model_config.get(key) for key in _EXPERT_COUNT_KEYS):
+        known = sorted(kind for name in FAMILIES for kind in _made(_settings(name)).model_types)
+        raise ValueError(
+            f"model type {model_type!r} has experts that Sluice cannot split; supported are {', '.join(known)}, and a "
+            "family of your own by model.family"
+        )
+    return _made(_settings("dense"))
+
+
+def local_config(model: str | Path) -> dict[str, Any] | None:
+    """The config.json of a model directory; None where there is none that can be read."""
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def published_size(model: str) -> ModelSize | None:
+    """The size of a published model by its Hugging Face name."""
+    return _sizes().get(model, (None, None))[1]
+
+
+def known_family(model: str, settings: FamilySettings | None) -> Family | None:
+    """The family of a model as far as this machine can tell: from its config.json or its published name.
+
+    Raises:
+        ValueError: as `family_of`.
+    """
+    config = local_config(model)
+    if settings is not None or config is not None:
+        return family_of(config or {}, settings)
+    return _sizes().get(model, (None, None))[0]
+
+
+def _sizes() -> dict[str, tuple[Family, ModelSize]]:
+    families = [_made(_settings(name)) for name in FAMILIES]
+    return {model: (family, size) for family in families for model, size in family.published.items()}
+
+
+def _settings(name: str) -> FamilySettings:
+    return FamilySettings(name=name)
+
+
+def _made(settings: FamilySettings) -> Family:
+    family: Family = make(FAMILIES, settings.name, settings)
+    return family

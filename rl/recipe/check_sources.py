@@ -1,0 +1,109 @@
+"""What is wrong with a recipe's task sources and data files. Imports the environments and rewards that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rewards.compose import TOTAL, check_parts
+from rewards.sandbox.sandbox import Sandbox
+from rl.config import Recipe
+from rl.recipe.checks import Problem
+from rl.sft.config import ORACLE
+from rollout.agent.source import Source
+from rollout.contracts import Demonstrator
+from rollout.envs.registry import make_environment
+from rollout.tasks.config import TaskSource
+
+DATA_SUFFIXES = (".jsonl", ".parquet")
+"""What rollout.tasks.rows reads from a file."""
+OTHER_DATA = (".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip")
+"""Suffixes that no Hugging Face name has either."""
+
+
+def source_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Every problem of `tasks.sources`, and of the files that a recipe names."""
+    for index, source in enumerate(recipe.tasks.sources):
+        yield from _label(recipe, index)
+        yield from _scoring(recipe, source, f"tasks.sources.{index}")
+    yield from _files(recipe)
+
+
+def needs_sandbox(recipe: Recipe) -> bool:
+    """Whether anything that the recipe plays or scores runs code in a sandbox."""
+    sandbox = Sandbox(recipe.sandbox)
+    return any(Source(source, sandbox).uses_sandbox for source in recipe.tasks.sources)
+
+
+def _label(recipe: Recipe, index: int) -> Iterator[Problem]:
+    labels = [source.label for source in recipe.tasks.sources]
+    if labels[index] in labels[:index]:
+        yield Problem(
+            f"tasks.sources.{index}",
+            f"tasks.sources.{index} is called {labels[index]!r} like another source; set tasks.sources.{index}.name",
+        )
+    if set(labels[index]) & set("/<>"):
+        yield Problem(
+            f"tasks.sources.{index}.name",
+            f"tasks.sources.{index}.name={labels[index]!r} names metrics, which have no '/', '<' or '>'; use another",
+        )
+
+
+def _scoring(recipe: Recipe, config: TaskSource, key: str) -> Iterator[Problem]:
+    try:
+        source = Source(config, Sandbox(recipe.sandbox))
+    except ValueError as error:
+        yield Problem(f"{key}.environment", f"{key}: {error}")
+        return
+    twice = {part for part in source.parts if source.parts.count(part) > 1}
+    if twice:
+        yield Problem(f"{key}.rewards", f"{key}.rewards: the part {min(twice)!r} is given twice; leave one out")
+    for name, named, known in (
+        ("weights", config.weights, source.parts),
+        ("success", config.success, (*source.parts, TOTAL)),
+    ):
+        try:
+            check_parts(named, known)
+        except ValueError as error:
+            yield Problem(f"{key}.{name}", f"{key}.{name}: {error}")
+    if source.parts and not any(config.weights.get(part, 1.0) for part in source.parts):
+        yield Problem(
+            f"{key}.weights",
+            f"{key}.weights gives 0 to every reward part of {config.label!r} ({', '.join(source.parts)}), so all its "
+            "rewards are 0; raise one of them",
+        )
+    if not source.parts:
+        yield Problem(
+            f"{key}.rewards", f"{key}.rewards: environment {config.label!r} has no rewards of its own; name some"
+        )
+    wants_oracle = recipe.sft is not None and recipe.sft.dataset == ORACLE
+    if wants_oracle and not isinstance(make_environment(config.environment), Demonstrator):
+        yield Problem(
+            "sft.dataset",
+            f"sft.dataset={ORACLE}: environment {config.label!r} has no scripted oracle; use a dataset",
+        )
+
+
+def _files(recipe: Recipe) -> Iterator[Problem]:
+    datasets = []
+    if recipe.sft is not None and recipe.sft.dataset != ORACLE:
+        datasets.append(("sft.dataset", recipe.sft.dataset))
+    for index, source in enumerate(recipe.tasks.sources):
+        if source.dataset is not None:
+            datasets.append((f"tasks.sources.{index}.dataset", source.dataset))
+    for key, value in datasets:
+        if Path(value).suffix not in DATA_SUFFIXES and (Path(value).suffix in OTHER_DATA or Path(value).is_file()):
+            yield Problem(
+                key,
+                f"{key}={value} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face dataset name",
+            )
+    for key, value in [("model.path", recipe.model.path), *datasets]:
+        if _is_local_path(value) and not Path(value).exists():
+            yield Problem(
+                key, f"{key}={value} does not exist; paths are looked up from {Path.cwd()} and from the repository"
+            )
+
+
+def _is_local_path(name: str) -> bool:
+    """Whether a name can only be a path: a Hugging Face name is `name` or `owner/name`, without a data suffix."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in DATA_SUFFIXES

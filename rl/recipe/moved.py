@@ -1,0 +1,28 @@
+"""Keys that recipes once had: each is refused with what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rl.recipe.marked_yaml import Path
+
+MOVED: Mapping[Path, str] = {
+    ("algorithm", "name"): "write algorithm: NAME",
+    ("algorithm", "clip_low"): "write loss.clip_low",
+    ("algorithm", "clip_high"): "write loss.clip_high",
+    ("algorithm", "normalize_std"): "write advantage.normalize_std",
+    ("rewards", "weights"): "write tasks.sources.N.weights, for each source that has the part",
+    ("eval", "success_reward"): "write tasks.sources.N.success.reward, for each source",
+    ("tasks", "seed"): "run.seed decides which tasks are trained; the evaluation's tasks do not depend on a seed",
+}
+
+
+def moved(path: Path) -> str | None:
+    """What to write instead of the key that `path` names or leads into; None for a key that never moved."""
+    return next((MOVED[path[:end]] for end in range(1, len(path) + 1) if path[:end] in MOVED), None)
+
+
+def moved_keys(data: Mapping[str, Any]) -> list[Path]:
+    """The keys in a recipe's data that moved."""
+    return [path for path in MOVED if isinstance(section := data.get(str(path[0])), dict) and path[1] in section]

@@ -1,0 +1,85 @@
+"""Short forms and `a.b=c` overrides, written into a recipe's data before it is validated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewards.strict import StrictModel
+from rl.config import Recipe
+from rl.recipe import marked_yaml
+from rl.recipe.marked_yaml import Path
+from rl.recipe.moved import moved
+from rl.recipe.sections import dotted, is_choice, model_at, parts, problem_with, section_of
+
+
+def expand_shorthands(value: Any, model: type[StrictModel] | None = Recipe) -> Any:
+    """A copy of a section's data in which every bare string in a section's place is that section."""
+    if model is None:
+        return value
+    if isinstance(value, list):
+        return [expand_shorthands(entry, model) for entry in value]
+    if isinstance(value, str) and model.shorthand is not None:
+        return {model.shorthand: value}
+    if not isinstance(value, dict):
+        return value
+    fields = model.model_fields
+    return {
+        key: expand_shorthands(entry, section_of(fields[key].annotation) if key in fields else None)
+        for key, entry in value.items()
+    }
+
+
+def apply(override: str, data: dict[str, Any], origins: dict[Path, str]) -> list[str]:
+    """Write one override into `data` and `origins`; returns the messages of what is wrong with it."""
+    label = f"override {override}"
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        return [f"{label}: write it as key=value, for example run.steps=10"]
+    try:
+        value = marked_yaml.parse(text).data
+    except marked_yaml.YamlError as error:
+        return [f"{label}: {error}"]
+    path = parts(name.strip())
+    if instead := moved(path):
+        return [f"{label}: {dotted(path)} is gone; {instead}"]
+    if message := problem_with(path, data):
+        return [f"{label}: {message}"]
+    path, value = _shortened(path, value, data)
+    message = _write(path, value, data, origins, label)
+    return [] if message is None else [f"{label}: {message}"]
+
+
+def _shortened(path: Path, value: Any, data: dict[str, Any]) -> tuple[Path, Any]:
+    """Where a bare string for a section goes: to the section's short field, and the rest of the section stays. Another
+    extension has other settings, so one that is chosen by a bare string replaces the section."""
+    model = model_at(path, data)
+    if model is None or model.shorthand is None or not isinstance(value, str):
+        return path, expand_shorthands(value, model)
+    if is_choice(model):
+        return path, {model.shorthand: value}
+    return (*path, model.shorthand), value
+
+
+def _write(path: Path, value: Any, data: dict[str, Any], origins: dict[Path, str], label: str) -> str | None:
+    target: Any = data
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(target, dict) and target.get(part) is None:
+            # A section that the recipe leaves out, or sets to null, is opened by the first override in it.
+            target[part] = {}
+            origins[path[: depth + 1]] = label
+        target = _child(target, part)
+        if not isinstance(target, dict | list):
+            return f"{dotted(path[: depth + 1])} is not there to be changed"
+    if isinstance(target, list) and not (isinstance(path[-1], int) and path[-1] < len(target)):
+        return f"{dotted(path[:-1])} has {len(target)} entries, counted from 0"
+    target[path[-1]] = value
+    for where in [where for where in origins if where[: len(path)] == path]:
+        del origins[where]
+    origins[path] = label
+    return None
+
+
+def _child(parent: Any, part: str | int) -> Any:
+    if isinstance(parent, list) and not (isinstance(part, int) and part < len(parent)):
+        return None
+    return parent[part]

@@ -1,0 +1,39 @@
+"""A `Recipe` as the config.yaml of its run, and the arithmetic that follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rl.config import Recipe
+from rl.recipe import marked_yaml
+
+
+def save_resolved(recipe: Recipe, path: str | Path) -> None:
+    """Write `resolved_text`; loading the file gives an equal Recipe."""
+    Path(path).write_text(resolved_text(recipe), encoding="utf-8")
+
+
+def resolved_text(recipe: Recipe) -> str:
+    """The recipe as YAML, every key with defaults included, under its batch arithmetic as a comment."""
+    arithmetic = "".join(f"#   {name}: {value}\n" for name, value in derived(recipe).items())
+    return (
+        "# The resolved recipe of this run: every key, defaults included. It can be run again as it is.\n"
+        f"# What follows from it:\n{arithmetic}{marked_yaml.dump(recipe.model_dump(mode='json'))}"
+    )
+
+
+def derived(recipe: Recipe) -> dict[str, int]:
+    """The batch arithmetic that follows from the recipe and is therefore never asked for."""
+    rollout, trainer, inference = recipe.rollout, recipe.trainer, recipe.inference
+    trajectories = trainer.groups_per_step * rollout.group_size
+    full_length_per_micro_batch = max(1, trainer.token_budget // rollout.max_context)
+    return {
+        "trajectories_per_step": trajectories,
+        "tokens_per_step_max": trajectories * rollout.max_context,
+        "micro_batches_per_rank_max": -(-trajectories // (trainer.ranks * full_length_per_micro_batch)),
+        "gate_groups": trainer.groups_per_step * (1 + recipe.buffer.max_staleness),
+        "trajectories_in_flight_max": rollout.workers * rollout.groups_per_worker * rollout.group_size,
+        "trajectories_total": trajectories * recipe.run.steps,
+        "training_devices": trainer.ranks,
+        "inference_devices": inference.replicas * inference.tensor_parallel,
+    }

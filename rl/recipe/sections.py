@@ -1,0 +1,111 @@
+"""The tree of a recipe's sections: which model a dotted path names, and what is wrong with a path that names none.
+
+Sections that choose an extension have the keys of their choice, so these functions are given the recipe's data as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from rewards.strict import Named, StrictModel
+from rl.config import Recipe
+from rl.recipe.extensions import chosen_settings
+from rl.recipe.marked_yaml import Path
+
+
+def section_of(annotation: Any) -> type[StrictModel] | None:
+    """The section's model inside `Section`, `Section | None` or `tuple[Section, ...]`, annotated or not."""
+    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part)) is not None), None)
+
+
+def model_at(path: Path, data: Any) -> type[StrictModel] | None:
+    """The model of the section that `path` names; None for a plain value, free-form content or an unknown path."""
+    model: type[StrictModel] | None = Recipe
+    for end, part in enumerate(path, start=1):
+        if isinstance(part, str):
+            if model is None or part not in model.model_fields:
+                return None
+            model = section_of(model.model_fields[part].annotation)
+        if model is not None and issubclass(model, Named):
+            model = _as_chosen(model, _value_at(path[:end], data))
+    return model
+
+
+def is_choice(model: type[StrictModel] | None) -> bool:
+    """Whether a section chooses an extension by name."""
+    return model is not None and issubclass(model, Named)
+
+
+def problem_with(path: Path, data: Any) -> str | None:
+    """What is wrong with a dotted path, judged by the models. Keys of an extension are not judged: its name may still
+    change."""
+    model: type[StrictModel] | None = Recipe
+    for depth, part in enumerate(path):
+        if model is None or isinstance(part, int):
+            continue
+        if is_choice(model):
+            return None
+        if part not in model.model_fields:
+            return unknown_key(path[:depth], part, data)
+        annotation = model.model_fields[part].annotation
+        model = section_of(annotation)
+        if model is None and depth + 1 < len(path) and not _is_container(annotation):
+            return f"{dotted(path[: depth + 1])} is a single value and has no key {path[depth + 1]!r}"
+    return None
+
+
+def unknown_key(parent: Path, key: str, data: Any) -> str:
+    """Names the nearest key: the same word in another section, else the most similar one in this section."""
+    model = model_at(parent, data) or Recipe
+    elsewhere = [name for name in leaf_names(Recipe) if name.rpartition(".")[2] == key]
+    similar = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.0)
+    nearest = elsewhere[0] if elsewhere else dotted((*parent, similar[0]))
+    return f"unknown key {dotted((*parent, key))!r}; the nearest is {nearest!r}"
+
+
+def leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys that hold a value, not a section."""
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is None:
+            yield prefix + name
+        else:
+            yield from leaf_names(section, f"{prefix}{name}.")
+
+
+def dotted(path: Path) -> str:
+    """`("run", "steps")` as `run.steps`."""
+    return ".".join(str(part) for part in path)
+
+
+def parts(name: str) -> Path:
+    """`run.steps` as `("run", "steps")`; a part of digits counts list entries from 0."""
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))
+
+
+def _as_chosen(model: type[Named], section: Any) -> type[StrictModel]:
+    if not isinstance(section, dict):
+        return model
+    try:
+        return chosen_settings(model.kind, section.get("name"))
+    except ValueError:
+        return model
+
+
+def _value_at(path: Path, data: Any) -> Any:
+    for part in path:
+        if isinstance(part, int):
+            data = data[part] if isinstance(data, list) and part < len(data) else None
+        else:
+            data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def _is_container(annotation: Any) -> bool:
+    return get_origin(annotation) in (dict, tuple)

@@ -1,0 +1,14 @@
+"""The recipe's `checkpoint:` section."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rewards.strict import StrictModel
+
+
+class CheckpointConfig(StrictModel):
+    every: int = Field(default=10, ge=0)
+    """Steps between checkpoints; the last step always has one. 0: only that."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest are kept."""

@@ -1,0 +1,54 @@
+"""`./launch.sh RECIPE`: check that the recipe can run here, then start its driver below a guardian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl.exitcodes import NOTHING_STARTED
+from rl.verbs.usage import read_recipe, refuse
+
+if TYPE_CHECKING:
+    from rl.config import Recipe
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run a recipe from start to end. `argv` is the recipe's path and overrides."""
+    if not Path(argv[0]).is_file():
+        return refuse(f"no recipe file and no verb is called {argv[0]!r}; ./launch.sh --help lists the verbs")
+    recipe = read_recipe(argv)
+    if recipe is None:
+        return NOTHING_STARTED
+    if lacking := _lacking(recipe):
+        return refuse("\n".join(lacking))
+    from rl.driver.guardian import run_guarded
+    from rl.driver.processes import new_run_id
+
+    run_id = new_run_id()
+
+    def driver() -> int:
+        # Imported in the fork: the guardian stays small, and libraries see the run's temp directory.
+        from rl.run import run
+
+        return run(recipe, run_id)
+
+    return run_guarded(driver, run_id=run_id)
+
+
+def _lacking(recipe: Recipe) -> list[str]:
+    """What keeps the recipe from running on this machine, in words; asked before anything starts."""
+    from rl.recipe.check_sources import needs_sandbox
+    from rl.recipe.hardware import missing_hardware, resolve_device
+    from rl.recipe.machine import cpu_count, environment_error, gpu_names, sandbox_error
+
+    lacking = []
+    # An existing cluster's devices are only known once connected to it; the driver asks the same question there.
+    if recipe.run.ray_address is None:
+        gpus = len(gpu_names())
+        lacking += missing_hardware(recipe, cpus=cpu_count(), gpus=gpus)
+        wrong = environment_error(resolve_device(recipe, gpus))
+        lacking += [wrong] if wrong and not lacking else []
+    isolated = recipe.sandbox.kind == "bubblewrap" and needs_sandbox(recipe)
+    unsafe = sandbox_error() if isolated else None
+    return [*lacking, unsafe] if unsafe else lacking

@@ -1,0 +1,13 @@
+"""What a recipe's `model.renderer` is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rewards.strict import Named
+
+
+class RendererSettings(Named):
+    """The base of every chat format's settings; `renderer: NAME` is short for `renderer: {name: NAME}`."""
+
+    kind: ClassVar[str] = "renderer"

@@ -1,0 +1,23 @@
+"""The chat formats, by name. A new one is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rewards.extension import Entry, Registry, make
+from rollout.chat.config import RendererSettings
+from rollout.contracts import Chat
+
+RENDERERS: Registry = {"glm-4.5": Entry("rollout.chat.glm45:Glm45")}
+
+
+def load_chat(settings: RendererSettings, model: str | Path) -> Chat:
+    """The chat format over the tokenizer of a model directory or Hugging Face name.
+
+    Raises:
+        ValueError: there is no such format, or the tokenizer does not fit it.
+    """
+    from transformers import AutoTokenizer
+
+    chat: Chat = make(RENDERERS, settings.name, AutoTokenizer.from_pretrained(str(model)), settings)
+    return chat

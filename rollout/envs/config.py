@@ -1,0 +1,20 @@
+"""What a recipe's `tasks.sources.N.environment` is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from rewards.strict import Named
+
+
+class EnvironmentSettings(Named):
+    """The base of every environment's settings; `environment: NAME` is short for `environment: {name: NAME}`."""
+
+    kind: ClassVar[str] = "environment"
+
+
+class PythonSettings(EnvironmentSettings):
+    max_observation: int = Field(default=400, ge=1)
+    """Characters of a program's output that the model is shown."""
