@@ -11,16 +11,19 @@ die() {
     exit 2
 }
 
+# The Pythons that rl/recipe/machine.py names for the device, oldest first: every wheel of the lock exists for them.
 find_python() {
-    local candidate
-    for candidate in python3.11 python3.12 python3; do
-        # Run it: version managers leave shims on PATH for versions that are not installed.
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
-            command -v "$candidate"
-            return
-        fi
+    local version candidate
+    for version in $pythons; do
+        for candidate in "python$version" python3; do
+            # Run it: version managers leave shims on PATH for versions that are not installed.
+            if "$candidate" -c "import sys; sys.exit('$version' != '%d.%d' % sys.version_info[:2])" 2>/dev/null; then
+                command -v "$candidate"
+                return
+            fi
+        done
     done
-    die "no Python 3.11 or 3.12 on PATH (python3 is $(python3 -V 2>&1 || true)); install one, e.g. apt-get install python3.11 python3.11-venv"
+    die "no Python ${pythons// /, } on PATH (python3 is $(python3 -V 2>&1 || true)); install one, e.g. apt-get install python3 python3-venv$hint"
 }
 
 # What rl/recipe/machine.py counts too: the GPUs that nvidia-smi lists, unless CUDA_VISIBLE_DEVICES hides all of them.
@@ -41,43 +44,68 @@ choose_device() {
     esac
     # needed_gb: what is installed, and room for the wheels while pip unpacks them; rl/recipe/machine.py has the same numbers.
     if [[ $device == cpu ]]; then
-        lock="$root/locks/cpu.txt" venv="${SLUICE_VENV:-$root/.venv}" needed_gb=8 cost="about 5 minutes and 4 GB on disk"
+        lock="$root/locks/cpu.txt" venv="${SLUICE_VENV:-$root/.venv}" needed_gb=8 ordinary_gb=12 cost="about 5 minutes"
+        pythons="3.11 3.12 3.13 3.14" hint=""
         export CUDA_VISIBLE_DEVICES="" # for torch, vLLM and Ray, whose CPU builds meet the GPUs of the machine otherwise
     else
         lock="$root/locks/gpu.txt" venv="${SLUICE_VENV:-$root/.venv-gpu}" needed_gb=20 cost="10 minutes or more and about 10 GB on disk"
+        pythons="3.11 3.12" hint="; vLLM for GPUs wants a cuda-python that has no wheels for later ones, and SLUICE_DEVICE=cpu starts on the CPU"
     fi
+    torch_lock="$root/locks/torch.txt" # beside the CPU lock, which leaves torch out
     state="$venv.build" # beside the environment: it is there before one is, and stays when one is replaced
     export SLUICE_DEVICE="$device"
 }
 
 refuse_unfit_machine() {
-    local python="$1" free_gb
+    local python="$1"
+    [[ $(uname -sm) != "Linux aarch64" ]] ||
+        die "this is aarch64: the packages of locks/cpu.txt exist for it, but nobody has run Sluice on it; set SLUICE_VENV to an environment of your own to be the first"
     [[ $(uname -sm) == "Linux x86_64" ]] ||
         die "the lock files pin wheels for Linux on x86_64, and this is $(uname -sm); set SLUICE_VENV to an environment of your own, made from pyproject.toml"
     command -v git >/dev/null || die "git is missing; install it, e.g. apt-get install git"
     command -v flock >/dev/null || die "flock is missing; install it, e.g. apt-get install util-linux"
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         die "$python lacks the venv and pip modules; install them, e.g. apt-get install python3-venv"
-    free_gb=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1024 / 1024))
-    ((free_gb >= needed_gb)) ||
-        die "$free_gb GB free in $root, and the environment needs $needed_gb GB; free some space or set SLUICE_VENV to an environment elsewhere"
+    require_disk "$needed_gb"
     { mkdir -p "$state" && : >>"$state/build" && : >>"$state/use"; } 2>/dev/null ||
         die "cannot write to $state; make $root writable, or set SLUICE_VENV to an environment elsewhere"
 }
 
+require_disk() {
+    local free_gb
+    free_gb=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1024 / 1024))
+    (($1 <= free_gb)) ||
+        die "$free_gb GB free in $root, and the environment needs $1 GB; free some space or set SLUICE_VENV to an environment elsewhere"
+}
+
 count_installed() { find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l; }
+
+# torch for the CPU environment: a CPU build where a configured package source has one, else from PyTorch's own index, of
+# which nothing but torch is taken; else the ordinary build with its CUDA libraries, which computes the same on CPUs.
+choose_torch() {
+    local index="${SLUICE_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" pin
+    pin=$(grep '^torch==' "$torch_lock") torch_packages=1
+    if "${pip[@]}" --dry-run "$pin+cpu" >"$log" 2>&1; then
+        torch=("$pin+cpu")
+        say "$pin+cpu is in a configured package source: 4 GB on disk in all"
+    elif "${pip[@]}" --dry-run --retries 1 --timeout 15 --index-url "$index" "$pin+cpu" >>"$log" 2>&1; then
+        torch=(--index-url "$index" "$pin+cpu")
+        say "$pin+cpu comes from $index (SLUICE_TORCH_INDEX names another): 4 GB on disk in all"
+    else
+        torch=(-r "$torch_lock") torch_packages=$(grep -c '^[a-zA-Z0-9]' "$torch_lock")
+        say "no $pin+cpu at $index (SLUICE_TORCH_INDEX names another): the ordinary build with its CUDA libraries, 7 GB on disk in all"
+    fi
+}
 
 # pip prints hundreds of lines; the console gets one, and the log keeps all of them.
 install_with_progress() {
-    local log="$1" total pip started=$SECONDS next=0 step="" said="" before
-    total=$(grep -c '^[a-zA-Z0-9]' "$lock")
-    before=$(count_installed) # pip itself
-    "$venv/bin/python" -m pip install --no-deps --disable-pip-version-check --no-input --progress-bar off -r "$lock" >"$log" 2>&1 &
-    pip=$!
-    trap 'interrupted "$pip" 130' INT
-    trap 'interrupted "$pip" 143' TERM
-    while kill -0 "$pip" 2>/dev/null; do
-        if grep -q '^Installing collected packages' "$log"; then
+    local child next=0 step="" said=""
+    "${pip[@]}" "$@" >>"$log" 2>&1 &
+    child=$!
+    trap 'interrupted "$child" 130' INT
+    trap 'interrupted "$child" 143' TERM
+    while kill -0 "$child" 2>/dev/null; do
+        if [[ $(tail -n 1 "$log") == "Installing collected packages"* ]]; then
             step="installed $(($(count_installed) - before))"
         else
             step="fetched $(grep -c '^Collecting ' "$log" || true)"
@@ -88,11 +116,12 @@ install_with_progress() {
             say "$step of $total packages, $((SECONDS - started)) s"
             next=$((SECONDS - started + 30)) said=$step
         fi
-        sleep 0.3
+        sleep 0.1
     done
     [[ ! -t 2 ]] || printf '\n' >&2
-    trap - INT TERM
-    wait "$pip"
+    trap 'put_back; exit 130' INT
+    trap 'put_back; exit 143' TERM
+    wait "$child"
 }
 
 interrupted() {
@@ -110,7 +139,8 @@ put_back() {
 }
 
 build() {
-    local python="$1" stamp="$2" log="$state/log" started=$SECONDS
+    local python="$1" stamp="$2" log="$state/log" started=$SECONDS total before torch=() torch_packages=0
+    local pip=("$venv/bin/python" -m pip install --no-deps --disable-pip-version-check --no-input --progress-bar off)
     say "building $venv from ${lock#"$root"/} with $("$python" -V); once, $cost"
     [[ ! -f $venv/.lock-hash ]] || { rm -rf "$venv.old" && mv "$venv" "$venv.old"; }
     trap 'put_back; exit 130' INT
@@ -118,17 +148,23 @@ build() {
     # From nothing: packages half-written by an interrupted build would look installed.
     rm -rf "$venv"
     "$python" -m venv "$venv" || { put_back && die "$python could not make an environment in $venv (see above)"; }
-    if ! install_with_progress "$log"; then
-        put_back
-        grep -v '^WARNING' "$log" | tail -n 15 >&2 || true
-        if grep -q 'No matching distribution found for torch==' "$log"; then
-            die "pip found no $(grep '^torch==' "$lock"): add PyTorch's wheel index for it with PIP_EXTRA_INDEX_URL (pytorch.org, \"Get started\", names it) and start again; log: $log"
-        fi
-        die "pip failed (see above; log: $log); start again once it is cured"
-    fi
+    [[ $device != cpu ]] || choose_torch
+    [[ ${torch[0]:-} != -r ]] || (require_disk "$ordinary_gb") || { put_back && exit 2; }
+    : >"$log"
+    before=$(count_installed) # pip itself
+    total=$(($(grep -c '^[a-zA-Z0-9]' "$lock") + torch_packages))
+    [[ -z ${torch[*]} ]] || install_with_progress "${torch[@]}" || pip_failed
+    install_with_progress -r "$lock" || pip_failed
+    trap - INT TERM
     printf '%s\n' "$stamp" >"$venv/.lock-hash" # last: only a finished build carries it
     rm -rf "$venv.old"
     say "environment ready after $((SECONDS - started)) s"
+}
+
+pip_failed() {
+    put_back
+    grep -v '^WARNING' "$log" | tail -n 15 >&2 || true
+    die "pip failed (see above; log: $log); start again once it is cured"
 }
 
 ready() { [[ -x $venv/bin/python && $(cat "$venv/.lock-hash" 2>/dev/null) == "$1" ]]; }
@@ -137,7 +173,7 @@ ready() { [[ -x $venv/bin/python && $(cat "$venv/.lock-hash" 2>/dev/null) == "$1
 # shares `use` until it ends (the descriptor survives the exec below), so that no build takes its packages away.
 ensure_environment() {
     local stamp python
-    stamp=$(sha256sum <"$lock")
+    stamp=$(cat "$lock" "$torch_lock" | sha256sum)
     if ! ready "$stamp"; then
         python=$(find_python)
         refuse_unfit_machine "$python"
@@ -174,14 +210,7 @@ ensure_bubblewrap() {
             printf '%s\n' "$output" | tail -n 5 >&2
         ! command -v bwrap >/dev/null || return 0
     fi
-    local fix="install it, e.g. sudo apt-get install bubblewrap"
-    if [[ $1 == test ]]; then
-        say "bubblewrap is missing, and the tests of the sandbox fail without it; $fix"
-        return
-    fi
-    # The word alone is enough to go on: rl/cli.py asks again, knowing what the recipe means.
-    [[ $* == *unsafe-none* ]] || grep -q unsafe-none "$1" ||
-        die "bubblewrap is missing, and the sandbox refuses to run without it; $fix, or write sandbox: unsafe-none in the recipe"
+    say "bubblewrap is missing, and what runs code that models write is refused without it; install it, e.g. sudo apt-get install bubblewrap, or write sandbox: unsafe-none in the recipe"
 }
 
 show_help() {

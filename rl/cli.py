@@ -16,7 +16,7 @@ VERBS: Mapping[str, str] = {
     "plan": "rl.verbs.plan:plan",
     "test": "rl.verbs.develop:test",
     "check": "rl.verbs.develop:check",
-    "lock": "rl.verbs.develop:lock",
+    "lock": "rl.verbs.lock:lock",
     "doctor": "rl.verbs.doctor:doctor",
 }
 """Every verb but training, which has none: its function as `module:name`, which takes what follows the verb and returns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -9,7 +11,8 @@ from rl.recipe.machine import gpu_names
 
 # Hypothesis fails an example that takes over 200 ms: on a busy machine that says nothing about the code.
 settings.register_profile("sluice", deadline=None)
-settings.load_profile("sluice")
+settings.register_profile("few", deadline=None, max_examples=10)  # tests/test_interpreters.py
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sluice"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

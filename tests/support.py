@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
@@ -15,11 +15,13 @@ from rl.recipe.extensions import chosen_settings
 from rl.recipe.load import load_recipe
 from rollout.agent.source import Source
 from rollout.chat.config import RendererSettings
-from rollout.chat.glm45 import Glm45
 from rollout.chat.registry import load_chat
 from rollout.envs.config import EnvironmentSettings
 from rollout.envs.registry import make_environment
 from rollout.tasks.config import TaskSource
+
+if TYPE_CHECKING:
+    from rollout.chat.glm45 import Glm45
 
 MODEL = REPOSITORY / "recipes" / "models" / "tiny-glm4-moe"
 
@@ -27,6 +29,8 @@ MODEL = REPOSITORY / "recipes" / "models" / "tiny-glm4-moe"
 @cache
 def glm45() -> Glm45:
     """GLM-4.5's format over the committed model's tokenizer."""
+    from rollout.chat.glm45 import Glm45
+
     chat = load_chat(RendererSettings(name="glm-4.5"), MODEL)
     assert isinstance(chat, Glm45)
     return chat

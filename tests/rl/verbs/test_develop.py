@@ -1,4 +1,4 @@
-"""The lock files: complete, pinned, free of addresses, and made by the command they name."""
+"""What developers are told and given: the commit hook, the requirements, pytest's settings."""
 
 from __future__ import annotations
 
@@ -10,41 +10,10 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
 import yaml
 
-from rl.verbs.develop import LOCKS, PACKAGES, Lock, lock_header
-
-REPOSITORY = Path(__file__).parents[3]
-
-
-def pins(lock: Lock) -> dict[str, str]:
-    lines = (REPOSITORY / lock.name).read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
-
-
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_every_line_is_one_pin_and_no_address(lock: Lock) -> None:
-    lines = (REPOSITORY / lock.name).read_text(encoding="utf-8").splitlines()
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[^\s;]+", line) for line in lines if not line.startswith("#"))
-    assert not any("://" in line or "--index" in line or "--find-links /" in line for line in lines)
-    assert [line for line in lines if line.startswith("#")] == lock_header(lock), "run ./launch.sh lock"
-
-
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_every_requirement_of_pyproject_is_pinned_as_it_asks(lock: Lock) -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + [r for extra in lock.extras for r in project["optional-dependencies"][extra]]
-    pinned = pins(lock)
-    for requirement in wanted:
-        name, exact = re.fullmatch(r"([A-Za-z0-9._-]+)(?:==(\S+)|[<>].*)?", requirement).groups()
-        assert name in pinned, f"{requirement} is not in {lock.name}: run ./launch.sh lock"
-        assert exact is None or pinned[name].split("+")[0] == exact.split("+")[0]
-
-
-def test_the_cpu_lock_leaves_out_what_breaks_it() -> None:
-    cpu = pins(LOCKS[0])
-    assert cpu["torch"].endswith("+cpu") and not {"torchvision", "torchaudio", "torchcodec", "vllm"} & cpu.keys()
+from rl.paths import REPOSITORY
+from rl.verbs.develop import PACKAGES
 
 
 def test_the_commit_hook_is_the_check_verb_and_downloads_nothing() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from rl.recipe.machine import chosen_device, cpu_count, environment_error, gpu_names, sandbox_error
-from rl.verbs.doctor import lock_differences
+from rl.verbs.doctor import doctor, lock_differences, wanted_pins
 
 TWO_GPUS = "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-a)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-b)'\n"
 
@@ -72,15 +75,53 @@ def test_what_is_probed_is_what_the_sandbox_starts(tmp_path: Path, monkeypatch: 
     assert "--seccomp" in arguments and "--die-with-parent" in arguments and "-I -S -c" in arguments
 
 
-def test_lock_differences_name_both_versions(tmp_path: Path) -> None:
-    lock = tmp_path / "lock.txt"
-    pytest_version = metadata.version("pytest")
-    lock.write_text(f"# made by\npytest=={pytest_version}\npydantic==0.1\nno-such-package==1.0+x\n", encoding="utf-8")
-    assert lock_differences(lock) == [
+def test_lock_differences_name_both_versions() -> None:
+    pins = {"pytest": metadata.version("pytest"), "pydantic": "0.1", "no-such-package": "1.0+x"}
+    assert lock_differences(pins) == [
         f"pydantic: {metadata.version('pydantic')}, pinned 0.1",
         "no-such-package: missing, pinned 1.0+x",
     ]
 
 
-def test_there_is_a_cpu() -> None:
-    assert cpu_count() >= 1
+def test_on_cpus_either_build_of_torch_will_do(tmp_path: Path) -> None:
+    base = metadata.version("torch").partition("+")[0]
+    pins = {"cpu.txt": "six==1\n", "gpu.txt": "six==2\n", "torch.txt": f"nvidia-x==1\ntorch=={base}\n"}
+    for name, text in pins.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert wanted_pins("cuda", tmp_path) == {"six": "2"}
+    if metadata.version("torch") == f"{base}+cpu":
+        assert wanted_pins("cpu", tmp_path) == {"six": "1", "torch": f"{base}+cpu"}
+    (tmp_path / "torch.txt").write_text("nvidia-x==1\ntorch==0.1\n", encoding="utf-8")
+    assert wanted_pins("cpu", tmp_path) == {"six": "1", "nvidia-x": "1", "torch": "0.1"}
+
+
+def test_a_machine_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line, on a machine whose nvidia-smi lists two GPUs, and whose sandbox is broken."""
+    program(tmp_path, "nvidia-smi", TWO_GPUS, monkeypatch)
+    program(tmp_path, "bwrap", "#!/bin/sh\necho 'no namespaces here' >&2\nexit 1\n", monkeypatch)
+    monkeypatch.setenv("SLUICE_DEVICE", "cuda")
+    assert doctor([]) == 1
+    said = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert f"{version} at {sys.executable}" in said["python"]
+    assert "differ from locks/gpu.txt: " in said["packages"] and said["packages"].startswith("FAIL")
+    assert said["cpus"].split()[2] == str(len(os.sched_getaffinity(0)))
+    assert "GPU 0: NVIDIA H200" in said["gpus"] and "GPU 1" in said["gpus"]
+    assert said["sandbox"].startswith("FAIL") and "no namespaces here" in said["sandbox"]
+    assert said["git"].endswith(str(shutil.which("git"))) and "GB free in" in said["disk"]
+
+
+def test_a_sound_machine_has_no_complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """This one, in the environment that launch.sh built for it."""
+    monkeypatch.setenv("SLUICE_DEVICE", "cpu")
+    if environment_error("cpu"):
+        pytest.skip("this is the GPU environment")
+    code, said = doctor([]), capsys.readouterr().out
+    assert code == 0 and all(line.startswith("ok  ") for line in said.splitlines()), said
+
+
+def test_the_cpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5})
+    assert cpu_count() == 3
