@@ -1,7 +1,7 @@
-"""Peak memory of label logprobs over the LM head, forward and backward: chunked against full logits.
+"""Measure the peak memory of label logprobs over the LM head, forward and backward: chunked against full logits.
 
-Every measurement is a fresh process, because the peak of resident memory never falls. It reports how much the peak
-rose above the process just before the call: inputs and parameters are not in it, their gradients are.
+Every measurement is a fresh process, because the peak of resident memory never falls. It reports how far the call
+raised the peak. Gradients are included; inputs and parameters are not.
 
     .venv/bin/python -m benchmarks.logprob_memory [--vocabulary 151552] [--tokens 1024,2048,4096]
 """
@@ -15,7 +15,7 @@ import sys
 import time
 
 HIDDEN = 64
-"""Small on purpose: the logits are what is measured, and they don't depend on it."""
+"""Small on purpose: the measurement is about the logits, whose size does not depend on it."""
 MIB = 2**20
 
 
@@ -38,7 +38,8 @@ def main() -> None:
 
 
 def run(kind: str, tokens: str, options: argparse.Namespace) -> tuple[str, str]:
-    """Peak in MiB and seconds, of a process of its own; what ended it, where it did not survive."""
+    """Measure in a new process. Return the rise of the peak in MiB and the seconds; if it failed, its exit code and a
+    dash."""
     command = [sys.executable, "-m", "benchmarks.logprob_memory", "--measure", kind, "--tokens", tokens]
     command += ["--vocabulary", str(options.vocabulary), "--chunk", str(options.chunk)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -49,7 +50,7 @@ def run(kind: str, tokens: str, options: argparse.Namespace) -> tuple[str, str]:
 
 
 def measure(kind: str, tokens: int, vocabulary: int, chunk: int) -> None:
-    """Print the rise of the peak in MiB and the seconds of one forward and backward."""
+    """Print the rise of the peak in MiB and the duration in seconds of one forward and backward."""
     import torch
 
     from rl.learner.logprobs import chunked_logprobs
@@ -58,7 +59,7 @@ def measure(kind: str, tokens: int, vocabulary: int, chunk: int) -> None:
     hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
     weight = torch.randn(vocabulary, HIDDEN, requires_grad=True)
     labels = torch.randint(vocabulary, (tokens,))
-    (hidden[:8] @ weight[:8].T).sum().backward()  # thread pools and libraries are up before the first reading
+    (hidden[:8] @ weight[:8].T).sum().backward()  # starts thread pools and loads libraries before the first reading
     hidden.grad = weight.grad = None
     before, started = peak_bytes(), time.perf_counter()
     if kind == "chunked":

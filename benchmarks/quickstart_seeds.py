@@ -1,9 +1,9 @@
-"""The quickstart over several seeds: does it always learn, and how long does the whole command take?
+"""Run the quickstart with several seeds, to see whether it always learns and how long the whole command takes.
 
     .venv/bin/python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 4 [key=value …]
 
 Each seed is a run of `./launch.sh recipes/quickstart.yaml` from nothing: the cold start is not taken from a cache.
-Prints a Markdown table for benchmarks/README.md; exits with 1 when a run misses the issue's targets.
+Prints a Markdown table for benchmarks/README.md. Exits with 1 if a run misses the targets in `reached`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ COLUMNS = (
 
 
 def run(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """One whole command; its summary with the wall seconds of the command and its exit code."""
+    """Run the whole command once. Return its summary, to which `seed`, `seconds` (wall time), `stolen` (share of CPU
+    time) and `code` (exit status) are added."""
     directory = folder / f"seed-{seed}"
     command = [
         "./launch.sh",
@@ -56,7 +57,7 @@ def run(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def stolen_s() -> float:
-    """CPU seconds that the hypervisor gave to others, of all cores since boot (/proc/stat); 0 on real hardware."""
+    """CPU seconds since boot that the hypervisor gave to others, summed over cores (/proc/stat); 0 on real hardware."""
     return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 

@@ -12,7 +12,7 @@ TOTAL = "reward"
 
 
 def check_parts(named: Collection[str], known: Collection[str]) -> None:
-    """Raise ValueError for a name that is no reward part, with the parts there are and the nearest one."""
+    """Raise ValueError for a name that is no reward part. The message lists the parts and suggests the nearest one."""
     for name in named:
         if name not in known:
             raise ValueError(f"there is no reward part {name!r}: {sorted(known)}{nearest(name, sorted(known))}")
@@ -31,6 +31,6 @@ def compose(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
 
 
 def succeeded(reward: float, parts: Mapping[str, float], rule: Mapping[str, float]) -> bool:
-    """Whether every value that `rule` names, a part or the total `reward`, is at least what the rule asks of it."""
+    """Whether every value that `rule` names, a part or the total `reward`, is at least the rule's minimum for it."""
     values = {**parts, TOTAL: reward}
     return all(values[name] >= least for name, least in rule.items())

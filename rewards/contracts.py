@@ -1,7 +1,7 @@
-"""What a reward is given, and what it is.
+"""The base class of rewards, and the finished episode that a reward scores.
 
 A reward knows no environment and no token: it looks at plain values. It raises `rewards.errors.InfrastructureError` for
-what the policy is not to blame for; that is never turned into a number.
+failures that the policy did not cause. They are never turned into a number.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rewards.scorers.config import RewardSettings
 class Ending:
     """A finished episode as plain JSON values.
 
-    `answer` is the text of the last turn, None when the model gave none. `messages` are all that was said, in OpenAI
-    form. `payload` and `metadata` are the task's. `state` is what the environment was left in, None where it has none.
+    `answer` is the text of the last turn, None when the model gave none. `messages` is the whole conversation in OpenAI
+    form. `payload` and `metadata` are the task's. `state` is the environment's final state, None if it has none.
     """
 
     answer: str | None
@@ -30,17 +30,17 @@ class Ending:
 
 
 class Reward:
-    """Scores endings; meant to be derived from. One serves all tasks of a source in a worker."""
+    """Scores finished episodes; derive from it. One instance serves all tasks of a task source in one worker."""
 
     parts: tuple[str, ...] = ()
-    """The names of the parts that `score` returns: what weights and success rules may name."""
+    """The names of the parts that `score` returns. Weights and success rules may use them."""
     uses_sandbox: bool = False
-    """Whether it needs a sandbox that isolates."""
+    """Whether `score` needs a sandbox that isolates."""
 
     def __init__(self, settings: RewardSettings, sandbox: Sandbox) -> None:
         self.settings = settings
         self.sandbox = sandbox
 
     async def score(self, ending: Ending) -> Mapping[str, float]:
-        """Reward parts by name, any finite numbers."""
+        """Return the reward parts by name. They may be any finite numbers."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Errors that the policy did not cause, and how error messages list names.
 
-What a policy can cause by itself never raises: it is a score of 0 or an observation.
+Nothing that a policy can cause by itself raises an error: it becomes a score of 0 or an observation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ class InfrastructureError(RuntimeError):
 
 
 def listed(names: Collection[str]) -> str:
-    """Names for an error message, sorted; of very many the first few and how many more there are."""
+    """The names sorted, for an error message. A long list is cut to the first few names and a count of the others."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(sorted(names)[:_LISTED]) + more

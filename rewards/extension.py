@@ -1,13 +1,13 @@
 """Extensions by name: Sluice's own from a registry, a user's from a package or from a file.
 
-A registry maps a name to an `Entry`, which is two strings: `module:attribute` of the code and of the class of its
-settings. So a recipe can be read without importing what it names; the code is imported where it is used, in whichever
-process of a run that is. A user writes `package.module:attribute` or `file.py:attribute` in place of a name; the
-settings class of such an extension is the attribute `Settings` of what is named, if it has one.
+A registry maps a name to an `Entry` of two strings: the `module:attribute` of the code and of its settings class. So a
+recipe can be read without importing the code that it names; each process of a run imports only the code that it uses.
+A user writes `package.module:attribute` or `file.py:attribute` instead of a name. The settings class of such an
+extension is the attribute `Settings` of the named object, if it has one.
 
 A user's file becomes the module `rewards.extension.file_<its path in hexadecimal digits>`. The name alone says where
 the file lies, so any process can import it. That matters because objects travel between processes as pickles, which
-hold no more of a class than the names of its module and itself.
+hold only the name of an object's class and the name of its module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rewards.strict import Named
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One extension of Sluice's own. Both strings are `module:attribute`; `settings` None: it has none."""
+    """One of Sluice's own extensions. Both strings are `module:attribute`; None: it has no settings of its own."""
 
     code: str
     settings: str | None = None
@@ -38,7 +38,7 @@ Registry = Mapping[str, Entry]
 
 
 def load(registry: Registry, name: str) -> Any:
-    """The code of an extension.
+    """Import the code of an extension and return it.
 
     Raises:
         ValueError: there is no such extension, or it cannot be imported.
@@ -47,22 +47,22 @@ def load(registry: Registry, name: str) -> Any:
 
 
 def make(registry: Registry, name: str, *arguments: Any) -> Any:
-    """What an extension's code makes of these arguments, for one that is a class.
+    """Make an instance of an extension that is a class, from these arguments.
 
     Raises:
-        ValueError: there is no such extension, or it cannot be imported or made.
+        ValueError: there is no such extension, it cannot be imported, or making the instance fails.
     """
     code = load(registry, name)
     try:
         return code(*arguments)
     except ValueError:
         raise
-    except Exception as error:  # whatever a user's class raises
+    except Exception as error:  # a user's class may raise anything
         raise ValueError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def settings_class(registry: Registry, name: str, base: type[Named]) -> type[Named]:
-    """The class of an extension's settings; `base`, which has nothing but the name, where there are none.
+    """The class of an extension's settings; `base`, which has only the name, if it has no settings of its own.
 
     Raises:
         ValueError: there is no such extension, it cannot be imported, or its settings do not derive from `base`.
@@ -78,7 +78,8 @@ def settings_class(registry: Registry, name: str, base: type[Named]) -> type[Nam
 
 
 def located(name: str, folders: Iterable[Path]) -> str:
-    """A user's `file.py:attribute` with an absolute path, looked up from `folders`; any other name unchanged."""
+    """Make the path of a user's `file.py:attribute` absolute. It is searched in `folders`; if it is not found there, or
+    for any other name, the name is returned unchanged."""
     file, colon, attribute = name.rpartition(":")
     if not colon or not file.endswith(".py"):
         return name
@@ -92,7 +93,7 @@ def code_of(registry: Registry, name: str) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for an unknown name, to be put behind an error: empty where nothing is similar."""
+    """A hint to append to the error for an unknown name; empty if no known name is similar."""
     similar = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {similar[0]!r}?" if similar else ""
 
@@ -124,12 +125,12 @@ def _module(place: str) -> ModuleType:
     name = _FILE_MODULE + str(Path(place).absolute()).encode().hex() if place.endswith(".py") else place
     try:
         return importlib.import_module(name)
-    except Exception as error:  # whatever a user's module raises
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 __path__: list[str] = []
-"""Makes the import system treat this module as a package, so that the modules of users' files can lie in it."""
+"""Makes the import system treat this module as a package, so that the modules of users' files can be its submodules."""
 
 _FILE_MODULE = f"{__name__}.file_"
 

@@ -1,4 +1,7 @@
-"""The bases of every configuration model: frozen, typed strictly, and an unknown key is an error."""
+"""The bases of every configuration model: frozen, and an unknown key is an error.
+
+Types are checked strictly, because recipes are validated in pydantic's strict mode.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ class StrictModel(BaseModel):
     )
 
     shorthand: ClassVar[str | None] = None
-    """The field that a bare string in this section's place stands for (`model: PATH`); None: a mapping is required.
-    Whoever reads a recipe expands it before validation."""
+    """The field that is meant by a bare string in place of this section (`model: PATH`); None: a mapping is required.
+    The code that reads a recipe expands the string before validation."""
 
 
 class Named(StrictModel):
     """A section that chooses an extension by name and carries the settings of its choice.
 
-    Each kind of extension has one direct subclass, which sets `kind` and is what a recipe's model declares. The
-    settings of one extension derive from that class and add their keys. Whoever validates a recipe passes, as
-    pydantic's context, a function from (kind, name) to the settings class of the extension of that name.
+    Each kind of extension has one direct subclass, which sets `kind`; recipe models declare fields of that class. The
+    settings of one extension derive from it and add their keys. The code that validates a recipe passes, as pydantic's
+    context, a function from (kind, name) to the settings class of the extension of that name.
     """
 
     kind: ClassVar[str]
@@ -39,6 +42,6 @@ class Named(StrictModel):
         if "kind" in vars(cls) and info.context is not None and isinstance(data, dict):
             chosen: type[Named] = info.context(cls.kind, data.get("name"))
             if chosen is not cls:
-                # As JSON, because that reads a list as a tuple and is strict about everything else.
+                # Validate as JSON, because strict mode accepts a list for a tuple only there.
                 return chosen.model_validate_json(json.dumps(data), strict=True, context=info.context)
         return handler(data)

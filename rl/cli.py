@@ -1,4 +1,4 @@
-"""The verbs behind launch.sh: the table of them, and nothing else. A verb is imported when it is asked for.
+"""The table of the verbs behind launch.sh, and nothing else. A verb's module is imported only when that verb is run.
 
 The help page is rl/help.txt, which launch.sh prints without starting Python. Exit codes: rl.exitcodes.
 """
@@ -19,8 +19,8 @@ VERBS: Mapping[str, str] = {
     "lock": "rl.verbs.lock:lock",
     "doctor": "rl.verbs.doctor:doctor",
 }
-"""Every verb but training, which has none: its function as `module:name`, which takes what follows the verb and returns
-the exit code."""
+"""Each verb's function as `module:name`. It takes the arguments after the verb and returns the exit code. Training has
+no verb: a recipe as the first argument means TRAIN."""
 
 
 def main(argv: Sequence[str]) -> int:

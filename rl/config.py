@@ -26,7 +26,8 @@ from rollout.transfer.config import WeightSyncConfig
 class Recipe(StrictModel):
     run: RunConfig = RunConfig()
     resume: Literal["never", "auto", "must"] = "never"
-    """auto: go on from the newest checkpoint in run.dir if there is one. must: refuse to start without one."""
+    """auto: go on from the newest checkpoint in run.dir if there is one. must: refuse to start when run.dir holds no
+    run."""
     model: ModelConfig
     sandbox: SandboxConfig = SandboxConfig()
     tasks: TasksConfig

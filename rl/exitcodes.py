@@ -1,4 +1,4 @@
-"""What `./launch.sh` exits with, beside 128 + the number of a signal that ended the run."""
+"""The exit codes of `./launch.sh`. A run that a signal ended exits with 128 + the number of that signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where this repository lies. The one place that knows it: modules move, this file does not."""
+"""The directory of this repository. Only this file computes it, so that other modules can be moved freely."""
 
 from __future__ import annotations
 

@@ -35,12 +35,12 @@ from rollout.types import Group
 
 
 def run(recipe: Recipe, run_id: str) -> int:
-    """The driver's life, below its guardian (rl.driver.guardian). Returns the exit code (rl.driver.drive)."""
+    """Run the driver to its end and return the exit code (rl.driver.drive). The parent is rl.driver.guardian."""
     return drive(recipe, run_id, train)
 
 
 def train(run: Session) -> None:
-    """The whole run, from its processes to its last evaluation: every stage of the recipe that is not done."""
+    """Start the processes and run every stage of the recipe that is not done yet."""
     if run.finished:
         run.console.note("this run is finished: there is nothing to resume. Raise run.steps to train on")
         return
@@ -52,15 +52,15 @@ def train(run: Session) -> None:
 
 
 def supervised(run: Session, model: str) -> str:
-    """The stage `sft`: train on demonstrations what reinforcement learning starts from."""
+    """Run the stage `sft`: train on demonstrations. Its result is what reinforcement learning starts from."""
     with run.phase("preparing the starting model"):
         return cold_start(run.recipe, run.calls, run.cluster.trainers, run.supervised_step)
 
 
 def reinforcement(run: Session, model: str) -> str:
-    """The stage `rl`: the loop that the picture above shows."""
+    """Run the stage `rl`: the loop that the diagram above shows."""
     recipe, progress = run.recipe, run.progress
-    progress.eval_after = {}  # of an earlier, shorter run
+    progress.eval_after = {}  # an earlier, shorter run may have set it
     prepare_policy(run, model)
     publish(run, verify=True)
     progress.eval_before = progress.eval_before or evaluate(run)
@@ -72,7 +72,7 @@ def reinforcement(run: Session, model: str) -> str:
         publish(run, verify=due(run, recipe.weight_sync.verify_every))
         open_gate(run)
         run.end_step(groups)
-        # Written down first: a checkpoint must never know of a step that metrics and trajectories lack.
+        # After end_step: a checkpoint must never contain a step that metrics and trajectories lack.
         if due(run, recipe.checkpoint.every) or progress.step == recipe.run.steps:
             checkpoint(run)
         if due(run, recipe.eval.every):
@@ -81,7 +81,7 @@ def reinforcement(run: Session, model: str) -> str:
 
 
 LOOPS: Mapping[str, Callable[[Session, str], str]] = {SFT: supervised, RL: reinforcement}
-"""Each stage's loop: from the directory of the model that it starts from to that of the model it leaves."""
+"""Each stage's loop. It takes the directory of the model to start from and returns that of the model it leaves."""
 
 
 def start_processes(run: Session) -> None:
@@ -100,7 +100,7 @@ def start_processes(run: Session) -> None:
 
 
 def prepare_policy(run: Session, model: str) -> None:
-    """Load the policy into the trainers, and the rest of the newest checkpoint when the run is resumed."""
+    """Load the policy into the trainers, and the newest checkpoint when the run is resumed; wait for the engines."""
     trainers, saved = run.cluster.trainers, run.checkpoints.latest()
     with run.phase("loading the policy into the trainer"):
         run.calls.ask_all(trainers, "build", model, policy_stage(run.recipe), what="loading the policy")
@@ -112,7 +112,7 @@ def prepare_policy(run: Session, model: str) -> None:
 
 
 def learn(run: Session, groups: list[Group]) -> None:
-    """Advantages, weights, packing, one optimizer step on every rank, and the entry in the ledger."""
+    """Compute advantages and weights, pack, take one optimizer step on every rank, mark the groups as trained."""
     recipe, progress = run.recipe, run.progress
     mean_age, oldest = staleness(groups, progress.version)
     assert oldest <= recipe.buffer.max_staleness, f"a token is {oldest} versions old: the buffer's gate leaks"
@@ -121,7 +121,7 @@ def learn(run: Session, groups: list[Group]) -> None:
     lr = learning_rate(recipe.trainer.optimizer, progress.step, recipe.run.steps)
     what = f"training step {progress.step + 1}"
     with run.timed("train"):
-        # A step whose groups all agree has nothing to learn; its weights stay as they are.
+        # Without rows (when rewards are equal within every group, say) the weights stay as they are.
         arguments = [(of_rank, lr, progress.version) for of_rank in batches]
         started = run.calls.start_each(run.cluster.trainers, "train", arguments) if rows else {}
         answers = run.calls.wait(started, what)
@@ -139,7 +139,10 @@ def learn(run: Session, groups: list[Group]) -> None:
 
 
 def finish(run: Session) -> str:
-    """The last evaluation. The last checkpoint is written before it, so a process that dies here costs no step."""
+    """Evaluate a last time and add the result to the last checkpoint. Returns that checkpoint's model directory.
+
+    The checkpoint was written before the evaluation, so a process that dies here costs no step.
+    """
     run.progress.eval_after = evaluate(run)
     run.progress.wall_s = run.wall_s()
     saved = run.checkpoints.latest()

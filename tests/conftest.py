@@ -1,4 +1,4 @@
-"""Skips what this machine cannot run (tests marked `gpu` where no NVIDIA GPU is seen); no timed assertions."""
+"""Skips tests marked `gpu` on machines without an NVIDIA GPU, and sets no time limit for Hypothesis' examples."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import settings
 
 from rl.recipe.machine import gpu_names
 
-# Hypothesis fails an example that takes over 200 ms: on a busy machine that says nothing about the code.
+# By default Hypothesis fails an example that takes over 200 ms. On a busy machine that says nothing about the code.
 settings.register_profile("sluice", deadline=None)
-settings.register_profile("few", deadline=None, max_examples=10)  # tests/test_interpreters.py
+settings.register_profile("few", deadline=None, max_examples=10)  # used by tests/test_interpreters.py
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sluice"))
 
 

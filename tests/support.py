@@ -1,4 +1,4 @@
-"""What tests of several rooms share: the committed tiny model, its chat format, environments by name, whole recipes."""
+"""Helpers for many tests: the committed tiny model, its chat format, environments by name and whole recipes."""
 
 from __future__ import annotations
 

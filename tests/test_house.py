@@ -1,8 +1,9 @@
-"""The shape of the tree: rooms and their directions, no circle, small folders, short files, configuration on its own.
+"""The shape of the source tree: which rooms may import which, no import cycles, small folders and short files.
 
 A room is a folder of one of the three packages, or a module that lies directly in a package. `TIERS` lists the rooms of
-each package from the top to the ground. A room may import rooms of lower tiers only; rooms of one tier do not know each
-other. `config.py` files are outside of this order: they import nothing but each other, so everybody may import them.
+each package from the top to the ground. A room may import rooms of lower tiers only; rooms of one tier do not import
+each other. `config.py` files are outside of this order: they import only each other and `rewards.strict`, so every room
+may import them. `__init__.py` files are outside of it, too.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ NAMES = {dotted(module): module for module in MODULES}
 
 
 def imports(module: Path) -> Iterator[tuple[Path, int]]:
-    """The modules of ours that `module` imports anywhere in it, with the line."""
+    """Yield each of our modules that `module` imports, inside functions too, with the line of the import."""
     for node in ast.walk(ast.parse((REPOSITORY / module).read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
@@ -128,7 +129,8 @@ def test_the_loop_fits_on_a_few_screens() -> None:
 
 
 def test_tests_lie_where_the_code_does() -> None:
-    """tests/rl/batch/… tests rl/batch/…; whole runs, recipes and the repository itself have folders of their own."""
+    """tests/rl/batch/… tests rl/batch/…. Whole runs and recipes have folders of their own; tests of the repository lie
+    directly in tests/."""
     for path in (REPOSITORY / "tests").rglob("test_*.py"):
         folder = path.parent.relative_to(REPOSITORY / "tests")
         if folder.parts and folder.parts[0] in TIERS:

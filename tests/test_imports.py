@@ -1,4 +1,5 @@
-"""Who may import whom, and what may never be written: DESIGN.md's directions and invariant 12, read from the source."""
+"""Import rules and forbidden calls, checked in the source: packages import in one direction, few modules import a heavy
+library, and no untrusted text is evaluated or unpickled."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def tree_of(module: Path) -> ast.Module:
 
 
 def imported(module: Path) -> Iterator[str]:
-    """Full names of every imported module, those inside functions included."""
+    """Yield the full name of every imported module, of imports inside functions too."""
     for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -40,7 +41,7 @@ def imported(module: Path) -> Iterator[str]:
 
 
 def untrusted_evaluation(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Lines that evaluate or unpickle text, or hand it to a shell."""
+    """Yield the line and the text of every call that evaluates or unpickles text, or hands it to a shell."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue

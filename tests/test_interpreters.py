@@ -1,7 +1,7 @@
-"""What needs no torch, under every other Python that Sluice accepts and this machine has.
+"""Runs the tests that need no torch under every other supported Python that this machine has.
 
-Each gets an environment of its own with the few packages that these tests need, at the versions of the lock. The rest
-of the suite runs under one Python.
+Each Python gets an environment of its own with the few packages that these tests need, at the versions of the lock. The
+rest of the suite runs under one Python only.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ NEED_MORE = (
     *("rl/observe/test_tracking.py", "rollout/engine", "rollout/transfer", "rollout/chat"),
     *("rollout/agent/test_replay.py", "rollout/agent/test_deadline.py", "rollout/tasks/test_stream.py"),
 )
-"""These need torch, transformers, Ray, wandb, datasets or mypy, look at the whole environment, or wait."""
+"""Tests that are left out, as paths under tests/. They need torch, transformers, Ray, wandb, datasets or mypy, look at
+the whole environment, or wait for deadlines."""
 
 
 def interpreter(version: str) -> Path | None:
-    """A Python of this version that runs: on PATH, or one of pyenv's."""
+    """Return a Python of this version that starts, from PATH or from pyenv; None if there is none."""
     found = shutil.which(f"python{version}")
     candidates = [Path(found)] if found else []
     candidates += sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}"))
@@ -56,7 +57,7 @@ def interpreter(version: str) -> Path | None:
 
 
 def pinned_closure() -> list[str]:
-    """The packages, and what they need, as pins of the lock."""
+    """Return pins of the CPU lock (`name==version`) for PACKAGES and everything they depend on."""
     pins, waiting, found = read_pins(FOLDER / LOCKS["cpu"]), list(PACKAGES), set()
     while waiting:
         name = waiting.pop()
@@ -75,7 +76,7 @@ def pinned_closure() -> list[str]:
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What pytest said under each other Python that is here; they run side by side."""
+    """The ended pytest process of each other Python that is here, by version. All of them run at the same time."""
     here = {version: python for version in OTHERS if (python := interpreter(version)) is not None}
     with ThreadPoolExecutor() as pool:
         folders = (tmp_path_factory.mktemp(version) for version in here)
@@ -88,7 +89,7 @@ def run_under(python: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     install = [own, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", *pinned_closure()]
     subprocess.run(install, check=True)
     ignored = [f"--ignore=tests/{path}" for path in NEED_MORE]
-    # A folder of its own for what pytest keeps: it removes the folders of earlier sessions, this one's among them.
+    # pytest removes the temporary folders of earlier sessions, and would remove this session's. Hence --basetemp.
     command = [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'temp'}", "-m", "not slow"]
     return subprocess.run(
         [*command, *TESTS, *ignored],

@@ -1,7 +1,7 @@
 """launch.sh in a bare checkout whose `python3.11` is a small script: what it refuses, what it builds, and how often.
 
-The stub answers as Python would and writes down what it was asked, so nothing is downloaded. The real build is what CI
-does in every fresh clone before these tests run.
+The script answers as Python would and writes down what it was asked, so nothing is downloaded. CI does the real build
+in every fresh clone, before these tests run.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Checkout:
         path.chmod(0o755)
 
     def installs(self) -> list[str]:
-        """Of whole locks."""
+        """The calls of pip that install a whole lock. torch.txt does not count."""
         return [call for call in self.pip_calls() if " -r " in call and "torch.txt" not in call]
 
     def pip_calls(self) -> list[str]:
@@ -113,7 +113,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def refused(done: subprocess.CompletedProcess[str], words: str) -> bool:
-    """Exit code 2 and, last, one line that says what is wrong."""
+    """Whether the exit code is 2 and the last line of stderr is an error message with these words."""
     *_, last = done.stderr.splitlines()
     return done.returncode == 2 and last.startswith("launch: error: ") and words in last
 
@@ -205,7 +205,8 @@ def test_two_starts_at_once_build_once(checkout: Checkout) -> None:
 def test_a_signal_ends_a_build_and_pip_with_it(checkout: Checkout, sent: signal.Signals, code: int) -> None:
     checkout.settings["STUB_PIP_SECONDS"] = "600"
     start = subprocess.Popen(
-        # A suite started with nohup ignores SIGINT, and bash cannot trap what it inherits ignored.
+        # A suite that a script starts in the background ignores SIGINT, and bash cannot trap a signal that it
+        # inherits as ignored.
         ["/usr/bin/env", "--default-signal=INT", checkout.root / "launch.sh", "test"],
         env=checkout.environment(),
         stderr=subprocess.PIPE,
@@ -265,7 +266,7 @@ def test_torch_is_a_cpu_build_of_a_configured_source_where_there_is_one(checkout
 
 @pytest.mark.parametrize("index", ["https://download.pytorch.org/whl/cpu", "https://mirror.example/cpu"])
 def test_else_it_comes_from_pytorchs_index_and_nothing_else_does(checkout: Checkout, index: str) -> None:
-    checkout.settings["STUB_NO_TORCH"] = "--dry-run torch"  # without an address
+    checkout.settings["STUB_NO_TORCH"] = "--dry-run torch"  # matches the call without --index-url only
     if "mirror" in index:
         checkout.settings["SLUICE_TORCH_INDEX"] = index
     done = checkout.launch("test")
@@ -396,7 +397,7 @@ def test_another_architecture_is_refused(checkout: Checkout) -> None:
 
 
 def test_a_checkout_that_cannot_be_written_is_refused(checkout: Checkout) -> None:
-    checkout.venv.with_name(".venv.build").touch()  # permissions do not stop root
+    checkout.venv.with_name(".venv.build").touch()  # a file in the folder's place: permissions do not stop root
     assert refused(checkout.launch("test"), "set SLUICE_VENV to an environment elsewhere")
     assert not checkout.venv.exists()
 
@@ -453,7 +454,7 @@ def test_bubblewrap_is_installed_where_it_can_be_and_before_the_environment(chec
 def test_bubblewrap_that_cannot_be_installed_is_told_before_anything_is_downloaded(
     checkout: Checkout, user: str
 ) -> None:
-    """Whether the recipe runs code at all only rl/cli.py knows, which refuses what does."""
+    """launch.sh goes on: only rl/cli.py knows whether the recipe runs code, and refuses a recipe that does."""
     (checkout.bin / "bwrap").unlink()
     checkout.stub("id", f"#!/bin/sh\necho {user}\n")
     checkout.stub("apt-get", "#!/bin/sh\necho 'E: no such package' >&2\nexit 100\n")

@@ -1,4 +1,4 @@
-"""Where launch.sh takes torch from: real builds with small wheels, from package indexes on loopback."""
+"""The source from which launch.sh installs torch. The builds are real; small wheels come from indexes on loopback."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def serve(index: Index) -> ThreadingHTTPServer:
             self.wfile.write(body or b"")
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     index.url = f"http://127.0.0.1:{server.server_port}/simple"
@@ -85,7 +85,7 @@ def serve(index: Index) -> ThreadingHTTPServer:
 
 @dataclass
 class Sources:
-    """A checkout with small locks, the package index that pip is configured with, and the one in PyTorch's place."""
+    """A checkout with small locks, pip's configured package index, and a stand-in for PyTorch's index."""
 
     root: Path
     wheels: Path

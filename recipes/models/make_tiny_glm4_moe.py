@@ -1,12 +1,12 @@
-"""Writes recipes/models/tiny-glm4-moe: the quickstart's model config and tokenizer. No weights: they come from a seed.
+"""Write recipes/models/tiny-glm4-moe: the quickstart's model config and tokenizer, but no weights (a seed gives them).
 
     .venv/bin/python -m recipes.models.make_tiny_glm4_moe [DIRECTORY]
 
 The tokenizer has GLM-4.5's special tokens and a small byte-level BPE, so it can write any text. Its merges are learned
-on what the quickstart's environments show and say, cut at the words and numbers that vary: a fixed phrase (GLM-4.5's
-tool preamble, a tool's schema) becomes a few tokens, and what varies is one token wherever it stands (numbers in
-chunks of two digits), which is what a model this small learns to copy in seconds. Deterministic: a test runs this
-again and compares bytes.
+on the conversations of the quickstart's environments, cut at the words and numbers that vary. So a fixed phrase
+(GLM-4.5's tool preamble, a tool's schema) becomes a few tokens. A varying word is one token wherever it stands, and a
+number one token for every two digits; a model this small learns to copy these in seconds. The output is deterministic:
+a test runs this again and compares bytes.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ NUMBER = r"\d{1,2}"
 WORDS = (*ITEMS, *ANIMALS, *PLACES)
 VOCABULARY = 1280
 LEARNED_FROM = (PythonSettings(name="python"), EnvironmentSettings(name="store"))
-"""Named, not all that there are: a new environment must not change the committed tokenizer."""
+"""The environments that the merges are learned on. They are listed here, so that a new environment does not change the
+committed tokenizer."""
 DEMONSTRATIONS = 100
-"""Oracle conversations of each of them that the merges are learned on."""
+"""The number of oracle conversations from each environment."""
 
 
 def untrained_tokenizer() -> Tokenizer:
-    """Bytes only. Numbers and the varying words are cut out, nothing else: merges may span a fixed phrase."""
+    """A tokenizer of single bytes. It splits text only at numbers and varying words: merges may span a fixed phrase."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -61,7 +62,7 @@ def untrained_tokenizer() -> Tokenizer:
 
 
 def trained_tokenizer(segments: list[str], size: int) -> Tokenizer:
-    """Merges learned within each segment, then the special tokens. `size` counts the special tokens too."""
+    """A tokenizer with merges learned within each segment, then the special tokens. `size` includes those."""
     tokenizer = untrained_tokenizer()
     trainer = BpeTrainer(
         vocab_size=size - len(SPECIAL_TOKENS),
@@ -102,7 +103,8 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def model_config(vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
-    """A GLM-4.5 in small: dense first layer, sigmoid routing with correction bias, QK-norm, GQA, a shared expert."""
+    """The config of a tiny GLM-4.5: dense first layer, sigmoid routing with correction bias, QK-norm, GQA, a shared
+    expert."""
     return {
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",

@@ -1,11 +1,12 @@
-"""The bubblewrap command line: which namespaces, binds and user an execution gets. No process is started but the probe.
+"""The bubblewrap command line: the namespaces, binds and user of an execution. Only `probe` starts a process here.
 
-Two forms, because RLIMIT_NPROC never binds the machine's uid 0, not even when a user namespace shows it as another uid:
-- as root: bubblewrap sets up the mounts with root's power, setpriv becomes uid 65534, unshare enters a user namespace
-  in which no id is mapped. There are no capabilities in it and no further user namespace can be made from it.
-- as an ordinary user: bubblewrap makes the user namespace itself, and the last that can be made: in a further one the
-  code would have all capabilities, and could mount a tmpfs of any size.
-Either way the runner becomes pid 1 (`--as-pid-1`), so the end of the runner is the end of the tree.
+There are two forms, because RLIMIT_NPROC never limits the machine's uid 0, even if a user namespace shows it as another
+uid:
+- as root: bubblewrap sets up the mounts with root's rights, setpriv changes to uid 65534, and unshare enters a user
+  namespace in which no id is mapped. It has no capabilities, and no further user namespace can be made from it.
+- as an ordinary user: bubblewrap makes the user namespace itself and forbids further ones. In a further one the code
+  would have all capabilities, and could mount a tmpfs of any size.
+In both forms the runner becomes pid 1 (`--as-pid-1`), so the whole tree ends when the runner ends.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ FIX = f"install it with `apt-get install bubblewrap`, or {UNSAFE}"
 
 
 def interpreter() -> str:
-    """The base interpreter: a virtual environment's own python would need its site directory."""
+    """The path of the base interpreter. A virtual environment's own python would need its site directory."""
     return str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
 
 
 def command(*, work_bytes: int, seccomp_fd: int, info_fd: int | None = None) -> list[str]:
-    """The prefix of an isolated command. `work_bytes`: size of the tmpfs at /tmp, and of the one at /dev/shm.
-    `seccomp_fd`: from `seccomp.open_filter`.
+    """The prefix of an isolated command. `work_bytes` is the size of the tmpfs at /tmp, and of the one at /dev/shm.
+    `seccomp_fd` comes from `seccomp.open_filter`. bubblewrap writes its child's pid to `info_fd`.
 
-    Raises FileNotFoundError without bubblewrap.
+    Raises:
+        FileNotFoundError: bubblewrap is not installed.
     """
     program = shutil.which("bwrap")
     if program is None:
@@ -42,7 +44,8 @@ def command(*, work_bytes: int, seccomp_fd: int, info_fd: int | None = None) -> 
     prefix = [program, "--die-with-parent", "--new-session", "--as-pid-1"]
     prefix += _root_namespaces() if as_root else _user_namespaces()
     prefix += ["--seccomp", str(seccomp_fd), *_system_binds(), "--proc", "/proc", "--dev", "/dev"]
-    # Both read as zeros; a shared mapping of /dev/zero would be memory that nobody counts, /dev/full cannot be mapped.
+    # Put /dev/full in place of /dev/zero. Both read as zeros, but /dev/full cannot be mapped. A shared mapping of
+    # /dev/zero would be memory that nobody counts.
     prefix += ["--dev-bind", "/dev/full", "/dev/zero"]
     prefix += ["--perms", "1777", "--size", str(work_bytes), "--tmpfs", "/dev/shm"]
     prefix += ["--perms", "1777", "--size", str(work_bytes), "--tmpfs", "/tmp"]
@@ -55,7 +58,7 @@ def command(*, work_bytes: int, seccomp_fd: int, info_fd: int | None = None) -> 
 
 
 def probe() -> None:
-    """Start one isolated process. Raises ValueError saying what is missing and the fix."""
+    """Start one isolated process as a trial. Raise ValueError with the cause and the fix if that fails."""
     try:
         seccomp_fd = seccomp.open_filter()
     except ValueError as error:
@@ -104,7 +107,7 @@ def _system_binds() -> list[str]:
             binds += ["--ro-bind", name, name]
     prefix = Path(sys.base_prefix)
     if not prefix.is_relative_to("/usr"):
-        # bubblewrap makes missing parents with mode 0700, which uid 65534 could not enter.
+        # bubblewrap would make missing parents with mode 0700, and uid 65534 could not enter them.
         for parent in reversed(prefix.parents[:-1]):
             binds += ["--perms", "0755", "--dir", str(parent)]
         binds += ["--ro-bind", str(prefix), str(prefix)]

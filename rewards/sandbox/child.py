@@ -1,9 +1,10 @@
 """The runner inside the sandbox: read the code, fork, limit the child, run the code there, report how it ended.
 
-Started by `rewards.sandbox.sandbox` as `python -I -S -c <this file>`, under bubblewrap as pid 1 of its namespace: when
-it exits, the kernel kills every other process in there. The host never imports it, and it imports only what loads in a
-few milliseconds. It must not be trusted with a verdict: code that runs beside it under the same uid may tamper with it.
-What it cannot be made to do is unsay READY, which is why a run is an infrastructure failure only before that line.
+`rewards.sandbox.sandbox` starts it as `python -I -S -c <this file>`, under bubblewrap as pid 1 of its namespace. When
+it exits, the kernel kills every other process in there. The host never imports it, and it imports only modules that
+load in a few milliseconds. It must not be trusted with a verdict: code that runs beside it under the same uid may
+tamper with it. But that code cannot take back the line READY. So after READY, no report from here counts as an
+infrastructure failure.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ def read_all(fd: int) -> bytes:
 
 
 def close_all_but(kept: int) -> None:
-    """Close what came along on purpose and is of no use to the code: the socket's and the code's descriptors."""
+    """Close all descriptors above 2 except `kept`. This process needed them; the untrusted code has no use for them."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd != kept:
-            os.closerange(fd, fd + 1)  # ignores that the descriptor of the listing itself is closed by now
+            os.closerange(fd, fd + 1)  # unlike os.close, ignores the listing's own descriptor, closed by now
 
 
 def set_limits(cpu_s: int, memory: int, processes: int, file_bytes: int) -> None:
-    """Limits of the untrusted process and what it starts. `processes` 0 leaves that limit alone."""
+    """Limit this process and those it starts. `memory` and `file_bytes` are in bytes; `processes` 0 sets no limit."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
@@ -43,7 +44,7 @@ def set_limits(cpu_s: int, memory: int, processes: int, file_bytes: int) -> None
 
 
 def run_code(source: bytes) -> None:
-    """Run the untrusted code as `__main__`. Returns or raises SystemExit; the interpreter then shuts down normally."""
+    """Run the untrusted code as `__main__`. Return or raise SystemExit; the interpreter then shuts down normally."""
     main = ModuleType("__main__")
     sys.modules["__main__"] = main
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -59,7 +60,8 @@ def run_code(source: bytes) -> None:
 
 
 def tree_memory() -> int:
-    """Anonymous resident bytes of every other process in this namespace. Copy-on-write pages count per process."""
+    """The anonymous resident bytes of all other processes in this namespace. Each process counts shared copy-on-write
+    pages in full."""
     total = 0
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
@@ -73,13 +75,13 @@ def tree_memory() -> int:
 
 
 def supervise(child: int, status: int, cpu_s: int, memory: int) -> tuple[str, int]:
-    """Wait for the child. Returns its outcome and exit code (negative: the signal that ended it)."""
+    """Wait for the child. Return its outcome and exit code (negative: the signal that ended it)."""
     watched = select.poll()
     watched.register(os.pidfd_open(child), select.POLLIN)
     watched.register(status, select.POLLHUP)
     while True:
         if any(fd == status for fd, _ in watched.poll(TICK_MS)):
-            os._exit(1)  # the host is gone: nobody else would stop this tree
+            os._exit(1)  # the host is gone, and nobody else would stop this tree
         while True:
             try:
                 pid, raw, usage = os.wait4(-1, os.WNOHANG)
@@ -96,7 +98,7 @@ def supervise(child: int, status: int, cpu_s: int, memory: int) -> tuple[str, in
 def classify(code: int, cpu_spent: bool) -> tuple[str, int]:
     if code == -24 or (code == -9 and cpu_spent):  # SIGXCPU, or SIGKILL for code that ignored it
         return "timeout", code
-    if code in (-9, MEMORY_EXIT):  # -9 without our doing: the kernel ran out of memory
+    if code in (-9, MEMORY_EXIT):  # a SIGKILL that we did not send: taken for the kernel's OOM killer
         return "memory", code
     return ("ok" if code == 0 else "failed"), code
 

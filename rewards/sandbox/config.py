@@ -1,4 +1,4 @@
-"""The recipe's `sandbox:` section. Owner: rewards.sandbox.sandbox."""
+"""The recipe's `sandbox:` section, used by rewards.sandbox.sandbox."""
 
 from __future__ import annotations
 

@@ -1,14 +1,19 @@
-"""Run untrusted Python: one process tree per execution, isolated by bubblewrap, limited, killed and reaped whole.
+"""Run untrusted Python: one process tree per execution, isolated by bubblewrap, limited, and killed and reaped whole.
 
-What holds: new user, pid, net, ipc and mount namespaces, no network device but loopback, a read-only system, a tmpfs
-work directory, a scrubbed environment; limits on wall time, CPU, memory, processes, file size and output.
-What it does not cover: bugs of the kernel (the seccomp filter only refuses memory that could not be counted, there is
-no virtual machine); side channels; the CPU limit is per process, so the tree may use `processes` times as much within
-the wall time; the memory of the whole tree is looked at every 50 ms, so a burst may overshoot it between two looks;
-files on tmpfs, shared memory among them, come on top, up to memory_mb in /tmp and again in /dev/shm; so do the kernel's
-buffers of pipes and sockets; files under /usr are readable; and the exit code, output and outcome are under the control
-of the code that ran: they are what it says, never a verdict on it.
-`kind: unsafe-none` has none of the isolation: resource limits and a process-group kill only.
+An execution has new user, pid, net, ipc and mount namespaces, no network device but loopback, a read-only system, a
+tmpfs work directory and a scrubbed environment. Wall time, CPU, memory, processes, file size and output are limited.
+
+Not covered:
+- Bugs of the kernel (the seccomp filter only refuses memory that could not be counted, and there is no virtual machine)
+  and side channels.
+- The CPU limit is per process, so the tree may use `processes` times as much within the wall time.
+- The memory of the whole tree is checked every 50 ms, so a burst may exceed the limit between two checks. Files on
+  tmpfs, including shared memory, come on top: up to memory_mb in /tmp and again in /dev/shm. So do the kernel's buffers
+  of pipes and sockets.
+- Files under /usr are readable.
+- The code that ran controls its exit code, output and outcome. Treat them as claims of that code, never as a verdict.
+
+`kind: unsafe-none` has no isolation: only resource limits and a kill of the process group.
 """
 
 from __future__ import annotations
@@ -46,12 +51,12 @@ _DRAIN_S = 2.0
 _MIB = 1 << 20
 
 queued_s: ContextVar[float] = ContextVar("queued_s", default=0.0)
-"""Seconds that the current task has waited for a sandbox's slot: other code's time, which no caller may blame on its
-own code."""
+"""Seconds that the current task has waited for a free slot of a sandbox. Other code ran in that time, so callers must
+not count it against their own code."""
 
 
 class Outcome(StrEnum):
-    """How an execution ended. Everything but INFRASTRUCTURE is the code's own doing."""
+    """How an execution ended. The code itself causes every outcome except INFRASTRUCTURE."""
 
     OK = "ok"
     FAILED = "failed"
@@ -63,7 +68,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """What one execution left. `exit_code` is negative for a signal and None where we ended it or it never began."""
+    """The result of one execution. `exit_code` is negative for a signal. It is None if we ended the execution, if it
+    never began, or if its runner reported no end."""
 
     outcome: Outcome
     stdout: str
@@ -72,22 +78,23 @@ class Execution:
     wall_s: float
 
     def raise_for_infrastructure(self) -> Execution:
-        """Itself; raises InfrastructureError where the sandbox failed, so that nobody takes that for an observation."""
+        """Return this execution, or raise InfrastructureError if the sandbox failed, which is no observation."""
         if self.outcome is Outcome.INFRASTRUCTURE:
             raise InfrastructureError(f"sandbox: {self.stderr}")
         return self
 
 
 class Sandbox:
-    """Executes code under one config's limits. Belongs to one event loop. Making one costs nothing: whoever is going to
-    execute code calls `require` first."""
+    """Executes code under the limits of a config. Belongs to one event loop. Making one starts and checks nothing: call
+    `require` before executing code."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
         self._slots = asyncio.Semaphore(config.concurrency)
 
     def require(self) -> None:
-        """Start a trial. Raises ValueError where this machine cannot isolate, with what is missing and the fix."""
+        """Run a trial. Raise ValueError with the cause and the fix if this machine cannot isolate code. `unsafe-none`
+        only logs a warning."""
         if self.config.kind == "bubblewrap":
             bubblewrap.probe()
         else:
@@ -97,8 +104,8 @@ class Sandbox:
             )
 
     async def run(self, code: str, *, stdin: str = "") -> Execution:
-        """Execute `code` as a script. Returns when every process of it is gone, also when cancelled. Never raises for
-        what the code does."""
+        """Execute `code` as a script. Return when all its processes are gone, also when cancelled. Never raise for what
+        the code does."""
         async with self._slot():
             if self.config.kind == "bubblewrap":
                 return await self._execute(code, stdin, "/")
@@ -110,7 +117,7 @@ class Sandbox:
         asked = time.monotonic()
         try:
             await self._slots.acquire()
-        finally:  # also where the caller's deadline ends the waiting
+        finally:  # also when the caller's deadline ends the wait
             queued_s.set(queued_s.get() + time.monotonic() - asked)
         try:
             yield
@@ -128,7 +135,7 @@ class Sandbox:
     def _start(self, code: str, stdin: str, cwd: str) -> _Tree:
         isolated = self.config.kind == "bubblewrap"
         with contextlib.ExitStack() as passed:
-            # surrogatepass: a lone surrogate is the policy's text; the runner's compile() turns it down, not we.
+            # surrogatepass: a lone surrogate is part of the policy's text. The runner's compile() rejects it, not we.
             code_fd = _sealed_memfd("code", code.encode(errors="surrogatepass"))
             passed.callback(os.close, code_fd)
             stdin_fd = _sealed_memfd("stdin", stdin.encode(errors="surrogatepass"))
@@ -136,12 +143,12 @@ class Sandbox:
             host, guest = socket.socketpair()
             passed.enter_context(guest)
             with _closed_on_error(host):
-                for_bubblewrap: list[int] = []  # which closes them: hence a copy of the socket, and a filter each time
+                for_bubblewrap: list[int] = []  # bubblewrap closes them: it gets a copied socket and a new filter
                 if isolated:
                     for_bubblewrap = [passed.enter_context(guest.dup()).fileno(), seccomp.open_filter()]
                     passed.callback(os.close, for_bubblewrap[1])
-                # subprocess rather than asyncio's: uvloop, which Ray's actors run on, forks this process and all its
-                # threads' locks with it, and the child may wait for one of them for ever. subprocess uses vfork.
+                # Use subprocess, not asyncio's: uvloop, on which Ray's actors run, forks this process with the locks of
+                # all its threads, and the child may wait for one of them for ever. subprocess uses vfork.
                 process = subprocess.Popen(
                     self._argv(code_fd, guest.fileno(), for_bubblewrap),
                     stdin=stdin_fd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
@@ -164,8 +171,8 @@ class Sandbox:
 
 
 class _Tree:
-    """One running execution: reads what it says, and ends all of it. Raises OSError, and leaves no process, where this
-    process is out of descriptors."""
+    """One running execution: reads its status and output, then kills and reaps all its processes. Making one raises
+    OSError, and leaves no process, if this process is out of descriptors."""
 
     def __init__(self, process: subprocess.Popen[bytes], status: socket.socket, *, isolated: bool) -> None:
         self._process = process
@@ -175,7 +182,7 @@ class _Tree:
         self._output_exceeded = asyncio.Event()
         self._room = 0
         try:
-            # Signals go through pidfds, which never mean another process that got the same number.
+            # Signals go through pidfds, which never refer to a later process with the same pid.
             self._pidfds = [os.pidfd_open(process.pid)]
         except OSError:
             process.kill()
@@ -183,7 +190,7 @@ class _Tree:
             raise
 
     async def attend(self, wall_s: float, output_bytes: int, started: float) -> Execution:
-        """Wait for the end, the deadline, too much output or a cancellation; then kill, reap and say what happened."""
+        """Wait for the end, the deadline, too much output or a cancellation. Then kill, reap and return the result."""
         self._room = output_bytes
         self._status_socket.setblocking(False)
         assert self._process.stdout is not None and self._process.stderr is not None
@@ -224,12 +231,12 @@ class _Tree:
             return Outcome.TIMEOUT, None
         report = _ENDED.search(self._status)
         if report is None:
-            # The code brought down its own runner. That is possible, and its own doing.
+            # The code killed its own runner. It can do that, so this is not an infrastructure failure.
             return Outcome.FAILED, None
         return Outcome(report[1].decode()), int(report[2])
 
     async def _read_status(self) -> None:
-        """Collect what bubblewrap and the runner say, until the runner says the end or nobody is left to say it."""
+        """Collect the reports of bubblewrap and the runner, until the runner reports the end or both have exited."""
         loop = asyncio.get_running_loop()
         while len(self._status) < _STATUS_BYTES:
             chunk = await loop.sock_recv(self._status_socket, _STATUS_BYTES)
@@ -237,13 +244,13 @@ class _Tree:
                 return
             self._status += chunk
             if len(self._pidfds) == 1 and (found := _CHILD_PID.search(self._status)):
-                with contextlib.suppress(OSError):  # then killing bubblewrap has to do
+                with contextlib.suppress(OSError):  # then `_kill` kills bubblewrap instead
                     self._pidfds.append(os.pidfd_open(int(found[1])))
             if _ENDED.search(self._status):
                 return
 
     async def _read_output(self, pipe: int) -> bytes:
-        """Read to the end, keeping what fits in the room that both streams share."""
+        """Read to the end. Keep only what fits into the room that both streams share."""
         kept: list[bytes] = []
         while chunk := await _read(pipe, 1 << 16):
             kept.append(chunk[: self._room])
@@ -253,9 +260,9 @@ class _Tree:
         return b"".join(kept)
 
     def _kill(self) -> None:
-        """Kill pid 1 of the namespace: the kernel then kills the rest before bubblewrap, its parent, can exit.
+        """Kill pid 1 of the namespace. The kernel then kills the rest before bubblewrap, the parent of pid 1, can exit.
 
-        Where pid 1 is not known yet, bubblewrap is killed, and takes it along (--die-with-parent).
+        If pid 1 is not known yet, kill bubblewrap; pid 1 then dies, too (--die-with-parent).
         """
         with contextlib.suppress(ProcessLookupError):
             if self._isolated:
@@ -264,7 +271,7 @@ class _Tree:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _reap(self, ended: asyncio.Task[None], readers: list[asyncio.Task[bytes]]) -> bool:
-        """Wait until the tree is gone. False when the kernel did not let go of it in time."""
+        """Wait until the tree is gone. Return False if the kernel did not end it in time."""
         waiting = asyncio.create_task(_readable(self._pidfds[0]))
         _, pending = await asyncio.wait({waiting, ended, *readers}, timeout=_REAP_S if self._isolated else _DRAIN_S)
         for task in pending:
@@ -278,7 +285,7 @@ class _Tree:
 
 
 async def _readable(fd: int) -> None:
-    """Until there is something to read, or the end; of a pidfd, until the process has ended."""
+    """Wait until `fd` has data or is at its end. A pidfd becomes readable when its process has ended."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(fd, ready.set)
@@ -289,8 +296,8 @@ async def _readable(fd: int) -> None:
 
 
 async def _to_the_end(work: Coroutine[Any, Any, bool]) -> bool:
-    """Finish `work` even when cancelled meanwhile, and be cancelled then: its tasks still watch descriptors, whose
-    numbers belong to somebody else once they are closed."""
+    """Finish `work` even if cancelled meanwhile, and raise the cancellation afterwards. The tasks of `work` still watch
+    descriptors. Once those are closed, their numbers may be reused for other files."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -318,7 +325,7 @@ def _closed_on_error(resource: socket.socket) -> Iterator[None]:
 
 
 def _sealed_memfd(name: str, data: bytes) -> int:
-    """A read-only in-memory file holding `data`: nothing to feed while the child runs, nothing left on a disk."""
+    """A read-only in-memory file with `data`. Nothing has to be fed to the child, and nothing is left on a disk."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
         file.write(data)

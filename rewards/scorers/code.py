@@ -1,11 +1,11 @@
-"""Code-execution reward: run trusted tests on what the model produced, in the sandbox. 1.0 where they pass, else 0.0.
+"""Code-execution reward: run trusted tests on the model's answer, in the sandbox. 1.0 if they pass, else 0.0.
 
-The model produced a *string*. It reaches the tests as a literal and is never evaluated: whoever judges shares no
-process with code of whoever is judged. A pass is a fresh random token that the test program prints after its last line,
-so ending early is not a pass.
+The answer is a *string*. It reaches the tests as a literal and is never evaluated, so the tests run in a process in
+which no code of the model runs. After its last line the test program prints a fresh random token. Only that token
+counts as a pass, so a program that ends early does not pass.
 
-What this does not cover: tests that evaluate the answer themselves (`eval(answer)`) hand it the verdict, and tests that
-are too weak are passed by wrong answers. A sandbox that fails raises InfrastructureError: that is never a score.
+Not covered: tests that evaluate the answer themselves (`eval(answer)`) let it decide the verdict, and wrong answers
+pass tests that are too weak. A failure of the sandbox raises InfrastructureError and is never a score.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from rewards.scorers.config import RewardSettings
 VERDICTS = 4096
 
 Verdict = tuple[float, Outcome]
-"""The score, and how the execution that gave it ended."""
+"""The score, and the outcome of the execution that gave it."""
 
 
 async def code_reward(sandbox: Sandbox, tests: str, answer: str | None) -> float:
     """Run the trusted `tests`, which assert on the variable `answer` (also their standard input). No answer scores 0.
 
-    Whatever goes wrong in the tests (a failed assert, int(answer) on nonsense, a timeout) is the answer's fault.
-    Raises ValueError for tests that are not Python, InfrastructureError for a sandbox that fails.
+    Any failure in the tests (a failed assert, int(answer) on nonsense, a timeout) counts against the answer.
+
+    Raises:
+        ValueError: the tests are not Python.
+        InfrastructureError: the sandbox failed.
     """
     return 0.0 if answer is None else (await _judge(sandbox, tests, answer))[0]
 
@@ -50,10 +53,10 @@ class CodeReward(Reward):
 
 
 class Judge:
-    """`code_reward` that executes the same answer to the same tests once: the members of a group often agree.
+    """A cached `code_reward`: the same answer to the same tests is executed once, as members of a group often agree.
 
-    For deterministic tests. Keeps the newest VERDICTS that a program reached by itself: one that a limit ended may be
-    due to a machine that stalled, and is given only to those who wait for it.
+    The tests must be deterministic. The newest VERDICTS verdicts are kept. If a limit ended the program, its verdict
+    goes only to the callers that wait for it and is not kept, because a stalled machine may be the cause.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -61,7 +64,7 @@ class Judge:
         self._verdicts: OrderedDict[tuple[str, str], asyncio.Task[Verdict]] = OrderedDict()
 
     async def __call__(self, tests: str, answer: str | None) -> float:
-        """As `code_reward`. A caller that is cancelled takes nobody else's verdict with it."""
+        """The result of `code_reward`. If one caller is cancelled, the others still get their verdict."""
         if answer is None:
             return 0.0
         key = (tests, answer)
@@ -85,7 +88,7 @@ async def _judge(sandbox: Sandbox, tests: str, answer: str) -> Verdict:
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the tests are not Python: {error}: {tests[:200]!r}") from error
     token = secrets.token_hex(16)
-    # ascii(): a Python literal of any text, lone surrogates included.
+    # !a (ascii) makes a Python literal of any text, including lone surrogates.
     program = f"answer = {answer!a}\n{tests}\nprint()\nprint({token!r})\n"
     execution = (await sandbox.run(program, stdin=answer)).raise_for_infrastructure()
     passed = execution.outcome is Outcome.OK and execution.stdout.splitlines()[-1:] == [token]

@@ -8,6 +8,6 @@ from rewards.strict import Named
 
 
 class RewardSettings(Named):
-    """The base of every reward's settings. The name `environment` stands for the rewards of the environment itself."""
+    """The base of every reward's settings. The name `environment` means the rewards of the environment itself."""
 
     kind: ClassVar[str] = "reward"

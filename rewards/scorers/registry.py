@@ -5,7 +5,7 @@ from __future__ import annotations
 from rewards.extension import Entry, Registry
 
 ENVIRONMENT = "environment"
-"""The name that stands for the environment's own rewards; no code here."""
+"""The name of the environment's own rewards. Its entry lets a recipe name them; the class in it is never made."""
 
 REWARDS: Registry = {
     ENVIRONMENT: Entry("rewards.contracts:Reward"),

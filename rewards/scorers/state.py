@@ -1,6 +1,6 @@
-"""Tool-success reward: did the environment end in the state that the task asked for?
+"""Tool-success reward: whether the environment ended in the state that the task asked for.
 
-Plain JSON values in, a number out. Objects compare by key, lists by position; 1 and 1.0 are equal, 1 and true are not.
+States are plain JSON values. Objects compare by key, lists by position; 1 and 1.0 are equal, 1 and true are not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rewards.contracts import Ending, Reward
 
 
 class StateReward(Reward):
-    """The part `state`: 1.0 where an episode that was answered left the state that `payload.goal` asks for."""
+    """The part `state`: 1.0 if the model gave an answer and the final state is `payload.goal`, else 0.0."""
 
     parts = ("state",)
 

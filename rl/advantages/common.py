@@ -1,7 +1,7 @@
-"""What an advantage estimator is given, what it returns, and the arithmetic that estimators share.
+"""The input and the return type of advantage estimators, and the arithmetic that they share.
 
 An estimator is a function `(groups, settings) -> advantages`. It sees rewards and turns, never a token, so it runs in
-the driver without touching the data that is trained. Infrastructure failures are gone before it is asked: they are
+the driver without touching the data that is trained. Infrastructure failures are removed before it is called: they are
 neither trained nor part of any baseline.
 """
 
@@ -17,7 +17,7 @@ from rl.advantages.config import AdvantageSettings
 from rollout.types import Turn
 
 EPSILON = 1e-6
-"""In reward units. Rewards closer together than this are equal; it also keeps the division by their spread finite."""
+"""In reward units. Rewards that differ by less count as equal. It also keeps the division by their deviation finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,28 +44,29 @@ class PerToken:
 
 
 Advantage = float | PerTurn | PerToken
-"""A number is every trained token's of the trajectory, in all its samples."""
+"""A plain number applies to every trained token of the trajectory, in all its samples."""
 
 Advantages = list[list[Advantage] | None]
-"""One list a group, one entry a trajectory; None where a group teaches nothing and leaves the loss."""
+"""One list a group, with one entry a trajectory; None for a group that is left out of the loss."""
 
 
 class Estimator(Protocol):
-    """From the trajectories of a step, group by group, to their advantages. Cost must grow linearly with them."""
+    """Computes the advantages of a step's trajectories, which come group by group. The cost must be linear in them."""
 
     def __call__(self, groups: Sequence[Sequence[Scored]], settings: AdvantageSettings) -> Advantages: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What rewards are compared with: their mean, and the scale that the difference is divided by."""
+    """The mean that rewards are compared with, and the scale that the difference is divided by."""
 
     mean: float
     scale: float
 
     @classmethod
     def of(cls, rewards: Sequence[float], normalize_std: bool) -> Baseline:
-        """With normalize_std the scale is the population standard deviation (divided by n, not n - 1) + EPSILON."""
+        """The baseline of `rewards`. With normalize_std the scale is their population standard deviation (divided by
+        n, not n - 1) + EPSILON, else 1."""
         return cls(statistics.fmean(rewards), statistics.pstdev(rewards) + EPSILON if normalize_std else 1.0)
 
     def advantage(self, reward: float) -> float:
@@ -73,11 +74,13 @@ class Baseline:
 
 
 def all_equal(rewards: Sequence[float]) -> bool:
-    """Whether there is nothing to compare. Rounding noise over a tiny deviation would look like a signal."""
+    """Whether the rewards differ by less than EPSILON. Rounding noise, divided by its own tiny deviation, would look
+    like a signal."""
     return max(rewards) - min(rewards) < EPSILON
 
 
 def require_finite(advantages: Sequence[float], what: str) -> None:
-    """Raises ValueError for an advantage that is not a number: it would poison every weight of the model."""
+    """Raise ValueError if an advantage is NaN or infinite, which would spoil every weight of the model. The message
+    starts with `what`."""
     if not all(math.isfinite(value) for value in advantages):
         raise ValueError(f"{what}: an advantage is not finite: {list(advantages)[:8]}")

@@ -17,7 +17,8 @@ class AdvantageSettings(Named):
 
 class GrpoSettings(AdvantageSettings):
     normalize_std: bool = True
-    """Divide by the standard deviation of the group's rewards. false: hard and easy tasks weigh as their rewards do."""
+    """Divide by the standard deviation of the group's rewards. false: very hard and very easy tasks, whose rewards
+    hardly differ, are not scaled up."""
 
 
 class ReinforceSettings(AdvantageSettings):
@@ -26,13 +27,13 @@ class ReinforceSettings(AdvantageSettings):
 
 
 class AggregationConfig(StrictModel):
-    """How much each token of a step weighs. `aggregation: WORD` is short for `aggregation: {over: WORD}`."""
+    """The weight of each token in a step's loss. `aggregation: WORD` is short for `aggregation: {over: WORD}`."""
 
     shorthand: ClassVar[str | None] = "over"
 
     over: Literal["token", "sequence", "trajectory", "fixed"] = "token"
-    """token: every trained token of the step weighs the same.  sequence: every sample does, and its tokens share its
-    weight.  trajectory: every trajectory does, whatever the number of its samples.  fixed: every token weighs
-    1 / (trajectories * length), so that long answers are not diluted (Liu et al. 2025, Dr. GRPO)."""
+    """token: every trained token of the step weighs the same.  sequence: every sample weighs the same, and its tokens
+    share its weight equally.  trajectory: every trajectory weighs the same, whatever the number of its samples.  fixed:
+    every token weighs 1 / (trajectories * length), so that long answers are not diluted (Liu et al. 2025, Dr. GRPO)."""
     length: int | None = Field(default=None, ge=1)
-    """Tokens; for `fixed` only."""
+    """The number of tokens to divide by; for `fixed` only."""

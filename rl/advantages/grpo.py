@@ -9,11 +9,11 @@ from rl.advantages.config import GrpoSettings
 
 
 def grpo(groups: Sequence[Sequence[Scored]], settings: GrpoSettings) -> Advantages:
-    """Reward minus the mean of its own group (Shao et al. 2024, DeepSeekMath, section 4.1.2).
+    """Return each reward minus the mean of its own group (Shao et al. 2024, DeepSeekMath, section 4.1.2).
 
-    With normalize_std it is divided by the group's population standard deviation + EPSILON; without, hard and easy
-    tasks weigh as their rewards do (Liu et al. 2025, Dr. GRPO). A group with fewer than two members, or whose rewards
-    are all equal, has nothing to compare and gives None.
+    With normalize_std it is divided by the group's population standard deviation + EPSILON. Without it, very hard and
+    very easy tasks, whose rewards hardly differ, are not scaled up (Liu et al. 2025, Dr. GRPO). A group with fewer than
+    two members, or whose rewards are all equal, has nothing to compare and gives None.
     """
     return [_of_group([member.reward for member in group], settings.normalize_std) for group in groups]
 

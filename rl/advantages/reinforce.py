@@ -9,10 +9,11 @@ from rl.advantages.config import ReinforceSettings
 
 
 def reinforce(groups: Sequence[Sequence[Scored]], settings: ReinforceSettings) -> Advantages:
-    """Reward minus the mean over the whole step (Williams 1992, with a batch-mean baseline), for any group size.
+    """Return each reward minus the mean over the whole step (Williams 1992, with a batch-mean baseline). Groups may
+    have any size.
 
     With normalize_std it is divided by the step's population standard deviation + EPSILON (as in REINFORCE++,
-    Hu 2025). Where all rewards of the step are equal, every group gives None.
+    Hu 2025). If all rewards of the step are equal, every group gives None.
     """
     everything = [member.reward for group in groups for member in group]
     if not everything or all_equal(everything):

@@ -1,7 +1,7 @@
-"""From a step's groups to the rows that are packed: one row a sample, with an advantage for every token and a weight.
+"""Turn a step's groups into the rows to be packed: one row a sample, with a weight and an advantage for every token.
 
-The weights are the aggregation. They are made here, once, for the whole step, so that its loss is Σ weight · token loss
-however the rows are packed and over however many ranks they are spread.
+The weights implement the aggregation. They are computed here once for the whole step. So the step's loss is
+Σ weight · token loss, however the rows are packed and over however many ranks they are spread.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class _Chosen:
 def train_rows(
     groups: Sequence[Group], advantage: AdvantageSettings, aggregation: AggregationConfig
 ) -> tuple[list[TrainRow], dict[str, float]]:
-    """The rows to pack, and the step's `rollout/groups_*` metrics (shares of all groups, 0 to 1).
+    """Return the rows to pack, and the step's `rollout/groups_*` metrics (shares of all groups, 0 to 1).
 
-    A group counts as unusable where infrastructure failures left fewer than two members of several, or none at all;
-    as zero-variance where two or more are left and their rewards are equal.
+    Infrastructure failures make a group unusable if they leave no member, or only one of several. A group has zero
+    variance if two or more members are left and their rewards are equal.
 
     Raises:
-        ValueError: the estimator returned another number of advantages than it was given trajectories, turns or
-            tokens, or one that is not finite.
+        ValueError: the number of advantages from the estimator is not that of the trajectories, turns or tokens, or
+            one of them is not finite.
     """
     scored = [[_scored(member) for member in group.usable] for group in groups]
     estimated: Advantages = load(ADVANTAGES, advantage.name)(scored, advantage)

@@ -1,10 +1,10 @@
-"""Rows, and the layout of a micro-batch: rows of different lengths laid end to end, without padding.
+"""The rows that are trained, and the layout of a micro-batch: rows of any lengths laid end to end, without padding.
 
 Nothing here needs torch: the driver packs (`rl.batch.packing`) and the ranks only copy (`rl.batch.tensors`).
 
-Alignment: every array is aligned with the *predicting* position. Position t holds token t as input and, in `labels`,
-`loss_mask`, `weights`, `advantages`, `behaviour_logprobs` and `versions`, what belongs to token t+1 of the same
-segment. The last position of a segment predicts nothing: label 0, mask 0, version OBSERVED. Nobody shifts these arrays
+Alignment: every array is aligned with the *predicting* position. At position t, `input_ids` holds token t; `labels`,
+`loss_mask`, `weights`, `advantages`, `behaviour_logprobs` and `versions` hold the values of token t+1 of the same
+segment. The last position of a segment predicts nothing: label 0, mask 0, version OBSERVED. Do not shift these arrays
 again.
 """
 
@@ -20,18 +20,18 @@ import numpy.typing as npt
 from rollout.types import OBSERVED, Sample
 
 FILLER_TOKENS = 2
-"""A segment of one token takes the decoding path of some attention kernels; two take the ordinary one."""
+"""The length of a filler. One token would send some attention kernels down their decoding path; two do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRow:
-    """One sampled token stream, and what its trained tokens count in the step's loss."""
+    """One sampled token stream, with the advantages and the weight of its trained tokens."""
 
     sample: Sample
     advantages: npt.NDArray[np.float64]
     """One for each trained token of the sample, in order."""
     weight: float
-    """Of every trained token. The weights of a step carry its aggregation (rl.advantages.rows)."""
+    """The weight of every trained token in the step's loss. It implements the aggregation (rl.advantages.rows)."""
 
     def __post_init__(self) -> None:
         if len(self.advantages) != self.sample.trained_tokens:
@@ -48,7 +48,7 @@ class SftRow:
     token_ids: tuple[int, ...]
     loss_mask: tuple[int, ...]
     weight: float = 1.0
-    """Of every token to imitate."""
+    """The weight of every token to imitate in the step's loss."""
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.loss_mask):
@@ -80,13 +80,13 @@ class PackedBatch:
     loss_mask: npt.NDArray[np.float32]
     """[T], 1 where labels[t] is trained (the policy sampled it, or it is to be imitated), else 0."""
     weights: npt.NDArray[np.float32]
-    """[T], what the loss of labels[t] is multiplied with; 0 where the mask is 0."""
+    """[T], the factor of labels[t]'s loss; 0 where the mask is 0."""
     advantages: npt.NDArray[np.float32]
     """[T], 0 where the mask is 0, and everywhere in a supervised batch."""
     behaviour_logprobs: npt.NDArray[np.float32]
     """[T], natural log under the distribution labels[t] was sampled from; 0 where the mask is 0."""
     versions: npt.NDArray[np.int32]
-    """[T], the policy version that sampled labels[t]; OBSERVED (-1) where none did."""
+    """[T], the policy version that sampled labels[t]; OBSERVED (-1) where no policy did."""
 
     @property
     def tokens(self) -> int:
@@ -94,12 +94,12 @@ class PackedBatch:
 
 
 def filler() -> PackedBatch:
-    """A batch that costs nothing and trains nothing, for a rank that has no row left while another still has one."""
+    """A tiny batch that trains nothing, for a rank that has no row left while another rank still has one."""
     return concatenate([SftRow(token_ids=(0,) * FILLER_TOKENS, loss_mask=(0,) * FILLER_TOKENS)])
 
 
 def mask_of(row: Row) -> tuple[int, ...]:
-    """1 on the tokens of a row that are trained."""
+    """The loss mask of a row: 1 on the tokens that are trained, else 0."""
     return row.sample.loss_mask if isinstance(row, TrainRow) else row.loss_mask
 
 
@@ -124,7 +124,7 @@ def concatenate(rows: Sequence[Row]) -> PackedBatch:
 
 
 def _write(batch: PackedBatch, row: Row, start: int, end: int) -> None:
-    """Write one row into its segment; what belongs to token t+1 goes to position t."""
+    """Write one row into its segment. The values of token t+1 go to position t."""
     predicting = slice(start, end - 1)
     tokens = row.sample.token_ids if isinstance(row, TrainRow) else row.token_ids
     batch.input_ids[start:end] = tokens

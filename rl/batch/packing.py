@@ -1,4 +1,4 @@
-"""Packing: which rows share a micro-batch, and which micro-batches a rank runs. Never truncates or drops a row."""
+"""Packing: assign rows to micro-batches and micro-batches to ranks. No row is ever truncated or dropped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rl.batch.micro_batch import PackedBatch, Row, concatenate, filler, mask_of
 def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[PackedBatch]]:
     """Spread rows over `ranks` lists of micro-batches of at most `token_budget` tokens.
 
-    Every rank gets the same number of micro-batches (invariant 4), the smallest that our two heuristics can fill
-    (`_assign`); token counts are balanced over micro-batches and over ranks, and micro-batches that run at the same
-    time are close in size. Where there are fewer rows than places, and when there are no rows at all, fillers of
-    zero weight take the rest. The result is deterministic.
+    Every rank gets the same number of micro-batches, because ZeRO-3 gathers parameters from all ranks in every forward.
+    It is the smallest number for which one of our two heuristics succeeds (`_assign`). Token counts are balanced over
+    micro-batches and over ranks, and micro-batches that run at the same time are close in size. Micro-batches without
+    rows are fillers of zero weight, also when there are no rows at all. The result is deterministic.
 
     Raises:
         ValueError: ranks or token_budget below 1, an empty row, a row longer than the budget, or a row whose first
@@ -28,7 +28,7 @@ def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[Packed
     batches: list[list[PackedBatch]] = [[] for _ in range(ranks)]
     for place, members in enumerate(bins):
         turn, column = divmod(place, ranks)
-        # Bins come largest first: going back and forth over the ranks evens out their totals.
+        # Bins come largest first. Going back and forth over the ranks evens out their totals.
         rank = column if turn % 2 == 0 else ranks - 1 - column
         batches[rank].append(concatenate([rows[i] for i in members]) if members else filler())
     return batches
@@ -47,9 +47,9 @@ def _check(index: int, row: Row, token_budget: int) -> None:
 
 
 def _assign(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
-    """Row indices per micro-batch, largest micro-batch first; as many bins as a multiple of `ranks`.
+    """Row indices per micro-batch, largest micro-batch first. The number of micro-batches is a multiple of `ranks`.
 
-    Starts at the lower bound ceil(total / budget) and adds one micro-batch a rank until the rows fit.
+    Starts at the lower bound, ceil(total / (budget * ranks)) micro-batches a rank, and adds one a rank until all fit.
     """
     per_rank = max(1, -(-sum(lengths) // (budget * ranks)))
     while True:
@@ -61,7 +61,8 @@ def _assign(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
 
 
 def _longest_to_emptiest(lengths: Sequence[int], count: int, budget: int) -> list[list[int]] | None:
-    """LPT: balanced (largest bin <= 4/3 of the best possible; Graham 1969). None if a bin passes the budget."""
+    """Longest processing time first: balanced (the largest bin is at most 4/3 of the best possible; Graham 1969). None
+    if a bin exceeds the budget."""
     bins: list[list[int]] = [[] for _ in range(count)]
     heap = [(0, b) for b in range(count)]
     for i in _longest_first(lengths):
@@ -74,7 +75,8 @@ def _longest_to_emptiest(lengths: Sequence[int], count: int, budget: int) -> lis
 
 
 def _longest_to_fullest(lengths: Sequence[int], count: int, budget: int) -> list[list[int]] | None:
-    """Best-fit decreasing: tight instead of balanced, it fits some sets that LPT does not. None if it does not fit."""
+    """Best-fit decreasing: tight instead of balanced. It fits some sets that the other heuristic does not. None if the
+    rows do not fit."""
     bins: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for i in _longest_first(lengths):

@@ -1,4 +1,4 @@
-"""A micro-batch on a device, and what an objective is: a function from its log-probabilities to a loss a token."""
+"""A micro-batch on a device, and the type of an objective: a function from log-probabilities to a loss per token."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ def to_tensors(packed: PackedBatch, device: torch.device | str) -> BatchTensors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLoss:
-    """What a loss makes of a micro-batch. Values at positions with mask 0 count nowhere, whatever stands there."""
+    """The result of a loss on a micro-batch. Values at positions with mask 0 are ignored."""
 
     loss: Tensor
     """[T], differentiable."""
     statistics: Mapping[str, Tensor]
-    """[T] each, numbers or flags, detached by whoever adds them up; the same names in every batch, fillers included."""
+    """[T] each, numbers or flags. The learner detaches and sums them. Every batch, fillers included, must have the same
+    names."""
 
 
 class Objective(Protocol):
-    """The loss of every token of a micro-batch. It knows no denominator and no other batch: the learner multiplies by
-    the tokens' weights and adds up, over micro-batches and ranks.
+    """Computes the loss of every token of a micro-batch. It knows no denominator and no other batch: the learner
+    multiplies by the tokens' weights and sums over micro-batches and ranks.
 
-    Args: logprobs [T], differentiable, and entropy [T], detached, of the policy that is trained.
+    Args:
+        logprobs: [T], differentiable, of the policy that is trained.
+        entropy: [T], detached, of the same policy.
     """
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, batch: BatchTensors) -> TokenLoss: ...

@@ -1,4 +1,4 @@
-"""What a correction returns."""
+"""The return type of a correction."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correction:
-    """A factor for the loss of every token, and the tokens that stay in it.
+    """A factor for the loss of every token, and the tokens that are kept.
 
-    A rejected token's loss counts as 0; the weights of the others do not change, so the step's loss is over as many
-    tokens as before.
+    A rejected token's loss counts as 0. The aggregation weights of the other tokens do not change, so the denominator
+    of the step's loss still counts the rejected tokens.
     """
 
     weight: Tensor

@@ -11,5 +11,5 @@ from rl.corrections.config import CorrectionSettings
 
 
 def none(difference: Tensor, batch: BatchTensors, settings: CorrectionSettings) -> Correction:
-    """Every token counts as it is. `difference` [T] is log policy - log behaviour policy, detached."""
+    """Keep every token with the factor 1. `difference` [T] is log policy - log behaviour policy, detached."""
     return Correction(torch.ones_like(difference), torch.ones_like(difference, dtype=torch.bool))

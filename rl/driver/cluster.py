@@ -1,6 +1,6 @@
 """The processes of a run: one Ray instance and its actors. It knows no recipe; specs say what each process is.
 
-`Cluster` starts and stops; what is asked of the actors, and all waiting for them, goes through its `calls`.
+`Cluster` starts and stops the actors. All calls to them, and all waiting for their results, go through its `calls`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from rollout.engine.config import InferenceConfig
 from rollout.types import Device
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Of a local Ray instance; groups and packed batches are the only large objects, and they live for one step."""
+"""The object store of a local Ray instance. Groups and packed batches are its only large objects, and they live for one
+step."""
 JOIN_S = 10.0
 SHUTDOWN_S = 5.0
 CLOSE_S = 20.0
 CONCURRENCY = 1000
-"""Calls that an actor takes at once."""
+"""How many calls an actor runs at once."""
 
 
 class NoCluster(RuntimeError):
@@ -47,7 +48,7 @@ class NoCluster(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a Ray cluster has: of all its machines together, and of the one with the most GPUs."""
+    """The hardware of a Ray cluster: the sums over all its machines, and the GPUs of the machine with the most."""
 
     cpus: int
     gpus: int
@@ -55,7 +56,7 @@ class Hardware:
 
 
 class Cluster:
-    """Every actor of one run. Between `connect` and `close`; `device` is set in between."""
+    """Every actor of one run. Call `connect`, set `device`, then start the actors; `close` ends them."""
 
     def __init__(self, logs_dir: Path, run_id: str) -> None:
         self._logs_dir = logs_dir
@@ -77,7 +78,7 @@ class Cluster:
         if address is not None:
             _join_cluster(address, environment)
         else:
-            # Ray would start its workers at niceness 15: whatever else runs on the machine would starve the run.
+            # By default Ray starts its workers at niceness 15: any other program on the machine would starve the run.
             os.environ.update(environment | {"RAY_worker_niceness": "0"})
             ray.init(
                 "local",
@@ -96,8 +97,10 @@ class Cluster:
         )
 
     def close(self) -> None:
-        """Kill the actors and stop a local Ray instance. Never raises. If that hangs, it is given up after CLOSE_S
-        with all stacks on standard error: the run has its exit code, and the guardian sweeps up.
+        """Kill the actors and stop a local Ray instance. Never raises.
+
+        If it hangs, give up after CLOSE_S seconds and print all stacks to standard error. The run has its exit code by
+        then, and the guardian sweeps up.
         """
         ending = threading.Thread(target=self._shut_down, name="shutdown", daemon=True)
         ending.start()
@@ -124,14 +127,14 @@ class Cluster:
             ray.kill(engine)
 
     def start_trainers(self, spec: TrainerSpec) -> None:
-        """One actor a rank."""
+        """Start one actor per rank."""
         places = trainer_places(spec.trainer.ranks, self.device)
         self.trainers = [
             self.spawn(TrainerActor, f"trainer-{rank}", place, rank, spec) for rank, place in enumerate(places)
         ]
 
     def start_engines(self, config: InferenceConfig) -> None:
-        """One actor a replica."""
+        """Start one actor per replica."""
         place = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else Place()
         self.engines = [
             self.spawn(InferenceActor, f"engine-{i}", place, config.cpu_threads, i, groups=ENGINE_CONCURRENCY_GROUPS)
@@ -139,14 +142,14 @@ class Cluster:
         ]
 
     def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle) -> None:
-        """One actor a rollout worker."""
+        """Start one actor per rollout worker."""
         place = Place(cpus=1) if self.device == "cuda" else Place()
         self.workers = [
             self.spawn(WorkerActor, f"worker-{i}", place, spec, engines, buffer) for i in range(spec.rollout.workers)
         ]
 
     def start_buffer(self, spec: BufferSpec, saved: BufferState | None) -> ActorHandle:
-        """The one buffer."""
+        """Start the actor of the buffer."""
         self.buffer = self.spawn(BufferActor, "buffer", Place(), spec, saved)
         return self.buffer
 
@@ -155,8 +158,8 @@ class Cluster:
     ) -> ActorHandle:
         """Start an actor whose first arguments are its role and the directory of its log.
 
-        `groups` are Ray's concurrency groups; methods outside of them share one of CONCURRENCY calls. A trainer rank
-        does one thing at a time.
+        `groups` are Ray's concurrency groups: their names and how many calls each runs at once. Methods outside of them
+        share a group of CONCURRENCY calls. A trainer rank runs one call at a time.
         """
         one_at_a_time = actor is TrainerActor
         remote = ray.remote(concurrency_groups=dict(groups))(actor) if groups else ray.remote(actor)
@@ -169,7 +172,7 @@ class Cluster:
 
 def _join_cluster(address: str, environment: dict[str, str]) -> None:
     try:
-        # Asked first, because ray.init takes more than five minutes to notice, and then ends the process.
+        # Connect first: ray.init takes more than five minutes to notice that nobody answers, then ends the process.
         host, colon, port = address.rpartition(":")
         if colon and port.isdigit():
             socket.create_connection((host, int(port)), timeout=JOIN_S).close()

@@ -12,7 +12,7 @@ from rewards.strict import StrictModel
 class RunConfig(StrictModel):
     name: str = "run"
     dir: str | None = None
-    """The run directory; null: runs/<name>-<time>, below the working directory."""
+    """The run directory; null: runs/<name>-<time> below the working directory."""
     seed: int = 0
     """Decides what is random in a run: initial weights, training tasks and their order, and what is sampled. The tasks
     of evaluations are the same for every seed."""
@@ -20,8 +20,8 @@ class RunConfig(StrictModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trainer and engines run. auto: cuda where NVIDIA GPUs are seen, else cpu. cuda without GPUs is an error."""
     stall_s: float = Field(default=600.0, gt=0)
-    """No progress for this long: dump all stacks, say who waits for whom, exit. A group that takes its whole
-    rollout.trajectory_timeout_s is no stall, so this should be longer; a run says so when it is not."""
+    """After this long without progress, dump all stacks, say who waits for whom, and exit. It should be longer than
+    rollout.trajectory_timeout_s, because a group that takes all of that is no stall; a run warns when it is not."""
     cache_dir: str = "runs/cache"
     """Cold-started models, keyed by content hash; a relative path is below the working directory."""
     ray_address: str | None = None

@@ -1,10 +1,13 @@
-"""The whole life of the driver process: open a session, train in it, close it, whatever happens.
+"""The whole life of the driver process: open a session, train in it, and close it whatever happens.
 
 Every way a run can end becomes an exit code, one message that names what failed and where its log is, and a
 summary.json.
 
-    0  finished                  2    nothing was started: the run directory or the hardware does not fit
-    1  a process failed          75   stalled (rl.driver.watchdog)          130 / 143  SIGINT / SIGTERM
+    0          finished
+    1          the run failed
+    2          nothing was started: the run directory or the hardware does not fit, or no Ray cluster answers
+    75         stalled (rl.driver.watchdog)
+    130 / 143  SIGINT / SIGTERM
 """
 
 from __future__ import annotations
@@ -42,13 +45,13 @@ from rollout.buffer.buffer import TooManyFailures
 from rollout.buffer.ledger import Ledger
 
 UPLOAD_S = 120.0
-"""What wandb may take to send the last of a finished run; it is always on disk as well."""
+"""How long wandb may take to send the rest of a finished run; metrics.jsonl has all of it."""
 TRACKER_S = 10.0
-"""The same where something failed, and somebody waits for the exit."""
+"""The same for a run that did not finish: somebody may be waiting for it to exit."""
 
 
 def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
-    """Open a session, run `train` in it, close it, whatever happens. Returns the exit code."""
+    """Open a session, run `train` in it, and close it whatever happens. Returns the exit code."""
     console = Console(steps=recipe.run.steps)
     path = Path(recipe.run.dir or f"runs/{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
@@ -86,7 +89,7 @@ class Ending:
 
 
 def _run(session: Session, train: Callable[[Session], None]) -> Ending:
-    """Start the processes and train. Whatever is raised in there becomes an `Ending`."""
+    """Start or join Ray, and train. Every exception becomes an `Ending`."""
     cluster, recipe = session.cluster, session.recipe
 
     def on_signal(signum: signal.Signals) -> None:
@@ -122,7 +125,7 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
 
 
 def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> Session:
-    """A fresh session, or that of the newest checkpoint."""
+    """Open a session that starts afresh, or one that continues from the newest checkpoint."""
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
     console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())

@@ -15,19 +15,19 @@ from collections.abc import Callable
 from rl.driver.processes import RUN_ID_VARIABLE, TEMP, become_subreaper, die_with_parent, kill_run, resource_prefix
 
 SHOW_CURSOR = "\x1b[?25h"
-"""A progress bar hides it, and a driver that was killed could not bring it back."""
+"""The control sequence that shows the cursor. A progress bar hides it, and a killed driver cannot show it again."""
 
 _GUARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_guarded(driver: Callable[[], int], *, run_id: str, grace_s: float = 25.0, kill_s: float = 5.0) -> int:
-    """Fork; the child runs `driver`, this process stays as its guardian. Returns the exit code to leave with.
+    """Fork: the child runs `driver`, and this process stays as its guardian. Returns the exit code to leave with.
 
-    However the driver ends (return, exception, kill -9), everything else that the run started is ended within about
-    `kill_s` and swept. The first SIGINT, SIGTERM or SIGHUP is passed on and gives the driver `grace_s`; the second ends
-    it at once. When the guardian itself is killed, the driver gets SIGTERM. A driver that a signal ended counts as
-    128 + signal. Must be called before any thread is started. The child leaves by os._exit, so that no atexit hook of a
-    library can hold the run up.
+    However the driver ends (return, exception, kill -9), the guardian ends everything else that the run started within
+    about `kill_s` seconds, and removes its files. The first SIGINT, SIGTERM or SIGHUP is passed on (SIGHUP as SIGTERM)
+    and gives the driver `grace_s` seconds to end; the second one kills it at once. When the guardian itself is killed,
+    the driver gets SIGTERM. If a signal ended the driver, the exit code is 128 + signal. Must be called before any
+    thread is started. The child leaves by os._exit, so that no atexit hook of a library can delay the end of the run.
     """
     assert threading.active_count() == 1, "run_guarded forks: call it before any thread is started"
     os.environ[RUN_ID_VARIABLE] = run_id
@@ -60,12 +60,13 @@ def _run_driver(driver: Callable[[], int], guardian: int) -> None:
         die_with_parent(signal.SIGTERM)
         if os.getppid() != guardian:
             os._exit(128 + signal.SIGTERM)
-        # An own group: the terminal's Ctrl-C reaches the guardian alone, so the driver gets it once and its children,
-        # which it ends in order, don't get it at all. Background groups may still write to the terminal.
+        # In a process group of its own, the driver gets the terminal's Ctrl-C only from the guardian, and only once.
+        # Its children, which it ends in order, do not get it at all. With SIGTTOU ignored, the group may still write
+        # to the terminal.
         os.setpgid(0, 0)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         with open(os.devnull, "rb") as nothing:
-            os.dup2(nothing.fileno(), 0)  # but one that reads from it is stopped: nothing may prompt
+            os.dup2(nothing.fileno(), 0)  # reading from the terminal would stop us: nothing may prompt
         become_subreaper()
         code = driver()
     except SystemExit as exit_:
@@ -78,20 +79,21 @@ def _run_driver(driver: Callable[[], int], guardian: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        if os.getppid() != guardian:  # it was killed, and nobody else will sweep
+        if os.getppid() != guardian:  # the guardian was killed, so nobody else will sweep
             kill_run(os.environ[RUN_ID_VARIABLE], grace_s=1.0)
         os._exit(code)
 
 
 def _use_own_temp_directory() -> None:
-    """Libraries leave files there (wandb at an os._exit, vLLM when it is killed), which the guardian then sweeps."""
+    """Give the run a temp directory of its own, which the guardian sweeps. Libraries leave files there: wandb at an
+    os._exit, vLLM when it is killed."""
     own = TEMP / f"{resource_prefix(os.environ[RUN_ID_VARIABLE])}tmp"
     own.mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(own)
 
 
 def _guard(driver: int, watched: set[signal.Signals], grace_s: float) -> int:
-    """Wait for the driver; reap whoever else is adopted meanwhile."""
+    """Wait for the driver and return its exit code. Meanwhile pass signals on to it and reap adopted processes."""
     give_up_at: float | None = None
     while True:
         info = signal.sigtimedwait(watched, 1.0)
@@ -107,7 +109,7 @@ def _guard(driver: int, watched: set[signal.Signals], grace_s: float) -> int:
 
 
 def _exit_code(driver: int) -> int | None:
-    """None while the driver lives. Collects every other ended child on the way."""
+    """The driver's exit code, None while it lives. Reaps every other child that has ended."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:

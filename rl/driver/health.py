@@ -1,4 +1,4 @@
-"""When the numbers of a step say that the run must stop."""
+"""Checks that stop the run when the numbers of a step or of an evaluation cannot be trusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rollout.types import Group
 
 
 def check_eval_failures(groups: Sequence[Group], limit: float) -> None:
-    """Success among the few that infrastructure spared says nothing about the policy.
+    """Refuse an evaluation that lost too many trajectories: the success rate of the rest would mislead.
 
     Raises:
         TooManyFailures: more than `limit` of the trajectories were lost.
@@ -25,13 +25,13 @@ def check_eval_failures(groups: Sequence[Group], limit: float) -> None:
 
 
 class Diverged(RuntimeError):
-    """A training step computed something that is not a number: its model must not go on, nor be saved."""
+    """Raised when a training step produces NaN or infinity. The run stops and does not save the model."""
 
 
 def check_finite(what: str, stats: Mapping[str, float], optimizer: str) -> None:
-    """`optimizer` is the recipe's section of the keys to lower.
+    """Refuse statistics that are not finite. `optimizer` is the recipe's section whose keys the message says to lower.
 
-    ZeRO-3 skips a step with a gradient that is not finite without a word, and training goes on as if it had happened.
+    ZeRO-3 silently skips a step whose gradient is not finite; training would go on as if the step had happened.
 
     Raises:
         Diverged: the loss, the gradient norm or the engine/trainer mismatch is not finite.

@@ -1,4 +1,4 @@
-"""Where each actor goes in a Ray cluster, and what it reserves there."""
+"""The place of each actor in a Ray cluster, and the resources that it reserves there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rollout.types import Device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What one actor reserves, and Ray's strategy for finding it. On CPU, actors reserve no cores, so that all of them
-    fit on a two-core machine."""
+    """The resources that one actor reserves, and Ray's scheduling strategy. On CPU, actors reserve no cores, so that
+    all of them fit on a two-core machine."""
 
     cpus: float = 0
     gpus: float = 0
@@ -25,7 +25,7 @@ class Place:
 
 
 def trainer_places(ranks: int, device: Device) -> list[Place]:
-    """One a rank: on GPUs a core and a GPU each, on as few machines as can hold them."""
+    """One place per rank. On GPUs, each has a core and a GPU, on as few machines as can hold them."""
     if device == "cpu":
         return [Place()] * ranks
     group = placement_group([{"CPU": 1, "GPU": 1}] * ranks, strategy="PACK")

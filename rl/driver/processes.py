@@ -4,10 +4,12 @@
                └─ driver (its own process group) ── ray, engines, workers, bwrap, wandb-core …
 
 A process belongs to a run when it descends from the driver or guardian, or carries the run's id in its environment
-(RUN_ID_VARIABLE): daemons that forked twice and called setsid are found either way. Processes are identified by pid and
-start time, never by name. Files belong to a run when their name starts with `resource_prefix`. The remaining hole is a
-kill -9 of guardian and driver at once; `kill_run(previous_run_id)` closes it at the next start, but for orphans that
-forked from the driver without exec: the kernel shows only the environment that a program was started with.
+(RUN_ID_VARIABLE). So daemons that forked twice and called setsid are found, too. Processes are identified by pid and
+start time, never by name. Files belong to a run when their name starts with `resource_prefix`.
+
+Only a kill -9 of guardian and driver at once leaves something behind. The next run in the same run directory ends it
+with `kill_run(previous_run_id)`, except for orphans that forked from the driver without exec: the kernel shows only the
+environment that a program was started with, and theirs lacks the run's id.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import psutil
 RUN_ID_VARIABLE = "SLUICE_RUN_ID"
 SHARED_MEMORY = Path("/dev/shm")
 TEMP = Path(tempfile.gettempdir())
-"""The machine's temp directory, where a run has a directory of its own (`run_guarded`)."""
+"""The machine's temp directory. A run makes a directory of its own in it (`run_guarded`)."""
 
 
 _PR_SET_PDEATHSIG = 1
@@ -38,22 +40,22 @@ _POLL_S = 0.05
 
 
 def new_run_id() -> str:
-    """Eight hex digits: short, because Ray's socket paths under a directory with this name may have 107 bytes."""
+    """Eight hex digits. Short, because the paths of Ray's sockets contain it and may have at most 107 bytes."""
     return uuid.uuid4().hex[:8]
 
 
 def resource_prefix(run_id: str) -> str:
-    """How the names of a run's shared-memory segments and temporary directories start."""
+    """The start of the names of a run's shared-memory segments and temporary directories."""
     return f"sluice-{run_id}-"
 
 
 def become_subreaper() -> None:
-    """Orphaned descendants of this process become its children instead of init's. Linux only."""
+    """Let orphaned descendants of this process become its children instead of init's. Linux only."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(signum: signal.Signals) -> None:
-    """The kernel sends `signum` to this process when the thread that forked it ends."""
+    """Let the kernel send `signum` to this process when the thread that forked it ends."""
     _prctl(_PR_SET_PDEATHSIG, signum)
 
 
@@ -69,9 +71,9 @@ def descendants() -> list[psutil.Process]:
 
 
 def processes_of_run(run_id: str) -> list[psutil.Process]:
-    """Living processes that carry `run_id` in their environment, this one and its ancestors left out.
+    """Living processes that carry `run_id` in their environment, without this one and its ancestors.
 
-    Only processes whose environment we may read are seen, which is true of every process a run starts as its user.
+    Only processes whose environment we may read are found; that includes every process that a run starts as its user.
     """
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     marker = f"{RUN_ID_VARIABLE}={run_id}".encode()
@@ -97,14 +99,14 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def kill_tree(*, grace_s: float = 3.0, deadline_s: float = 10.0) -> list[psutil.Process]:
-    """End all descendants of this process: SIGTERM, after `grace_s` SIGKILL. Returns what outlived the deadline."""
+    """End all descendants of this process: SIGTERM, after `grace_s` SIGKILL. Returns those alive at the deadline."""
     return _kill(descendants, grace_s, deadline_s)
 
 
 def kill_run(run_id: str, *, grace_s: float = 3.0, deadline_s: float = 10.0) -> list[psutil.Process]:
-    """End every process of a run, descendants of ours or not, and sweep what it left in shared memory and temp.
+    """End every process of a run, descendants of ours or not, and remove what it left in shared memory and temp.
 
-    Returns what outlived the deadline (a process in an uninterruptible system call can).
+    Returns the processes alive at the deadline; one in an uninterruptible system call can be.
     """
     segments: set[Path] = set()
 
@@ -121,7 +123,7 @@ def kill_run(run_id: str, *, grace_s: float = 3.0, deadline_s: float = 10.0) -> 
 
 
 def _kill(find: Callable[[], list[psutil.Process]], grace_s: float, deadline_s: float) -> list[psutil.Process]:
-    """Repeated until none is found, since a dying process may still start another one."""
+    """End what `find` returns. Repeat until it finds none, because a dying process may still start another one."""
     start = time.monotonic()
     terminated: set[psutil.Process] = set()
     while members := find():
@@ -140,13 +142,13 @@ def _kill(find: Callable[[], list[psutil.Process]], grace_s: float, deadline_s: 
 
 
 def _send(process: psutil.Process, signum: signal.Signals) -> None:
-    # psutil compares start times first, so a recycled pid is never signalled; a stopped process acts on SIGKILL only
+    # psutil compares start times first, so a recycled pid is never signalled. A stopped process acts on SIGKILL only.
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         process.send_signal(signum)
 
 
 def _reap() -> None:
-    """Collect adopted children that have ended. Exit codes of our own subprocesses are lost: only for shutdown."""
+    """Reap children that have ended. It takes the exit codes of our own subprocesses, too: use it only at shutdown."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0] != 0:
             pass
@@ -167,7 +169,7 @@ def shared_memory_of(processes: Iterable[psutil.Process]) -> set[Path]:
 def sweep_files(run_id: str, segments: Iterable[Path] = ()) -> list[Path]:
     """Remove the files and directories in /dev/shm and the temp directory that carry the run's prefix.
 
-    `segments` are removed too unless a living process still maps them. Returns what was removed.
+    `segments` are removed, too, unless a living process still maps them. Returns the paths that were removed.
     """
     in_use = shared_memory_of(psutil.process_iter())
     victims = [segment for segment in segments if segment not in in_use and segment.exists()]
@@ -185,8 +187,8 @@ def sweep_files(run_id: str, segments: Iterable[Path] = ()) -> list[Path]:
 
 
 def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
-    """First SIGINT or SIGTERM: `callback`, in the main thread. Second one: kill all descendants and exit at once, with
-    128 + signal."""
+    """Call `callback` in the main thread at the first SIGINT or SIGTERM. At the second one, kill all descendants and
+    exit at once with 128 + signal."""
     received = 0
 
     def handle(signum: int, _: FrameType | None) -> None:
@@ -205,9 +207,9 @@ def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
 def signal_handlers_kept(callback: Callable[[signal.Signals], None]) -> Iterator[None]:
     """`install_signal_handlers` around code that installs handlers of its own, as ray.init does.
 
-    A signal that meets one of those is not lost: whoever handles it, Python writes its number to a pipe of ours, and
-    `callback` is told at the end. (Ray's handler for SIGTERM raises SystemExit, which is lost where it strikes inside
-    a callback of the garbage collector or of a lock.)
+    A signal that reaches one of those handlers is not lost: Python also writes its number to a pipe of ours, and
+    `callback` is called at the end. (Ray's handler for SIGTERM raises SystemExit. That exception is lost when it is
+    raised inside a callback of the garbage collector or of a lock.)
     """
     install_signal_handlers(callback)
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""What the stages of a run share while it goes on, and the record of the step under way.
+"""The objects and numbers that the stages of a run share, and the record of the current step.
 
 `rl.driver.drive` opens a session before the first stage and closes it after the last, whatever happens.
 """
@@ -35,7 +35,7 @@ STALE = "reissued/stale"
 
 @dataclass(slots=True)
 class StepRecord:
-    """The metrics of the step under way, and what the buffer said of itself when it last answered."""
+    """The metrics of the current step, and what the buffer last reported about itself."""
 
     started: float
     ledger_counts: dict[str, int]
@@ -46,7 +46,7 @@ class StepRecord:
     waiting_for: str = "it was not asked yet"
 
     def count_tasks(self, counts: Mapping[str, int]) -> None:
-        """Take over the ledger's counts. What was dropped as stale since the step began is a metric of it."""
+        """Store the ledger's counts, and as a metric the number of groups dropped as stale since the step began."""
         self.values["rollout/dropped_stale"] = float(counts.get(STALE, 0) - self.stale_before)
         self.ledger_counts = dict(counts)
 
@@ -58,7 +58,7 @@ class StepRecord:
 
 @dataclass(slots=True)
 class Session:
-    """One run: its recipe, its processes, what it writes and whom it tells. Wall time counts from `started`."""
+    """One run: its recipe, its processes, and where it writes and reports. Wall time counts from `started`."""
 
     recipe: Recipe
     run_id: str
@@ -85,7 +85,7 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show something outside the steps, with its seconds."""
+        """Show a phase outside the training steps on the console, with its duration."""
         self.watchdog.beat(name)
         with self.console.phase(name):
             yield
@@ -100,28 +100,28 @@ class Session:
         self.step.values[f"time/{name}_s"] = time.monotonic() - start
 
     def supervised_step(self, step: int, total: int, loss: float) -> None:
-        """Report a step of a supervised stage, done out of `total`."""
+        """Report that `step` of the `total` steps of the supervised stage are done."""
         self.watchdog.beat(f"supervised step {step}")
         self.console.stage_step("supervised cold start", step, total, loss)
 
     def observe_buffer(self, answer: TakeAnswer) -> None:
-        """Note what the buffer says of itself. Finished groups are progress: a slow environment is not a stall."""
+        """Store what the buffer reports. Finished groups count as progress, so a slow environment is not a stall."""
         if answer.arrivals != self.step.arrivals:
             self.watchdog.beat(f"{answer.arrivals} groups finished")
         self.step.arrivals, self.step.waiting_for = answer.arrivals, answer.waiting_for
         self.step.count_tasks(answer.counts)
 
     def waiting(self) -> str:
-        """Who waits for whom, in words, as far as the driver knows."""
+        """A sentence that says who waits for whom, as far as the driver knows."""
         return f"{self.calls.waiting_for()}. The buffer, when it last answered: {self.step.waiting_for}"
 
     def log(self, values: dict[str, float]) -> None:
-        """Write metrics down, under the step that was done last."""
+        """Log metrics under the number of the last finished step."""
         self.metrics.log(self.progress.step, values)
         self.tracker.log(self.progress.step, values)
 
     def end_step(self, groups: list[Group]) -> None:
-        """Write the step down: trajectories, metrics, the console's line. Then the next one begins."""
+        """Write the step's trajectories, metrics and console line, then begin the next step."""
         seconds = time.monotonic() - self.step.started
         values = self.step.values
         sampled = sum(s.trained_tokens for g in groups for t in g.trajectories for s in t.samples)
@@ -142,16 +142,16 @@ class Session:
         return self.progress.step >= self.recipe.run.steps and bool(self.progress.eval_after)
 
     def saved_buffer(self) -> BufferState | None:
-        """The buffer's state in the newest checkpoint."""
+        """The buffer's state in the newest checkpoint; None without one."""
         saved = self.checkpoints.latest()
         return read_buffer(saved) if saved is not None else None
 
     def wall_s(self) -> float:
-        """Seconds this run has taken, sessions before a resume included."""
+        """Seconds this run has taken, including sessions before a resume."""
         return time.monotonic() - self.started
 
     def summary(self, exit_reason: str) -> dict[str, Any]:
-        """What summary.json says: how the run ended, and what it came to."""
+        """The content of summary.json: how the run ended, and its results."""
         saved = self.checkpoints.latest()
         before, after, counts = self.progress.eval_before, self.progress.eval_after, self.step.ledger_counts
         return {

@@ -1,4 +1,4 @@
-"""What each process of a run needs of the recipe, as plain data, and how it is taken from there."""
+"""Extract from the recipe, as plain data, what each process of a run needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rollout.types import Device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
-    """What a trainer rank needs, whatever the stage. `tensor_parallel` is the engines'."""
+    """The settings of a trainer rank that all stages share. `tensor_parallel` is that of the engines."""
 
     model: ModelConfig
     trainer: TrainerConfig

@@ -1,4 +1,4 @@
-"""Steps that any stage which rolls out shares: publish weights, move the gate, take groups, evaluate, checkpoint."""
+"""Operations of every stage with rollouts: publish weights, open the gate, take groups, evaluate, checkpoint."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from rollout.tasks.stream import EVAL_SEED, task_stream
 from rollout.types import Group
 
 TAKE_POLL_S = 5.0
-"""How long the buffer holds one `take` before it answers with how far it is."""
+"""How long the buffer waits in one `take` for enough groups before it answers with its state alone."""
 
 
 def publish(run: Session, *, verify: bool) -> None:
-    """Push the trainers' weights to every engine as the current version. A push is idempotent: it is tried twice."""
+    """Push the trainers' weights to every engine as the current version.
+
+    A push is idempotent, so a failed one is repeated once.
+    """
     cluster, version = run.cluster, run.progress.version
     arguments = (version, cluster.engines, verify)
     with run.timed("weight_sync"):
@@ -31,12 +34,12 @@ def publish(run: Session, *, verify: bool) -> None:
 
 
 def open_gate(run: Session) -> None:
-    """Tell the buffer which version the engines hold: it may admit tasks for it now."""
+    """Tell the buffer which version the engines hold, so that it admits tasks for that version."""
     run.calls.ask(run.buffer, "published", run.progress.version, what="moving the gate")
 
 
 def take(run: Session) -> list[Group]:
-    """The next groups to learn from. Arrivals count as progress for the watchdog while too few are there."""
+    """Wait for the next groups to learn from. Groups that finish meanwhile count as progress for the watchdog."""
     with run.timed("wait_rollouts"):
         while True:
             answer = run.calls.ask(run.buffer, "take", run.progress.version, TAKE_POLL_S, what="taking")
@@ -46,14 +49,14 @@ def take(run: Session) -> list[Group]:
 
 
 def evaluate(run: Session) -> dict[str, float]:
-    """Held-out success of the version that the engines hold now (rl.observe.stepstats.eval_metrics).
+    """Evaluate the version that the engines hold now on the held-out tasks, and return the metrics (`eval_metrics`).
 
     Raises:
-        TooManyFailures: infrastructure failures left too little to judge.
+        TooManyFailures: infrastructure failures left too few trajectories to judge.
     """
     recipe, cluster = run.recipe, run.cluster
     tasks = task_stream(recipe.tasks, "eval", EVAL_SEED).once()
-    # By position: tasks of a dataset may share an id, and requests must not.
+    # Requests are named by position, because tasks of a dataset may share an id, and requests must not.
     arguments = [(f"eval-{run.progress.version}-{position}", task) for position, task in enumerate(tasks)]
     workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
     with run.phase(f"evaluating {len(tasks)} held-out tasks"):
@@ -67,13 +70,13 @@ def evaluate(run: Session) -> dict[str, float]:
 
 
 def due(run: Session, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens after this one; not after the last."""
+    """Whether something that happens every `every` steps (0: never) is due after this step. False after the last."""
     step = run.progress.step
     return every > 0 and step % every == 0 and step < run.recipe.run.steps
 
 
 def checkpoint(run: Session) -> None:
-    """Trainer state, Hugging Face export, buffer and progress: visible together or not at all."""
+    """Write trainer state, Hugging Face export, buffer and progress. They become visible together or not at all."""
     trainers, step = run.cluster.trainers, run.progress.step
     with run.timed("checkpoint"):
         folder = run.checkpoints.begin(step)

@@ -1,4 +1,7 @@
-"""How a run is asked to stop: Ctrl-C, SIGTERM or the watchdog. Who asks only leaves word; the main thread stops."""
+"""Requests to stop a run: Ctrl-C, SIGTERM or the watchdog.
+
+A request only sets a flag. The main thread raises `Stopped` when it next checks the flag.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +27,20 @@ class StopRequest:
         self._interruptible = False
 
     def request(self, reason: str, code: int) -> None:
-        """Safe from other threads."""
+        """Set the flag. Safe from other threads."""
         if self._stopped is None:
             self._stopped = Stopped(reason, code)
 
     def interrupt(self, reason: str, code: int) -> None:
-        """`request` for a signal handler, which runs in the main thread: while that is `interruptible`, whatever it
-        does (reading a dataset, say) is left at once.
+        """`request` for a signal handler, which runs in the main thread. While that thread is `interruptible`, this
+        raises `Stopped` at once, in the middle of whatever it does (reading a dataset, say).
         """
         self.request(reason, code)
         if self._interruptible:
             self.check()
 
     def check(self) -> None:
-        """Raises Stopped if that was requested."""
+        """Raise Stopped if a stop was requested."""
         if self._stopped is not None:
             raise self._stopped
 
@@ -51,7 +54,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """For code that `interrupt` must not break into; it has to `check` by itself if it takes long."""
+        """Protect code that `interrupt` must not break into. Such code has to `check` by itself if it takes long."""
         before, self._interruptible = self._interruptible, False
         try:
             yield

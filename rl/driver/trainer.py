@@ -23,7 +23,7 @@ from rollout.ports import free_port
 
 
 class RayEngines:
-    """`rl.weights.publish.Engines` over actor handles."""
+    """Implements `rl.weights.publish.Engines` with actor handles."""
 
     def __init__(self, replicas: Sequence[ActorHandle]) -> None:
         self._replicas = replicas
@@ -46,14 +46,14 @@ class TrainerActor:
         self._sender: Any = None
 
     def ping(self) -> None:
-        """Answers when this rank is idle."""
+        """Return when this rank is idle."""
 
     def address(self) -> tuple[str, int]:
-        """Where this rank can host the rendezvous."""
+        """An address and a free port at which this rank can host the rendezvous of torch.distributed."""
         return ray.util.get_node_ip_address(), free_port()
 
     def join(self, address: str, port: int) -> None:
-        """Set what torch.distributed reads, and pay for the imports."""
+        """Set the environment variables that torch.distributed reads, and do the slow imports."""
         os.environ.update(
             MASTER_ADDR=address,
             MASTER_PORT=str(port),
@@ -66,7 +66,7 @@ class TrainerActor:
         import rl.learner.learner  # noqa: F401
 
     def build(self, model_path: str, stage: TrainingStage) -> None:
-        """Make a fresh learner for a stage, over the weights in `model_path` and with a fresh optimizer."""
+        """Make a fresh learner for a stage, with the weights in `model_path` and a fresh optimizer."""
         from rl.learner.learner import Learner
 
         self.close()
@@ -81,8 +81,8 @@ class TrainerActor:
         )
 
     def train(self, batches: Sequence[PackedBatch], lr: float, version: int) -> dict[str, float]:
-        """One optimizer step of the stage. Returns the learner's statistics, the same on every rank, and this rank's
-        `rss_mb`."""
+        """Take one optimizer step of the stage. Returns the learner's statistics, the same on every rank, and this
+        rank's `rss_mb`."""
         from rl.losses.objective import make_objective
 
         stage = self._stage

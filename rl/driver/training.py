@@ -1,4 +1,4 @@
-"""What trainer ranks need to know of each stage that trains the policy."""
+"""The settings of each stage that trains the policy, as its trainer ranks need them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rl.losses.config import SUPERVISED, ObjectiveSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStage:
-    """Its optimizer, what it minimises, and the temperature that the trained tokens were sampled at."""
+    """A stage's optimizer, the objective that it minimises, and the temperature of the sampling of its tokens."""
 
     optimizer: OptimizerConfig
     objective: ObjectiveSpec

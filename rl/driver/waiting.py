@@ -1,8 +1,8 @@
 """Calls to the run's actors, and the one place where the driver waits for them.
 
 While `wait` waits for some results it also watches every long-running actor, the stop request and the trainers' pings.
-So a dead worker, a dead engine, Ctrl-C and a stall all end the wait within about a second, with an error that names the
-process and its log.
+So a dead process, Ctrl-C and a stall all end the wait within a few seconds. The error names a failed process and its
+log.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DEATH_S = 3.0
 Actor = ActorHandle
 
 Started = dict[ray.ObjectRef, str]
-"""Calls under way: the reference of each result, and the role that it was asked of."""
+"""Calls under way: the reference of each result, and the role of the actor that was called."""
 
 
 class ProcessFailure(RuntimeError):
-    """A process of the run failed. The text names its role, what it said, and its log; `cause` is what it raised."""
+    """A process of the run failed. The text names its role, error and log; `cause` is the exception, if any."""
 
     def __init__(self, text: str, cause: Exception | None = None) -> None:
         super().__init__(text)
@@ -38,7 +38,7 @@ class ProcessFailure(RuntimeError):
 
 
 class Calls:
-    """Starts calls on actors and waits for their results. Knows the actors' roles and logs, and no recipe."""
+    """Starts calls on actors and waits for their results. It knows the actors' roles and logs, and no recipe."""
 
     def __init__(self, logs_dir: Path) -> None:
         self.stop = StopRequest()
@@ -52,8 +52,8 @@ class Calls:
         self._waiting = "nothing yet"
 
     def add(self, handle: ActorHandle, role: str, *, ping: bool = False) -> None:
-        """Know an actor by its role. `ping`: notice its death by pings, for an actor that does one thing at a time and
-        so cannot be watched."""
+        """Register an actor and its role. `ping`: notice its death by pings, for an actor that runs one call at a time
+        and so cannot be watched."""
         self._roles[handle] = role
         if ping:
             self._pinged_actors.append(handle)
@@ -63,11 +63,11 @@ class Calls:
         return list(self._roles)
 
     def waiting_for(self) -> str:
-        """Who the driver waits for now, in words."""
+        """What the driver waits for now, in words: the work and the processes that do it."""
         return self._waiting
 
     def watch(self, handles: Iterable[ActorHandle], method: str, *args: Any) -> None:
-        """Call a method that runs as long as the actor should live; its end in any way ends the run."""
+        """Call a method that runs as long as the actor should live. If the method ends in any way, the run ends."""
         for handle in handles:
             self._watched[getattr(handle, method).remote(*args)] = self._roles[handle]
 
@@ -96,14 +96,14 @@ class Calls:
         return self.wait(self.start(handles, method, *args), what)
 
     def wait(self, calls: Started, what: str, on_result: Callable[[], None] | None = None) -> list[Any]:
-        """The results of `calls`, in order. How long that may take is the watchdog's business; `on_result` is called
-        for every result that arrives.
+        """Wait for the results of `calls` and return them in order. There is no timeout, because the watchdog limits
+        the wait. `on_result` is called for every result that arrives.
 
         Raises:
-            ProcessFailure: one of them, or a watched actor, failed or died.
+            ProcessFailure: a call failed, or a process died, or a watched method ended.
             Stopped: `stop` was requested.
         """
-        with self.stop.deferred():  # nothing may be raised inside of Ray
+        with self.stop.deferred():  # a signal handler must not raise inside of Ray
             return self._wait(calls, what, on_result)
 
     def _wait(self, calls: Started, what: str, on_result: Callable[[], None] | None) -> list[Any]:
@@ -127,7 +127,7 @@ class Calls:
         return [results[reference] for reference in calls]
 
     def _ping(self) -> None:
-        """A ping waits behind the actor's work, or fails if the actor died."""
+        """Ping the actors that `add` got with `ping`. An idle actor answers; if the actor has died, its ping fails."""
         if time.monotonic() - self._pinged < PING_S:
             return
         self._pinged = time.monotonic()
@@ -139,7 +139,7 @@ class Calls:
             self._pings[actor] = actor.ping.remote() if ping is None else ping
 
     def log(self, role: str) -> Path:
-        """Where the actor of that role writes its log."""
+        """The log file of the actor of that role."""
         return self._logs_dir / f"{role}.log"
 
     def _names(self, roles: Iterable[str]) -> str:
@@ -149,7 +149,7 @@ class Calls:
         try:
             return ray.get(reference)
         except RayTaskError as error:
-            # First, because Ray's error for a task that raised a RayActorError is both: the task's process lives.
+            # Before RayActorError: when a living process raised a RayActorError, Ray's error is of both classes.
             cause = _cause(error)
             death = self._death()
             if death is not None:
@@ -161,7 +161,7 @@ class Calls:
             raise self._died(role, error, what) from error
 
     def _death(self) -> tuple[str, RayActorError] | None:
-        """The first process found dead. Its peers complain of a closed connection before Ray has noticed."""
+        """A process found dead within DEATH_S. Its peers report a closed connection before Ray notices the death."""
         asked = {actor.__ray_ready__.remote(): role for actor, role in self._roles.items()}
         end = time.monotonic() + DEATH_S
         while asked and (left := end - time.monotonic()) > 0:
@@ -175,13 +175,13 @@ class Calls:
 
     def _died(self, role: str, error: RayActorError, what: str) -> ProcessFailure:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # An __init__ that failed ends in what it raised; else the first line says it, and process ids follow.
+        # If an __init__ failed, the last line is its exception. Else the first line is the cause; process ids follow.
         cause = lines[-1] if error.actor_init_failed else lines[0]
         return ProcessFailure(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
 
 
 def _cause(error: RayTaskError) -> Exception:
-    """What the task raised. A group's first member says more than "unhandled errors in a TaskGroup"."""
+    """The exception that the task raised. Of a group it is the first member, because a group's own text says little."""
     cause: Exception = error if error.cause is None else error.cause
     while isinstance(cause, ExceptionGroup):
         cause = cause.exceptions[0]

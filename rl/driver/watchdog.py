@@ -1,8 +1,8 @@
 """Progress heartbeat and stall detection: when nothing has moved for a while, say who waits for whom, and stop.
 
 The driver calls `beat` whenever something got done. On a stall a thread writes the stacks of all the run's processes
-and a process table to logs/stacks-<time>.txt and calls `on_stall`, once. It decides nothing else and kills nothing,
-except that a driver which hasn't closed the watchdog `exit_after_s` later is ended hard: its guardian sweeps up.
+and a process table to logs/stacks-<time>.txt and calls `on_stall`, once. It kills nothing, with one exception: if the
+driver has not closed the watchdog `exit_after_s` later, the thread ends it by os._exit, and its guardian sweeps up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Stall:
 
 
 class Watchdog:
-    """`waiting` says in words what the driver waits for now ("8 groups from the buffer: 5 there, 3 running")."""
+    """Calls `on_stall` once, when there was no `beat` for `stall_s`.
+
+    `waiting` says in words what the driver waits for now ("8 groups from the buffer: 5 there, 3 running").
+    """
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Watchdog:
         return self
 
     def beat(self, what: str) -> None:
-        """Something moved. `what` names the stage that begins or the thing that got done; called from any thread."""
+        """Record progress. `what` names what begins or what got done. May be called from any thread."""
         self._beat = (time.monotonic(), what)
 
     def close(self) -> None:
@@ -125,7 +128,7 @@ def dump_stacks(logs_dir: Path) -> Path:
 
 
 def process_table(processes: list[psutil.Process]) -> str:
-    """pid, parent, state, CPU seconds, resident MB and role of each process that still lives."""
+    """A table with pid, parent, state, CPU seconds, resident MB and role of each process that still lives."""
     rows = [f"{'pid':>8} {'parent':>8} {'state':<10} {'cpu s':>8} {'rss MB':>8}  role"]
     for process in processes:
         try:
@@ -165,7 +168,7 @@ def _is_python(process: psutil.Process) -> bool:
 
 
 def _stack_of(process: psutil.Process) -> str:
-    """py-spy, which needs the right to trace; else faulthandler on SIGUSR1, in processes that have set it up."""
+    """The stack by py-spy, which needs permission to trace; else by faulthandler on SIGUSR1, where that is set up."""
     program = _py_spy()
     failure = "py-spy is not installed"
     if program is not None:
@@ -188,7 +191,8 @@ def _py_spy() -> str | None:
 
 
 def _stack_by_signal(process: psutil.Process) -> str:
-    """What faulthandler appends to the process's log. A process without a handler for SIGUSR1 would die of it."""
+    """Send SIGUSR1 and return what faulthandler appends to the process's log. Without a handler, a process would die of
+    SIGUSR1, so none is sent."""
     try:
         log = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
         if not _catches(process.pid, signal.SIGUSR1) or not log.is_file():

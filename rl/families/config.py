@@ -1,4 +1,4 @@
-"""What a recipe's `model.family` is."""
+"""The recipe's `model.family` section."""
 
 from __future__ import annotations
 

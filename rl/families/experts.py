@@ -1,4 +1,4 @@
-"""How the families with routed experts name them: alike, so far.
+"""The tensor names of routed experts, which all families share so far.
 
 transformers fuses a layer's experts into `mlp.experts.gate_up_proj` [experts, 2 * width, hidden] and
 `mlp.experts.down_proj` [experts, hidden, width]. AutoEP holds them as `mlp.experts.w1`, `w2` and `w3` [experts, …].
@@ -39,6 +39,6 @@ def expert_pattern(engine_name: str) -> str | None:
 
 
 def renamed(engine_name: str, names: dict[str, str]) -> str:
-    """`engine_name` with its ending replaced, where `names` has it."""
+    """Replace the ending of `engine_name` if `names` has a replacement for it."""
     ending = next((ending for ending in names if engine_name.endswith(ending)), None)
     return engine_name if ending is None else engine_name.removesuffix(ending) + names[ending]

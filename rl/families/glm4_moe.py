@@ -24,11 +24,11 @@ class Glm4Moe(Family):
 
     model_types = ("glm4_moe",)
     renderer = "glm-4.5"
-    # It has no preset of its own, but its block is DeepSeek-V3's: sigmoid scores, correction bias, group-limited top-k,
-    # shared experts.
+    # AutoEP has no preset for GLM-4.5, but its MoE block is DeepSeek-V3's: sigmoid scores, correction bias,
+    # group-limited top-k, shared experts.
     autoep_preset = "deepseek_v3"
     float32_router = True
-    # As the GLM-4.5 report (arXiv:2508.06471, table 1) gives them, without the multi-token-prediction layer.
+    # From the GLM-4.5 report (arXiv:2508.06471, table 1), without the multi-token-prediction layer.
     published: Mapping[str, ModelSize] = {
         "zai-org/GLM-4.5": GLM_45,
         "zai-org/GLM-4.5-Base": GLM_45,
@@ -40,7 +40,7 @@ class Glm4Moe(Family):
         return int(model_config.get("n_routed_experts") or 0)
 
     def ignored(self, model_config: Mapping[str, Any]) -> list[str]:
-        """The layers of multi-token prediction come after the model's own."""
+        """Those of the base class, and the multi-token-prediction layers, which follow the model's own layers."""
         layers = model_config["num_hidden_layers"]
         extra = range(layers, layers + (model_config.get("num_nextn_predict_layers") or 0))
         return [*super().ignored(model_config), *(rf"^model\.layers\.{layer}\." for layer in extra)]
@@ -55,5 +55,5 @@ class Glm4Moe(Family):
         return experts.expert_pattern(engine_name)
 
     def exported_config(self, model_config: dict[str, Any]) -> dict[str, Any]:
-        """Without the layers of multi-token prediction, which are not trained and not exported."""
+        """The config without multi-token-prediction layers, which are neither trained nor exported."""
         return model_config | {"num_nextn_predict_layers": 0}

@@ -21,7 +21,7 @@ class Qwen3Moe(Family):
     autoep_preset = "qwen3_moe"
 
     def experts(self, model_config: Mapping[str, Any]) -> int:
-        # num_experts in the published files, num_local_experts in those that transformers 5 saves.
+        # Published files use num_experts; files that transformers 5 saves use num_local_experts.
         return int(model_config.get("num_experts") or model_config.get("num_local_experts") or 0)
 
     def stored_parts(self, model_name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The model families, by name, and which one a model belongs to. A new one is a file in this folder and a line here."""
+"""The model families by name, and the family of a given model. A new one is a file in this folder and a line here."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FAMILIES: Registry = {
     "dense": Entry("rl.families.dense:Dense"),
 }
 _EXPERT_COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
-"""How config.json files count routed experts."""
+"""The keys under which config.json files give the number of routed experts."""
 
 
 def family_of(model_config: Mapping[str, Any], settings: FamilySettings | None = None) -> Family:
-    """The family that `settings` name; without them the one that claims the model_type of a config.json.
+    """The family that `settings` name; without settings, the family of the config's model_type, else `dense`.
 
     Raises:
-        ValueError: no family claims it and the model has experts; or `settings` name none.
+        ValueError: no family has this model_type and the model has experts, or `settings` name no family.
     """
     if settings is not None:
         return _made(settings)
@@ -42,7 +42,7 @@ def family_of(model_config: Mapping[str, Any], settings: FamilySettings | None =
 
 
 def local_config(model: str | Path) -> dict[str, Any] | None:
-    """The config.json of a model directory; None where there is none that can be read."""
+    """The config.json of a model directory; None if there is none or it cannot be read."""
     try:
         config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -51,12 +51,13 @@ def local_config(model: str | Path) -> dict[str, Any] | None:
 
 
 def published_size(model: str) -> ModelSize | None:
-    """The size of a published model by its Hugging Face name."""
+    """The size of a published model by its Hugging Face name; None if no family lists it."""
     return _sizes().get(model, (None, None))[1]
 
 
 def known_family(model: str, settings: FamilySettings | None) -> Family | None:
-    """The family of a model as far as this machine can tell: from its config.json or its published name.
+    """The family of a model, found without a download: from the settings, a local config.json or the published name.
+    None if these do not tell.
 
     Raises:
         ValueError: as `family_of`.

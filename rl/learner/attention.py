@@ -32,7 +32,7 @@ def packed_attention(
     dropout: float = 0.0,
     **_transformers: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one packed row, in the form transformers calls (hence the ignored keywords).
+    """Compute the attention of one packed row. transformers fixes the signature, hence the ignored keywords.
 
     Args:
         query: [1, heads, T, D]; key and value: [1, kv_heads, T, D] (grouped-query: heads is a multiple of kv_heads).
@@ -51,7 +51,7 @@ def packed_attention(
         raise ValueError(f"cu_seqlens {cu_seqlens} does not span one row of {tokens} tokens (query {query.shape})")
     grouped = query.shape[1] != key.shape[1]
     lengths = [end - start for start, end in pairwise(cu_seqlens)]
-    # split, not slices: the gradient of a slice is a full-size tensor of zeros, one for each segment.
+    # Use split, not slices: the backward of each slice would allocate a full-size tensor of zeros.
     segments = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in segments

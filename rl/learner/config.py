@@ -12,17 +12,17 @@ from rollout.chat.config import RendererSettings
 
 
 class ModelConfig(StrictModel):
-    """`model: PATH` is short for `model: {path: PATH}`."""
+    """The policy's model. `model: PATH` is short for `model: {path: PATH}`."""
 
     shorthand: ClassVar[str | None] = "path"
 
     path: str
-    """A local directory or Hugging Face name. A directory with a config.json but no weights starts from random ones."""
+    """A local directory or Hugging Face name. A directory with a config.json but no weights means random weights."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     renderer: SerializeAsAny[RendererSettings] | None = None
-    """The chat format (rollout.chat); null: the one of the model's family."""
+    """The chat format (rollout.chat); null: that of the model's family."""
     family: SerializeAsAny[FamilySettings] | None = None
-    """How the model's tensors are named and its experts split (rl.families); null: by the model_type of its config."""
+    """The model family (rl.families), which knows tensor names and experts; null: found by the config's model_type."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -35,9 +35,9 @@ class OptimizerConfig(StrictModel):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["none", "linear"] = "none"
-    """After the warm-up: constant, or linear to zero at the stage's last step."""
+    """The learning rate after the warm-up. none: constant.  linear: falls to zero, reached after the last step."""
     clip_norm: float = Field(default=1.0, ge=0)
-    """Of the whole gradient; 0: no clipping."""
+    """Upper bound on the norm of the whole gradient; 0: no clipping."""
 
 
 class TrainerConfig(StrictModel):
@@ -45,13 +45,13 @@ class TrainerConfig(StrictModel):
     expert_parallel: int = Field(default=1, ge=1)
     groups_per_step: int = Field(default=8, ge=1)
     token_budget: int = Field(default=8192, ge=16)
-    """Tokens of one packed micro-batch on one rank."""
+    """The most tokens in one packed micro-batch of one rank."""
     logprob_chunk: int = Field(default=1024, ge=1)
-    """Tokens whose logits exist at once."""
+    """Tokens whose logits are in memory at once."""
     optimizer: OptimizerConfig
     gradient_checkpointing: bool = False
     cpu_threads: int = Field(default=1, ge=1)
     timeout_s: float = Field(default=600.0, gt=0)
-    """Deadline of a collective."""
+    """Deadline of one collective operation among the ranks."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Merged over the DeepSpeed configuration that the keys above make."""
+    """DeepSpeed settings, merged over those that are derived from the other keys."""

@@ -1,7 +1,7 @@
 """The DeepSpeed configuration of the learner: ZeRO-3, AutoEP, AdamW, one accumulation window per optimizer step.
 
-Owns the mapping from `trainer.*` to DeepSpeed's keys and the rule for `trainer.deepspeed`: it is merged over what is
-made here, except for keys that other settings own, which are errors that name the setting.
+Owns the mapping from `trainer.*` to DeepSpeed's keys. `trainer.deepspeed` is merged over the result. If it sets a key
+that another setting owns, that is an error which names the setting.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OWNED = {
 def deepspeed_config(
     trainer: TrainerConfig, optimizer: OptimizerConfig, family: Family, experts: int, dtype: str, device: str
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given.
+    """The configuration for `deepspeed.initialize`.
 
     Args:
         experts: routed experts of a MoE layer, 0 for a dense model.
@@ -46,7 +46,7 @@ def deepspeed_config(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # One optimizer step spans as many micro-batches as the step has; `engine.step()` is the boundary.
+        # The number of micro-batches differs from step to step; `engine.step()` ends the accumulation.
         "managed_gradient_accumulation": False,
         "gradient_clipping": optimizer.clip_norm,
         "steps_per_print": 1_000_000_000,
@@ -57,7 +57,7 @@ def deepspeed_config(
                 "betas": list(optimizer.betas),
                 "eps": optimizer.eps,
                 "weight_decay": optimizer.weight_decay,
-                # PyTorch's AdamW needs no compiler on the machine; offloaded states need DeepSpeed's CPU kernel.
+                # PyTorch's AdamW needs no compiler on the machine. Offloaded states need DeepSpeed's CPU kernel.
                 "torch_adam": not offload,
             },
         },
@@ -91,7 +91,7 @@ def _zero(device: str) -> dict[str, Any]:
 
 
 def check_expert_parallel(trainer: TrainerConfig, experts: int) -> None:
-    """Raise ValueError where `trainer.expert_parallel` does not fit the model's experts or the ranks."""
+    """Raise ValueError if `trainer.expert_parallel` does not fit the model's experts or the ranks."""
     if not experts:
         if trainer.expert_parallel != 1:
             raise ValueError(

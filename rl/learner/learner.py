@@ -1,14 +1,15 @@
-"""One rank of the learner: a DeepSpeed engine over the policy, and the five things the run asks of it.
+"""One rank of the learner: a DeepSpeed engine over the policy, and the five operations that a run needs.
 
     train_step   all micro-batches → one gradient, of the weighted sum over all ranks → one AdamW step
     logprobs     the current policy's log-probabilities of a batch
     weights      the stream of full tensors for the inference copy
-    save / load  everything a resumed run needs to go on bit for bit
+    save / load  everything that a resumed run needs to continue bit for bit
     export_hf    a Hugging Face checkpoint
 
-A plain object: it lives in whatever process torch.distributed's environment was set in, one a rank, and every public
-method but `__init__`'s siblings `weights.manifest` and `weights.plan` is a collective. It knows no algorithm: the
-objective is a function it is given.
+A plain object, one in each rank's process; the caller sets torch.distributed's environment variables. `__init__` and
+every public method except `close` are collectives: all ranks must call them. So is `weights.buckets`, while
+`weights.manifest` and `weights.plan` are local. The learner knows no algorithm: `train_step` receives the objective as
+a function.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _TAG = "shards"
 
 
 class Learner:
-    """See the module's docstring. Build one at a time in a process; `close` before the next."""
+    """See the module's docstring. A process holds one at a time: `close` it before making the next."""
 
     def __init__(
         self,
@@ -59,10 +60,10 @@ class Learner:
         """
         Args:
             model_path: directory or hub name of the weights to start from (model_cfg.path or an SFT stage's export).
-            device: `cpu` or `cuda`; the GPU is that of LOCAL_RANK.
+            device: `cpu` or `cuda`; LOCAL_RANK is the index of the GPU.
 
         Raises:
-            ValueError: the configuration does not fit the model or the world.
+            ValueError: the configuration does not fit the model or the number of ranks.
         """
         timeout = timedelta(seconds=trainer_cfg.timeout_s)
         self._device = _join(device, trainer_cfg, timeout)
@@ -75,7 +76,7 @@ class Learner:
         self._family = family_of(architecture, model_cfg.family)
         experts = self._family.experts(architecture)
         config = deepspeed_config(trainer_cfg, optimizer_cfg, self._family, experts, model_cfg.dtype, device)
-        # Partitioned parameter by parameter: whole, a large model fits neither a rank's memory nor its GPU.
+        # Parameters are partitioned one by one, because a large model fits neither the rank's memory nor its GPU.
         zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
         causal_lm = load_model(
             model_path,
@@ -91,7 +92,7 @@ class Learner:
         self._config = causal_lm.config
         policy = PolicyModel(causal_lm, trainer_cfg.logprob_chunk)
         self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=config)
-        for buffer in self._engine.module.buffers():  # DeepSpeed moves those of a whole model only
+        for buffer in self._engine.module.buffers():  # DeepSpeed does not move those of a partitioned model
             buffer.data = buffer.data.to(self._device)
         _set_deadlines(timeout)
         self.weights = WeightSource(self._engine.module, self._family)
@@ -106,15 +107,16 @@ class Learner:
         lr: float,
         temperature: float = 1.0,
     ) -> dict[str, float]:
-        """One optimizer step on Σ weight · token loss, over this rank's micro-batches and those of the others.
+        """Take one optimizer step on Σ weight · token loss over the micro-batches of all ranks.
 
         Args:
-            lr: of this step (`rl.learner.schedule`).
+            batches: this rank's micro-batches.
+            lr: the learning rate of this step (`rl.learner.schedule`).
 
         Returns:
-            `loss`, `grad_norm` (before clipping), `lr`, the sums of the objective's statistics over trained tokens and
-            `moe/load_max_over_mean` (most loaded expert over the mean, worst layer), all global and equal on every
-            rank.
+            `loss`, `grad_norm` (before clipping), `lr`, the sum of each of the objective's statistics over trained
+            tokens, and for MoE models `moe/load_max_over_mean` (load of the busiest expert over the mean load, in the
+            worst layer). All are global and equal on every rank.
 
         Raises:
             ValueError: ranks disagree on the number of micro-batches, or there are none.
@@ -138,12 +140,13 @@ class Learner:
 
     @torch.no_grad()
     def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> npt.NDArray[np.float32]:
-        """[T] log-probability of each label under the current policy. A collective: every rank calls it as often."""
+        """The log-probability [T] of each label under the current policy. All ranks must call it equally often."""
         logprobs, _ = self._forward(to_tensors(batch, self._device), batch, temperature)
         return logprobs.float().cpu().numpy()
 
     def save(self, directory: str | Path) -> None:
-        """Write this rank's shards, optimizer and generators. The same ranks must load them."""
+        """Write this rank's shards of weights and optimizer state, and its random generators. They can only be loaded
+        by the same number of ranks."""
         directory = Path(directory)
         self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=False)
         state = {"ranks": self._world, "rng": rng_state()}
@@ -151,10 +154,10 @@ class Learner:
         torch.distributed.barrier()
 
     def load(self, directory: str | Path) -> None:
-        """Continue from `save`.
+        """Restore what `save` wrote.
 
         Raises:
-            ValueError: there is no checkpoint, or it was written by another number of ranks.
+            ValueError: there is no checkpoint, or it was written by a different number of ranks.
         """
         directory = Path(directory)
         if not self._state_file(directory).is_file():
@@ -198,13 +201,15 @@ class Learner:
         found = objective(logprobs, entropy, tensors)
         trained = tensors.loss_mask > 0
         loss = (found.loss * tensors.weights).where(trained, 0.0).sum()
-        # DeepSpeed averages gradients over the ranks; the weights are those of the whole step, so they add up.
+        # DeepSpeed averages gradients over the ranks. The token weights are made for the whole step, so the gradients
+        # must be summed instead: multiplying by the number of ranks undoes the average.
         self._engine.backward(loss * self._world, scale_wrt_gas=False)
         statistics = {name: values.detach().float() for name, values in found.statistics.items()}
         return {"loss": loss.detach(), **{name: v.where(trained, 0.0).sum() for name, v in statistics.items()}}
 
     def _require_lockstep(self, count: int) -> None:
-        """ZeRO-3 gathers parameters in every forward: a rank with fewer micro-batches leaves the others waiting."""
+        """Raise ValueError unless all ranks have the same number of micro-batches, at least one. ZeRO-3 gathers
+        parameters in every forward, so a rank with fewer micro-batches would leave the others waiting."""
         mine = torch.tensor([count, -count], device=self._device)
         torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
         most, least = int(mine[0]), -int(mine[1])
@@ -246,8 +251,8 @@ def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.devi
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, and each call site would warn.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if not deepspeed.comm.is_initialized():
-        # DeepSpeed would compile a shared-memory all-reduce with the machine's C++ compiler (minutes), whose segments
-        # in /dev/shm outlive a killed rank. gloo does the same work.
+        # DeepSpeed would spend minutes compiling a shared-memory all-reduce with the machine's C++ compiler. Its
+        # segments in /dev/shm outlive a killed rank. gloo does the same work.
         deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return place
@@ -260,6 +265,7 @@ def _seed(seed: int) -> None:
 
 
 def _set_deadlines(timeout: timedelta) -> None:
-    """Groups that DeepSpeed made (experts, data-parallel) start with torch's default of 30 minutes, not with ours."""
+    """Give all process groups our timeout. The groups that DeepSpeed makes (expert, data-parallel) start with torch's
+    defaults (10 minutes for NCCL, 30 for gloo)."""
     for group in torch.distributed.distributed_c10d._world.pg_map:
         torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)

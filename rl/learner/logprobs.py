@@ -1,9 +1,9 @@
 """Log-probabilities of labels over the LM head, with logits for only `chunk` tokens in memory at any time.
 
-Full logits are T x V floats (8,192 tokens x 151,552 words = 4.6 GiB), several times over with their gradient. Here
-the forward keeps one number a token, and the backward computes the logits of each chunk again. Peak memory is
-O(chunk x V) plus the gradients themselves. Temperature divides the logits, as the engine does before sampling, so
-that these logprobs and vLLM's `processed_logprobs` are of the same distribution.
+Full logits are T x V floats (8,192 tokens x 151,552 vocabulary entries = 4.6 GiB), several times over with their
+gradient. Here the forward keeps one number a token, and the backward computes the logits of each chunk again. Peak
+memory is O(chunk x V) plus the gradients themselves. The logits are divided by the temperature, as in the engine before
+it samples, so that these logprobs and vLLM's `processed_logprobs` are of the same distribution.
 
 ZeRO-3: the head's weight is whole only while DeepSpeed's module hooks have gathered it, in forward and again in
 backward; in between its storage is empty. Two things keep that correct, and the caller provides the second:
@@ -25,22 +25,24 @@ from torch.autograd.function import once_differentiable
 def chunked_logprobs(
     hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(hidden @ weight.T / temperature) at the labels, and that distribution's entropy.
+    """Return log softmax(hidden @ weight.T / temperature) at the labels, and that distribution's entropy.
 
     Args:
-        hidden: [T, H] floating point; T may be 0, and no multiple of `chunk` is needed. Callers may pass only the
-            positions they train: nothing here looks at neighbours.
-        weight: [V, H], same dtype as hidden. A leaf, if its storage may change before backward (see the module).
+        hidden: [T, H] floating point; T may be 0 and need not be a multiple of `chunk`. Positions are independent, so
+            callers may pass only those they train.
+        weight: [V, H], same dtype as hidden. It must be a leaf if its storage may change before backward (see the
+            module's docstring).
         labels: [T] int64 in [0, V).
         temperature: > 0.
-        chunk: tokens whose logits exist at once, in forward and in backward.
+        chunk: tokens whose logits are in memory at once, in forward and in backward.
 
     Returns:
         logprobs [T], differentiable in hidden and weight, and entropy [T] in nats, detached. Both are float32
-        (float64 for float64 inputs): logits are rounded to the inputs' dtype as in the engine, what follows is not.
+        (float64 for float64 inputs). The logits are rounded to the inputs' dtype as in the engine; all later arithmetic
+        is float32 (or float64).
 
     Raises:
-        ValueError: shapes that do not fit each other, temperature or chunk not positive.
+        ValueError: the shapes do not fit each other, or temperature or chunk is not positive.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != hidden.shape[:1]:
         raise ValueError(
@@ -54,11 +56,11 @@ def chunked_logprobs(
 
 
 class ChunkedLMHead(nn.Module):
-    """Takes the place of a causal model's `lm_head` and gives logprobs instead of logits.
+    """Replaces a causal model's `lm_head` and returns logprobs instead of logits.
 
     It holds the linear head's own parameter under the same name (`lm_head.weight`; tied embeddings stay tied), so
-    checkpoints, exports and DeepSpeed's per-module gathering see what they saw before. Put it in place before
-    `deepspeed.initialize`, which installs the hooks, and call the module itself, never its `forward`.
+    checkpoints, exports and DeepSpeed's per-module gathering work as with the original head. Put it in place before
+    `deepspeed.initialize`, which installs the hooks. Call the module itself, never its `forward`.
     """
 
     def __init__(self, head: nn.Linear, chunk: int) -> None:
@@ -69,7 +71,7 @@ class ChunkedLMHead(nn.Module):
         self.chunk: int = chunk
 
     def forward(self, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """hidden [T, H], labels [T] -> logprobs [T], entropy [T]; see `chunked_logprobs`."""
+        """Return logprobs [T] and entropy [T] from hidden [T, H] and labels [T]; see `chunked_logprobs`."""
         return chunked_logprobs(hidden, self.weight, labels, temperature, self.chunk)
 
 
@@ -103,7 +105,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             )
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        # Chunks are summed in the exact type: a bfloat16 sum would change with the number of chunks.
+        # Chunks are summed in float32 or float64: a bfloat16 sum would change with the number of chunks.
         grad_weight = torch.zeros_like(weight, dtype=_exact(hidden)) if want_weight else None
         for part in _chunks(len(hidden), chunk):
             # d logprob[label] / d logits = (onehot(label) - softmax) / temperature
@@ -127,12 +129,12 @@ def _chunks(length: int, chunk: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """[C, V] in the exact type; a fresh tensor that the caller may overwrite."""
+    """The logits [C, V] in float32 or float64, as a fresh tensor that the caller may overwrite."""
     return (hidden @ weight.T).to(_exact(hidden)).div_(temperature)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, without a temporary of total's size where the types allow it."""
+    """Add left @ right to total in place, without a temporary of total's size if the types are equal."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

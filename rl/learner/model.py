@@ -1,8 +1,9 @@
 """The policy as the learner runs it: a Hugging Face decoder and a head that returns log-probabilities, not logits.
 
-Owns loading (a local directory or a hub name; random weights from a seed where a directory has a config only) and
-`PolicyModel`, the one module that DeepSpeed wraps. Its parameters keep their Hugging Face names, so weights move
-between engine, checkpoint and inference copy without prefixes. It refuses architectures it does not know how to split.
+Owns loading (from a local directory or a hub name; with random weights from a seed if a directory holds only a config)
+and `PolicyModel`, the one module that DeepSpeed wraps. Its parameters keep their Hugging Face names, so weights move
+between engine, checkpoint and inference copy without prefixes. It refuses models that are not a plain `model` with an
+`lm_head` without bias.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from rl.weights.hf_reader import HfCheckpoint, has_weights
 
 
 def resolve_model(path: str) -> Path:
-    """The local directory of a model: `path` itself, or the cached snapshot of that hub name (downloaded once)."""
+    """The local directory of a model: `path` itself, or the cached snapshot of that hub name (downloaded once).
+
+    Raises:
+        ValueError: `path` is a directory without a config.json, or looks like a path but is no directory.
+    """
     directory = Path(path).expanduser()
     if directory.is_dir():
         if not (directory / "config.json").is_file():
@@ -45,15 +50,15 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model at `path` in `dtype`, with packed attention, in training mode.
 
-    A directory without weights is initialised from `seed`, the same on every rank, leaving the global RNG as it was.
+    A directory without weights gets random ones from `seed`: the same on every rank, leaving the global RNG unchanged.
 
     Args:
-        place: called with every parameter as soon as it is whole, on the CPU. It may move or partition the storage,
-            so that a model read from a checkpoint never has more than one whole parameter.
-        read: False leaves the parameters' values undefined, for a rank whose `place` takes them from another.
+        place: called with every parameter as soon as all of it is on the CPU. It may move or partition the storage, so
+            that reading a checkpoint never holds more than one whole parameter.
+        read: False leaves the parameters' values undefined, for a rank whose `place` takes them from another rank.
 
     Raises:
-        ValueError: no model, or a checkpoint that does not fit it; on every rank alike, before `place` is called.
+        ValueError: there is no model, or its checkpoint does not fit it. All ranks raise it, before `place` is called.
     """
     directory = resolve_model(path)
     config = AutoConfig.from_pretrained(directory)
@@ -71,7 +76,7 @@ def load_model(
 
 
 def _read(model: PreTrainedModel, checkpoint: HfCheckpoint, place: Callable[[nn.Parameter], None], read: bool) -> None:
-    """Give an empty model the checkpoint's values, parameter by parameter."""
+    """Fill an empty model with the checkpoint's values, parameter by parameter."""
     tied = ["lm_head.weight"] if model.config.tie_word_embeddings else []
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
     ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), *checkpoint.family.ignored(model.config.to_dict())]
@@ -125,9 +130,11 @@ class PolicyModel(nn.Module):
         labels: torch.Tensor,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of each label and entropy of each position, both [T] float32.
+        """Return the log-probability of each label and the entropy at each position, both [T] float32.
 
-        Args: input_ids, position_ids, labels: [T] int64; cu_seqlens: segment boundaries of the packed row.
+        Args:
+            input_ids, position_ids, labels: [T] int64.
+            cu_seqlens: segment boundaries of the packed row.
         """
         output = self.model(
             input_ids=input_ids[None],

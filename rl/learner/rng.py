@@ -1,4 +1,4 @@
-"""The generators of one rank as JSON (no pickle), so that a resumed run draws what it would have drawn."""
+"""The random generators of one rank as JSON (no pickle). A resumed run draws the same numbers as an unbroken one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Set the generators to what `rng_state` returned."""
+    """Set the generators to a state that `rng_state` returned."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     kind, keys, position, has_gauss, gauss = state["numpy"]

@@ -6,7 +6,10 @@ from rl.learner.config import OptimizerConfig
 
 
 def learning_rate(cfg: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_steps`, then constant, or linear to zero after the last of `steps`; `step` from 0."""
+    """The learning rate of step `step`, counted from 0, of `steps`.
+
+    It rises linearly over `warmup_steps`. Then it is constant, or falls linearly to zero, reached after the last step.
+    """
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     if cfg.decay == "none":

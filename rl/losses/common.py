@@ -1,4 +1,4 @@
-"""What losses share."""
+"""Code that losses share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 from rl.batch.tensors import BatchTensors
 
 LOG_RATIO_LIMIT = 20.0
-"""|log importance ratio| is cut here, so that exp stays finite in float32 (e^20 = 4.9e8) and one broken token gives no
-inf * 0 = NaN. Beyond it the token has no gradient. A NaN logprob is not hidden: it reaches the loss."""
+"""Log importance ratios are clamped to ± this limit, so that exp stays finite in float32 (e^20 = 4.9e8) and one broken
+token cannot give inf * 0 = NaN. A token beyond it has no gradient. A NaN logprob is not hidden: it reaches the loss."""
 
 
 def log_ratio(logprobs: Tensor, batch: BatchTensors) -> Tensor:
-    """[T] log of the importance ratio policy / behaviour policy, cut at LOG_RATIO_LIMIT; 0 where nothing is trained."""
+    """The log importance ratio [T], log policy - log behaviour policy, clamped to ±LOG_RATIO_LIMIT; 0 at mask 0."""
     difference = (logprobs - batch.behaviour_logprobs).where(batch.loss_mask > 0, logprobs.new_zeros(()))
     return difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

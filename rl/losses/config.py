@@ -1,4 +1,4 @@
-"""The recipe's `loss:` section, and what a stage minimises."""
+"""The recipe's `loss:` section, and the specification of a stage's objective."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ClippedSettings(LossSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveSpec:
-    """What a stage minimises: a loss, and the correction that its tokens pass."""
+    """A stage's objective: a loss, and the correction that is applied to its tokens."""
 
     loss: LossSettings
     correction: CorrectionSettings
@@ -35,5 +35,5 @@ class ObjectiveSpec:
 SUPERVISED = ObjectiveSpec(
     loss=LossSettings(name="rl.losses.sft:cross_entropy"), correction=CorrectionSettings(name="none")
 )
-"""The loss is not in the registry: recipes choose among losses of what the policy sampled, and this one is of
-demonstrations."""
+"""The objective of the supervised stage. Its loss is on demonstrations, so it is not in the registry: recipes choose
+among losses on sampled tokens."""

@@ -15,9 +15,9 @@ from rl.losses.registry import LOSSES
 def make_objective(spec: ObjectiveSpec, version: int) -> Objective:
     """The objective of a step that trains policy version `version`.
 
-    Beside the loss's own statistics it reports `tokens`, `entropy`, `rejected` (left out by the correction), and two
-    about *fresh* tokens, those that this very version sampled: `fresh_tokens` and `mismatch`, their |logprob -
-    behaviour logprob|. On fresh tokens engine and trainer must agree.
+    In addition to the loss's own statistics it reports `tokens`, `entropy` and `rejected` (left out by the correction).
+    Two more are about *fresh* tokens, which this same version sampled: `fresh_tokens`, and their `mismatch`
+    |logprob - behaviour logprob|. On fresh tokens engine and trainer must agree.
     """
     loss = load(LOSSES, spec.loss.name)
     correction = load(CORRECTIONS, spec.correction.name)

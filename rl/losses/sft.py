@@ -9,5 +9,5 @@ from rl.losses.config import LossSettings
 
 
 def cross_entropy(logprobs: Tensor, entropy: Tensor, batch: BatchTensors, settings: LossSettings) -> TokenLoss:
-    """-log-probability of the label."""
+    """The negative log-probability of each label."""
     return TokenLoss(-logprobs, {})

@@ -1,4 +1,4 @@
-"""What a step spent its time on, and the key to turn first."""
+"""The part of a step that took the most time, and the configuration key to change first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Bottleneck(NamedTuple):
     name: str
     knob: str
-    """The configuration key to turn first."""
+    """The configuration key to change first."""
 
 
 _WAITING = Bottleneck("waiting for rollouts", "inference.replicas")
@@ -26,9 +26,10 @@ BOTTLENECKS = (*_STAGES.values(), _ENVIRONMENT)
 
 
 def bottleneck(times: Mapping[str, float]) -> Bottleneck:
-    """What the step spent most of its time on. `times`: its `time/*` metrics; other keys are ignored, absent ones 0.
+    """The part of a step that took most of its time.
 
-    Waiting for rollouts is put down to the environment when a trajectory spends longer there than with the engine.
+    `times` holds the step's `time/*` metrics; other keys are ignored, and absent ones count as 0. Waiting for rollouts
+    is attributed to the environment when an average trajectory spends longer there than with the engine.
     """
     longest = max(_STAGES, key=lambda name: times.get(name, 0.0))
     if longest == "time/wait_rollouts_s" and times.get("time/environment_s", 0.0) > times.get("time/generate_s", 0.0):

@@ -1,4 +1,4 @@
-"""What people see of a run: start-up phases, one line per step, a summary. Knows names of metrics, computes none.
+"""The output of a run for people: start-up phases, one line per step, a summary. It knows metrics, but computes none.
 
 On a terminal a progress bar stays below the lines and running phases show their seconds. Into a pipe or a CI log the
 same lines go out plain, uncoloured and unwrapped, and nothing is redrawn. Everything may be called from any thread.
@@ -60,7 +60,7 @@ _UNIT_LAST = {"tok/s", "s"}
 
 
 def step_line(step: int, total: int, values: Mapping[str, float], width: int) -> Text:
-    """One line about a step in at most `width` characters if it can; the bottleneck and its knob are always there."""
+    """One line about a step, in at most `width` characters if possible. It always has the bottleneck and its knob."""
     where, knob = bottleneck(values)
     head = f"{step:>{len(str(total))}}/{total}"
     fields = [field for field in _FIELDS if field.metric in values]
@@ -128,7 +128,7 @@ class Console:
         self._print(Text(text, style="bold"))
 
     def settings(self, rows: Mapping[str, str]) -> None:
-        """Aligned `name  value` lines: the derived batch arithmetic, where things lie."""
+        """Print aligned `name  value` lines, such as the derived batch arithmetic or the paths of the results."""
         for name, value in rows.items():
             self._print(Text.assemble("  ", (f"{name:<{_LABEL_WIDTH}}", "dim"), value))
 
@@ -143,7 +143,7 @@ class Console:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A stage of start-up (or an evaluation): its seconds run while it does and are kept when it ends."""
+        """Show a phase of start-up, or an evaluation: its seconds while it runs, and its duration when it ends."""
         start = time.monotonic()
         task = self._phases.add_task(name) if self.live else None
         if not self.live:
@@ -159,7 +159,7 @@ class Console:
             self._print(Text.assemble((f"{mark} ", style), f"{name:<{_LABEL_WIDTH}} ", (took, "dim")))
 
     def stage_step(self, stage: str, step: int, total: int, loss: float) -> None:
-        """Progress of a stage before the training steps; into a pipe only about every tenth of it."""
+        """Show progress of a stage before the training steps. Into a pipe, only about ten lines are printed."""
         if self.live:
             if self._stage is None:
                 self._stage = self._bars.add_task(stage, total=total)
@@ -171,7 +171,7 @@ class Console:
             self._print(Text(f"  {stage} {step:>{len(str(total))}}/{total}  loss {loss:.3f}"))
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """The line of one training step. `values` are the step's metrics under their registered names."""
+        """Print the line of one training step. `values` are the step's metrics under their registered names."""
         if self.live:
             if self._training is None:
                 self._training = self._bars.add_task("training", total=self._steps, completed=step - 1)
@@ -187,7 +187,7 @@ class Console:
         facts: Mapping[str, str],
         places: Mapping[str, str],
     ) -> None:
-        """The end of a run. `before` and `after` are shares by label ("held-out success", an environment, …)."""
+        """Print the end of a run. `before` and `after` are shares by label ("held-out success", a task source, …)."""
         self._stop()
         self._print(Text())
         self._print(Text(headline, style="bold"))
@@ -206,7 +206,7 @@ class Console:
             self.settings(places)
 
     def close(self) -> None:
-        """Take the progress bar away; idempotent."""
+        """Remove the progress bar. Idempotent."""
         self._stop()
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
 """Every metric this framework logs: one registry of names, each with its unit and meaning.
 
 `REGISTRY` is the only list: docs/metrics.md (`docs_page`) and wandb's definitions are generated from it, and logging a
-name that isn't in it is an error. Nothing here computes a metric; the driver and the learner do.
+name that isn't in it is an error. Nothing here computes a metric: rl.observe.stepstats, the driver and the learner do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Metric:
 
     @property
     def prefix(self) -> str:
-        """What the members of a family begin with, slash included."""
+        """The common start of the names in a family, slash included."""
         return self.name[: self.name.rindex("/") + 1]
 
 
@@ -92,7 +92,7 @@ STEP_KEY = "step"
 
 
 def metric_for(name: str) -> Metric:
-    """The registry entry of a concrete name; ValueError, with the nearest name, for one that isn't registered."""
+    """The registry entry of a concrete name. Raises ValueError, with the nearest name, if it isn't registered."""
     if name in REGISTRY and not REGISTRY[name].is_family:
         return REGISTRY[name]
     for family in _FAMILIES:
@@ -107,13 +107,13 @@ def metric_for(name: str) -> Metric:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """ValueError for the first name that isn't registered."""
+    """Raise ValueError for the first name that isn't registered."""
     for name in names:
         metric_for(name)
 
 
 def docs_page() -> str:
-    """docs/metrics.md: `python -m rl.observe.metrics > docs/metrics.md`."""
+    """The text of docs/metrics.md, which `python -m rl.observe.metrics > docs/metrics.md` writes."""
     lines = [
         "# Metrics",
         "",

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the local truth about a run."""
+"""metrics.jsonl: the local and authoritative record of a run's metrics."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rl.rundir.atomic import atomic_write_bytes
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object per step, flushed line by line, so that a kill loses at most the line in flight.
+    """metrics.jsonl: one JSON object per line, flushed line by line, so that a kill loses at most the line in flight.
 
-    Opening it removes a half-written last line. Steps never go back: resuming calls `truncate_after` first.
+    Opening it removes a half-written last line. A step may have several lines, but steps never go back: a resumed run
+    calls `truncate_after` first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +27,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line. ValueError for an unregistered name or a step before the last one."""
+        """Append one line. Raises ValueError for an unregistered name or a step before the last one."""
         check_names(values)
         if step < self._last_step:
             raise ValueError(
@@ -39,7 +40,7 @@ class MetricsLog:
         self._last_step = step
 
     def truncate_after(self, step: int) -> None:
-        """Drop the lines of later steps: they are beyond the checkpoint that the run goes on from."""
+        """Drop the lines of steps after `step`: a resumed run takes these steps again."""
         self._file.close()
         lines = self._path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)[STEP_KEY] <= step]
@@ -63,7 +64,8 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """The steps of a metrics.jsonl in file order, non-finite values as NaN; a half-written last line is left out."""
+    """The lines of a metrics.jsonl in file order, as step and values. Non-finite values are NaN; a half-written last
+    line is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         if line.endswith("\n"):

@@ -1,6 +1,6 @@
-"""Arithmetic of a step's metrics, kept out of the loop: trajectories, learner statistics and times become names.
+"""The arithmetic of a step's metrics, kept out of the loop: from trajectories and learner statistics to metrics.
 
-Pure functions; the names they return are those of `rl.observe.metrics`.
+Pure functions. The metrics have the names of `rl.observe.metrics`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _MEANS = {
     "kl": "policy/kl_behaviour",
     "rejected": "policy/rejected_fraction",
 }
-"""Sums over trained tokens whose means have a name of their own."""
+"""The learner's sums over trained tokens whose means are metrics with names of their own."""
 _NO_MEANS = {"loss", "tokens", "fresh_tokens", "mismatch", "grad_norm", "lr", "rss_mb", EXPERT_LOAD}
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the trajectories of a step did: rewards, lengths, tools, failures."""
+    """Metrics of the trajectories of a step: rewards, lengths, tools, failures."""
     everything = [t for group in groups for t in group.trajectories]
     usable = [t for t in everything if t.outcome != "infra_error"]
     metrics = {
@@ -60,7 +60,8 @@ def success_share(trajectories: Iterable[Trajectory]) -> float:
 
 
 def eval_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Held-out success, over all tasks and per task source, of what infrastructure failures left to judge."""
+    """Held-out success, over all tasks and per task source, and the share of trajectories that infrastructure failures
+    lost. Success leaves those out."""
     everything = [t for group in groups for t in group.trajectories]
     usable: dict[str, list[Trajectory]] = {}
     for group in groups:
@@ -73,7 +74,7 @@ def eval_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:
-    """Mean and maximum age, in versions, of the trainable tokens when `version` is what they train."""
+    """Mean and maximum age, in versions, of the trainable tokens when they train policy version `version`."""
     ages = [
         version - v for group in groups for t in group.usable for s in t.samples for v in s.versions if v != OBSERVED
     ]
@@ -81,9 +82,9 @@ def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:
 
 
 def learner_metrics(stats: Mapping[str, float], lr: float, version: int) -> dict[str, float]:
-    """From what a training step returned (`Learner.train_step`, `make_objective`) to metrics.
+    """Convert the statistics of a training step (`Learner.train_step`, `make_objective`) to metrics.
 
-    A statistic that is not known here is the recipe's loss's own: its mean over trained tokens is `loss/<name>`.
+    A statistic that is not known here belongs to the recipe's loss: its mean over trained tokens becomes `loss/<name>`.
     """
     tokens, fresh = max(stats["tokens"], 1.0), stats["fresh_tokens"]
     metrics = {

@@ -1,7 +1,7 @@
-"""The wandb sink. It may fail or hang in any way and the run neither stops nor waits: one warning, then silence.
+"""The wandb sink. If it fails or hangs, the run prints one warning and goes on without it.
 
-All of wandb, its import included, happens in one background thread that reads a queue; the driver only puts into it.
-metrics.jsonl is the truth about a run; wandb is a view of it.
+All of wandb, its import included, runs in one background thread that reads a queue; the driver only puts items into it.
+Only `finish` waits for the thread, up to a deadline. metrics.jsonl is the truth about a run; wandb is a view of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Finish:
 
 
 def resolve_mode(config: WandbConfig) -> Mode:
-    """auto: online when WANDB_API_KEY is set, else offline."""
+    """Resolve `auto`: online when WANDB_API_KEY is set, else offline."""
     if config.mode == "auto":
         return "online" if os.environ.get("WANDB_API_KEY") else "offline"
     return config.mode
@@ -51,8 +51,8 @@ def resolve_mode(config: WandbConfig) -> Mode:
 class Tracker:
     """One wandb run in `<run directory>/wandb`; a resumed run goes on under the same wandb id.
 
-    `warn` is called at most once, from any thread. `deadline_s` bounds every single call into wandb: when one takes
-    longer the sink is given up.
+    `warn` is called at most once, from any thread. `deadline_s` bounds every single call into wandb: when a call takes
+    longer, the tracker gives up and drops all later metrics.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Tracker:
         return self.mode != "disabled" and not self._failed
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand a step's metrics over; returns at once."""
+        """Hand over a step's metrics and return at once."""
         since = self._busy_since
         if since is not None and time.monotonic() - since > self._deadline_s:
             self._give_up(f"no answer for {self._deadline_s:.0f} s")
@@ -93,7 +93,7 @@ class Tracker:
             self._queue.put(_Log(step, dict(values)))
 
     def finish(self, exit_code: int, summary: Mapping[str, Any], *, deadline_s: float = 30.0) -> None:
-        """End the wandb run and its service process; gives up after `deadline_s`. Idempotent."""
+        """End the wandb run and its service process. Gives up after `deadline_s`. Idempotent."""
         if self.active and self._thread.is_alive():
             self._queue.put(_Finish(exit_code, dict(summary)))
             self._thread.join(deadline_s)
@@ -120,11 +120,11 @@ class Tracker:
                 run.log({STEP_KEY: item.step} | item.values)
                 self._busy_since = None
         except (Exception, SystemExit) as error:
-            # the edge to a library that must not be able to stop a run
+            # Everything is caught here, because a failure inside wandb must not stop a run.
             self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
 
     def _start(self) -> wandb.Run:
-        os.environ.setdefault("WANDB_SILENT", "true")  # it greets from before it has read the settings below
+        os.environ.setdefault("WANDB_SILENT", "true")  # it prints a greeting before it reads the settings below
         import wandb
 
         match self.mode:

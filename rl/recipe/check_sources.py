@@ -1,4 +1,4 @@
-"""What is wrong with a recipe's task sources and data files. Imports the environments and rewards that it names."""
+"""Checks of a recipe's task sources and data files. They import the environments and rewards that the recipe names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rollout.envs.registry import make_environment
 from rollout.tasks.config import TaskSource
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
-"""What rollout.tasks.rows reads from a file."""
+"""Suffixes of the files that rollout.tasks.rows reads."""
 OTHER_DATA = (".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip")
-"""Suffixes that no Hugging Face name has either."""
+"""Suffixes of files that it does not read. No Hugging Face name has them, so such a name is a mistake."""
 
 
 def source_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Every problem of `tasks.sources`, and of the files that a recipe names."""
+    """Every problem with `tasks.sources` and with the files that a recipe names."""
     for index, source in enumerate(recipe.tasks.sources):
         yield from _label(recipe, index)
         yield from _scoring(recipe, source, f"tasks.sources.{index}")
@@ -30,7 +30,7 @@ def source_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def needs_sandbox(recipe: Recipe) -> bool:
-    """Whether anything that the recipe plays or scores runs code in a sandbox."""
+    """Whether an environment or a reward of the recipe runs code in a sandbox."""
     sandbox = Sandbox(recipe.sandbox)
     return any(Source(source, sandbox).uses_sandbox for source in recipe.tasks.sources)
 

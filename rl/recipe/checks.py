@@ -1,7 +1,8 @@
-"""What one section of a recipe demands of another. Each problem names the values and the fix.
+"""Checks between the sections of a recipe. Each problem names the values and the fix.
 
-Types, ranges and unknown keys are the models' business (rl.config and its neighbours); this module only compares. What
-task sources demand is in `rl.recipe.check_sources`. Neither imports torch. Called by rl.recipe.load.
+Types, ranges and unknown keys are checked by the models (rl.config and what it imports); this module only compares
+values. Task sources are checked in `rl.recipe.check_sources`. Neither module imports torch. rl.recipe.load and
+rl.recipe.hardware ask for problems; rl.verbs.plan and rl.driver.drive show the remarks.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ Check = Callable[[Recipe], Iterator[Problem]]
 
 
 def cross_field_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Every problem between sections of a recipe whose single values are already valid."""
+    """Every problem between the sections of a recipe. The single values are valid already."""
     for check in _CHECKS:
         yield from check(recipe)
 
 
 def remarks(recipe: Recipe) -> list[str]:
-    """What a recipe may say, and its author probably does not mean."""
+    """Warnings about settings that are allowed, but that the recipe's author probably does not intend."""
     stall, timeout = recipe.run.stall_s, recipe.rollout.trajectory_timeout_s
     if stall > timeout:
         return []
@@ -107,7 +108,7 @@ def _parallelism(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
-    """What a model's config.json forbids, where that is a local file; else the processes of the run find out."""
+    """Compare with the model's config.json if that is a local file. If not, the run's processes find the problems."""
     config = local_config(recipe.model.path)
     if config is None:
         return
@@ -133,14 +134,14 @@ def _stretched(config: dict[str, Any]) -> bool:
 
 
 def _renderer(recipe: Recipe) -> Iterator[Problem]:
-    """Loading fills in the family's chat format; what is still missing then, nobody knows."""
+    """Refuse a missing chat format. Loading has filled in that of the model's family already, if there is one."""
     if recipe.model.renderer is not None:
         return
     model = recipe.model
     try:
         family = known_family(model.path, model.family)
     except ValueError:
-        return  # `_model` says what is wrong with it
+        return  # `_model` reports it
     why = (
         f"the family of {model.path} has none of its own"
         if family is not None
@@ -157,7 +158,7 @@ def _device(recipe: Recipe) -> Iterator[Problem]:
 
 
 def gpu_problems(recipe: Recipe) -> Iterator[Problem]:
-    """What keeps a recipe from running on GPUs; rl.recipe.hardware asks too, when `auto` turns out to mean cuda."""
+    """Problems of a recipe on GPUs. rl.recipe.hardware asks for them too, when `auto` turns out to mean cuda."""
     if recipe.inference.kv_cache_gib is not None:
         yield Problem(
             "inference.kv_cache_gib",
@@ -167,7 +168,7 @@ def gpu_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
-    """What keeps a recipe from running on CPU; rl.recipe.hardware asks too, when `auto` turns out to mean cpu."""
+    """Problems of a recipe on CPU. rl.recipe.hardware asks for them too, when `auto` turns out to mean cpu."""
     if recipe.model.dtype != "float32":
         yield Problem(
             "model.dtype",

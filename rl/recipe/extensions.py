@@ -1,4 +1,4 @@
-"""Which registry each kind of extension has, and the settings class of the extension that a section names."""
+"""The registry of each kind of extension, and the settings class of the extension that a section names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def chosen_settings(kind: str, name: object) -> type[Named]:
     """The settings class of the extension `name`; the kind's base class where `name` is no text.
 
     Raises:
-        ValueError: there is no such extension.
+        ValueError: there is no such extension, it cannot be imported, or its settings have the wrong base class.
     """
     registry, base = KINDS[kind]
     return settings_class(registry, name, base) if isinstance(name, str) else base

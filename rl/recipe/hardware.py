@@ -1,4 +1,4 @@
-"""The hardware that a recipe wants, held against the hardware that is there."""
+"""The hardware that a recipe wants, compared with the hardware that is there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resolve_device(recipe: Recipe, gpus: int) -> Device:
 
 
 def wants(recipe: Recipe) -> Wants:
-    """What the recipe wants on `cuda`."""
+    """The hardware that the recipe wants on `cuda`."""
     inference = recipe.inference
     return Wants(
         trainer_gpus=recipe.trainer.ranks,
@@ -42,7 +42,8 @@ def wants(recipe: Recipe) -> Wants:
 def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus: int | None = None) -> list[str]:
     """Lines that say what the recipe wants, what is here and how to shrink it; empty when it can start.
 
-    `cpus` and `gpus` are those of all machines together; `largest_node_gpus` of the one with the most, where known.
+    `cpus` and `gpus` count those of all machines together. `largest_node_gpus` counts the GPUs of the machine with the
+    most; None when there is only this machine.
     """
     if resolve_device(recipe, gpus) == "cpu":
         unfit = [problem.text for problem in cpu_problems(recipe)]
@@ -67,7 +68,7 @@ def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus:
 
 
 def _too_wide(recipe: Recipe, largest_node_gpus: int | None) -> list[str]:
-    """An engine's GPUs are one Ray actor's: totals over machines say nothing about whether it can be placed."""
+    """Check that a single machine can hold an engine, because all GPUs of an engine belong to one Ray actor."""
     width = recipe.inference.tensor_parallel
     if largest_node_gpus is None or width <= largest_node_gpus:
         return []

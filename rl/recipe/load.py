@@ -1,9 +1,10 @@
-"""A recipe file, with `a.b=c` overrides, as one validated `Recipe`.
+"""Load a recipe file, with `a.b=c` overrides, as one validated `Recipe`.
 
-    read → overrides → preset → extensions → validate → paths → checks
+    read → overrides → preset → extensions → validate → paths → chat format → checks
 
-Every problem is reported at once, each with the file and line (or the override) it comes from, the value, and the
-nearest key or the fix. Called by rl.cli; imports no torch, so a typing mistake is answered at once.
+The first stage that finds problems reports all it found. Each names the file and line (or the override) it comes from,
+the value, and the nearest key or the fix. Called by the verbs (rl.verbs.usage). It imports no torch, so that a typing
+mistake is answered at once.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
 
     An override's value is YAML. A bare string for a section with a short form (`model=PATH`) sets that one field and
     keeps the rest; one that chooses an extension (`loss=NAME`) replaces the section. A relative model or dataset path
-    is looked up from the working directory, then from the repository; found, it becomes absolute. A user's
+    is looked up from the working directory, then from the repository; if it is found, it becomes absolute. A user's
     `file.py:attribute` is looked up from the recipe's directory, then from the working directory. A path may begin with
     `~`.
 
     Raises:
-        RecipeError: names every problem.
+        RecipeError: names every problem of the first stage that found one.
     """
     marked = _read(path)
     origins = {where: f"{path}:{line}" for where, line in marked.lines.items()}
@@ -137,12 +138,12 @@ def _describe(detail: ErrorDetails, data: Any, origins: Mapping[Path, str]) -> s
 
 
 def _origin(path: Path, origins: Mapping[Path, str]) -> str:
-    """Where a value was written, or the closest enclosing section that was."""
+    """The place where a value was written, or else where the closest enclosing section was."""
     return next(origins[path[:end]] for end in range(len(path), -1, -1) if path[:end] in origins)
 
 
 def _resolve_paths(recipe: Recipe) -> Recipe:
-    """Make local paths absolute, so that no process depends on its working directory. Reads `~`."""
+    """Make model and dataset paths absolute, so that no process depends on its working directory. Expands `~`."""
     places = {"dir": _home(recipe.run.dir), "cache_dir": _home(recipe.run.cache_dir)}
     sources = tuple(s.model_copy(update={"dataset": _located(s.dataset)}) for s in recipe.tasks.sources)
     sft = recipe.sft and recipe.sft.model_copy(update={"dataset": _located(recipe.sft.dataset)})
@@ -163,7 +164,7 @@ def _with_family_format(recipe: Recipe) -> Recipe:
         return recipe
     try:
         family = known_family(model.path, model.family)
-    except ValueError:  # no family, which the checks report
+    except ValueError:  # the checks report that there is no family
         return recipe
     if family is None or family.renderer is None:
         return recipe

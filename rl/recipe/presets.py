@@ -1,8 +1,8 @@
-"""`algorithm: NAME` as the sections it stands for.
+"""Presets: the sections that `algorithm: NAME` stands for.
 
-A preset names an advantage estimator, a loss and a correction, with settings where they differ from the defaults. A
-section that the recipe writes wins: it keeps the preset's settings under its own when it names the same extension or
-none, and stands for itself when it names another.
+A preset names an advantage estimator, a loss and a correction, with settings where they differ from the defaults. The
+recipe's own sections win. A section that names the preset's extension, or none, is merged over the preset's settings.
+A section that names another extension replaces the preset's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A `Recipe` as the config.yaml of its run, and the arithmetic that follows from it."""
+"""Write a `Recipe` as the config.yaml of its run, with the batch arithmetic that follows from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def save_resolved(recipe: Recipe, path: str | Path) -> None:
 
 
 def resolved_text(recipe: Recipe) -> str:
-    """The recipe as YAML, every key with defaults included, under its batch arithmetic as a comment."""
+    """The recipe as YAML with every key, defaults included, below a comment with its batch arithmetic."""
     arithmetic = "".join(f"#   {name}: {value}\n" for name, value in derived(recipe).items())
     return (
         "# The resolved recipe of this run: every key, defaults included. It can be run again as it is.\n"
@@ -23,7 +23,7 @@ def resolved_text(recipe: Recipe) -> str:
 
 
 def derived(recipe: Recipe) -> dict[str, int]:
-    """The batch arithmetic that follows from the recipe and is therefore never asked for."""
+    """The batch arithmetic. It follows from the recipe, so there are no keys for it."""
     rollout, trainer, inference = recipe.rollout, recipe.trainer, recipe.inference
     trajectories = trainer.groups_per_step * rollout.group_size
     full_length_per_micro_batch = max(1, trainer.token_budget // rollout.max_context)

@@ -1,6 +1,6 @@
-"""The tree of a recipe's sections: which model a dotted path names, and what is wrong with a path that names none.
+"""The tree of a recipe's sections: the model that a dotted path names, and errors for a path that names none.
 
-Sections that choose an extension have the keys of their choice, so these functions are given the recipe's data as well.
+The keys of a section that chooses an extension depend on that choice, so these functions also take the recipe's data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rl.recipe.marked_yaml import Path
 
 
 def section_of(annotation: Any) -> type[StrictModel] | None:
-    """The section's model inside `Section`, `Section | None` or `tuple[Section, ...]`, annotated or not."""
+    """The section's model in `Section`, `Section | None`, `tuple[Section, ...]` or an Annotated of these, else None."""
     if isinstance(annotation, type) and issubclass(annotation, StrictModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := section_of(part)) is not None), None)
@@ -43,8 +43,8 @@ def is_choice(model: type[StrictModel] | None) -> bool:
 
 
 def problem_with(path: Path, data: Any) -> str | None:
-    """What is wrong with a dotted path, judged by the models. Keys of an extension are not judged: its name may still
-    change."""
+    """A message that says what is wrong with a dotted path, None if nothing is. Keys of an extension are not judged,
+    because a later override may choose another extension."""
     model: type[StrictModel] | None = Recipe
     for depth, part in enumerate(path):
         if model is None or isinstance(part, int):
@@ -61,7 +61,7 @@ def problem_with(path: Path, data: Any) -> str | None:
 
 
 def unknown_key(parent: Path, key: str, data: Any) -> str:
-    """Names the nearest key: the same word in another section, else the most similar one in this section."""
+    """An error message with the nearest key: the same word in any section, else the most similar in this section."""
     model = model_at(parent, data) or Recipe
     elsewhere = [name for name in leaf_names(Recipe) if name.rpartition(".")[2] == key]
     similar = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.0)

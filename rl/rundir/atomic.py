@@ -10,7 +10,10 @@ from typing import Any
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Readers see the old content or the new one, and after a crash too: temporary file, fsync, rename, fsync."""
+    """Write a file so that readers see the old content or the new one, also after a crash or a power cut.
+
+    The steps are: temporary file, fsync, rename, fsync of the directory.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -24,7 +27,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a file's content, or a directory's entries, would survive a power cut."""
+    """Return as soon as a file's content, or a directory's entries, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -33,5 +36,5 @@ def sync(path: Path) -> None:
 
 
 def atomic_write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Strict, indented JSON; ValueError for NaN or infinity."""
+    """Write strict, indented JSON. Raises ValueError for NaN or infinity."""
     atomic_write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

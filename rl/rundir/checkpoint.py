@@ -1,4 +1,4 @@
-"""Checkpoints of a run on disk: complete or not there at all. Knows nothing of what is in them, and needs no torch."""
+"""Checkpoints of a run on disk: complete or not there at all. It does not know their content and needs no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _PARTIAL, _REPLACED, _DELETED = ".partial", ".replaced", ".deleted"
 class CheckpointStore:
     """Checkpoints of one run: `<root>/step-000012`, complete or not there at all, the newest `keep` of them.
 
-    Written under a hidden name, synced to disk and renamed; deleted under a hidden name too. A crash at any point
-    leaves the older ones as they were. One store at a time may use a root: opening it clears up after a crash.
+    A checkpoint is written under a hidden name, synced to disk and renamed. Before it is deleted, it gets a hidden name
+    again. A crash at any point leaves the older ones as they were. Only one store at a time may use a root, because
+    opening one clears up after a crash.
     """
 
     def __init__(self, root: Path, keep: int) -> None:
@@ -28,7 +29,7 @@ class CheckpointStore:
         self._clear_hidden()
 
     def begin(self, step: int) -> Path:
-        """An empty directory to write into."""
+        """Make an empty hidden directory to write the checkpoint of `step` into."""
         partial = self._hidden(self._final(step), _PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -9,6 +9,6 @@ from rewards.strict import StrictModel
 
 class CheckpointConfig(StrictModel):
     every: int = Field(default=10, ge=0)
-    """Steps between checkpoints; the last step always has one. 0: only that."""
+    """Steps between checkpoints. The last step always has one; 0: only the last step has one."""
     keep: int = Field(default=2, ge=1)
-    """How many of the newest are kept."""
+    """How many of the newest checkpoints are kept."""

@@ -1,10 +1,10 @@
-"""The run directory: what lies where, who may write there, and the files that must never be seen half-written.
+"""The run directory: where its files lie, and which run may use it.
 
     config.yaml  metrics.jsonl  summary.json  trajectories/  checkpoints/  logs/  wandb/  run.lock
 
 `RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
-time (an exclusive lock, which the kernel drops however the run ends). It never deletes anything but the trajectories
-of steps that a resumed run is going to do again, and a directory in which nothing was started.
+time (an exclusive lock, which the kernel drops however the run ends). A `RunDir` deletes only the trajectories of steps
+that a resumed run is going to do again, and a directory in which nothing was started.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class RunDir:
         """Create or re-enter `path` and lock it until `close` or the end of the process.
 
         `run_id` names this process tree (rl.driver.processes); the next run here reads it to look for leftovers.
-        Raises ValueError: a foreign directory, a run already in it, or one that `resume` forbids or misses.
+
+        Raises:
+            ValueError: it is not a run directory, another run is using it, it holds an earlier run and `resume` is
+                never, or it holds none and `resume` is must.
         """
         path = path.expanduser().absolute()
         _check(path, resume)
@@ -61,7 +64,7 @@ class RunDir:
         return run
 
     def write_groups(self, step: int, groups: Iterable[Group], *, split: Split = "train") -> Path:
-        """Write every group of a step, one JSON object a line, gzipped; replaces what the step wrote before."""
+        """Write every group of a step, one JSON object per line, gzipped. Replaces what the step wrote before."""
         path = self.trajectories / f"{split}-{step:06d}.jsonl.gz"
         atomic_write_bytes(path, encode_groups(groups))
         return path
@@ -73,7 +76,7 @@ class RunDir:
                 path.unlink()
 
     def discard(self) -> None:
-        """Take the directory away again, for a run that started nothing in it; one that an earlier run used stays."""
+        """Delete the directory of a run that started nothing in it. Keep it if an earlier run used it."""
         if not self.resumed:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -103,7 +106,7 @@ def _check(path: Path, resume: Resume) -> None:
 
 
 def _release_or_refuse(path: Path) -> None:
-    """A run that is still going is the better thing to tell than one that was here before."""
+    """If another run still holds the lock, raise the ValueError that says so, not that of an earlier run."""
     _acquire(path).close()
 
 
@@ -119,5 +122,5 @@ def _acquire(path: Path) -> IO[str]:
 
 
 def read_groups(path: Path) -> list[Group]:
-    """The groups that `RunDir.write_groups` wrote, equal to what was given to it."""
+    """The groups that `RunDir.write_groups` wrote, equal to those it was given."""
     return decode_groups(path.read_bytes())

@@ -9,12 +9,12 @@ from typing import Any, Self
 
 @dataclass(slots=True)
 class Progress:
-    """`stage` is the stage under way (rl.stages), empty before the first. `version` is the policy's: 0 is what training
-    starts from, and every step adds one, also a step that had nothing to learn from.
+    """`stage` is the stage under way (rl.stages), empty before the first. `version` is the policy's: training starts
+    from version 0, and every step adds one, even a step that had nothing to learn from.
 
-    `mismatch_sum` is the sum of |engine logprob - trainer logprob| over `mismatch_tokens` tokens that were sampled by
-    the very version that was being trained. `eval_before` and `eval_after` are held-out success (0 to 1) under the
-    names of `rl.observe.stepstats.eval_metrics`.
+    `mismatch_sum` is the sum of |engine logprob - trainer logprob| over the `mismatch_tokens` tokens that were sampled
+    by the very version that was being trained. `eval_before` and `eval_after` are the evaluations before the first and
+    after the last step, as `rl.observe.stepstats.eval_metrics` returns them; their values are shares (0 to 1).
     """
 
     stage: str = ""

@@ -17,7 +17,7 @@ GROUPS_NAME = "groups.jsonl.gz"
 
 
 def write_state(checkpoint: Path, progress: Progress, buffer: BufferState) -> None:
-    """Write progress and buffer into a checkpoint that is being written."""
+    """Write progress and buffer into a checkpoint that is not published yet."""
     atomic_write_bytes(checkpoint / GROUPS_NAME, encode_groups(buffer.groups))
     atomic_write_json(checkpoint / STATE_NAME, {"progress": progress.to_dict(), "buffer": dict(buffer.ledger)})
 
@@ -32,7 +32,7 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def read_buffer(checkpoint: Path) -> BufferState:
-    """What the buffer goes on from."""
+    """The state from which the buffer of a resumed run continues."""
     return BufferState(ledger=_read(checkpoint)["buffer"], groups=tuple(read_groups(checkpoint / GROUPS_NAME)))
 
 

@@ -1,7 +1,7 @@
 """The supervised stage: demonstrations → a model that sometimes succeeds, cached by content hash.
 
-Runs on the trainer ranks that reinforcement learning uses afterwards, with an optimizer of its own. Its result is a
-Hugging Face directory; the next stage starts from that directory whether it was cached or made just now, so both ways
+It runs on the trainer ranks that reinforcement learning uses afterwards, with an optimizer of its own. Its result is a
+Hugging Face directory. The next stage starts from that directory whether it was cached or made just now, so both ways
 give the same run.
 """
 
@@ -26,7 +26,7 @@ from rl.sft.data import sft_rows
 from rl.sft.fingerprint import sft_fingerprint
 
 Report = Callable[[int, int, float], None]
-"""Called after every step with (steps done, steps in all, loss per trained token)."""
+"""Called after every step with (steps done, total steps, loss per trained token)."""
 
 
 def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: Report) -> str:
@@ -45,7 +45,7 @@ def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: 
     calls.ask_all(trainers, "export", str(unfinished), what="exporting the cold-started model")
     try:
         unfinished.rename(target)
-    except OSError:  # another run was first: its model is the same
+    except OSError:  # another run has put the same model there
         shutil.rmtree(unfinished)
     return str(target)
 
@@ -53,7 +53,7 @@ def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: 
 def _steps(
     recipe: Recipe, sft: SftConfig, calls: Calls, trainers: Sequence[Actor], rows: Sequence[SftRow]
 ) -> Iterator[dict[str, float]]:
-    """Take every step; yields its statistics."""
+    """Run every step and yield its statistics."""
     order = _endless(rows, recipe.run.seed)
     for step in range(sft.steps):
         chosen = _weighed(_fill(order, sft.tokens_per_step))
@@ -64,14 +64,14 @@ def _steps(
 
 
 def _endless(rows: Sequence[SftRow], seed: int) -> Iterator[SftRow]:
-    """Every row once per epoch, in a new order each time."""
+    """The rows, epoch after epoch, each time in a new order."""
     rng = random.Random(seed)
     while True:
         yield from rng.sample(list(rows), len(rows))
 
 
 def _fill(order: Iterator[SftRow], tokens: int) -> list[SftRow]:
-    """Rows until `tokens` are reached; the last one may exceed it."""
+    """Take rows until they have `tokens` tokens. The last one may go beyond that."""
     rows: list[SftRow] = []
     while sum(len(row) for row in rows) < tokens:
         rows.append(next(order))
@@ -79,6 +79,6 @@ def _fill(order: Iterator[SftRow], tokens: int) -> list[SftRow]:
 
 
 def _weighed(rows: Sequence[SftRow]) -> list[SftRow]:
-    """The rows with weights by which the step's loss is the mean over all tokens to imitate."""
+    """Weigh the rows so that the step's loss is the mean over all tokens to imitate."""
     tokens = sum(row.trained_tokens for row in rows)
     return [replace(row, weight=1 / tokens) for row in rows]

@@ -8,7 +8,7 @@ from rewards.strict import StrictModel
 from rl.learner.config import OptimizerConfig
 
 ORACLE = "oracle"
-"""In place of a dataset: demonstrations of the recipe's own environments by their scripted oracles."""
+"""Stands for a dataset: demonstrations in the recipe's environments, made by the environments' scripted oracles."""
 
 
 class SftConfig(StrictModel):
@@ -17,7 +17,7 @@ class SftConfig(StrictModel):
     dataset: str
     """jsonl / parquet path or Hugging Face dataset with a `messages` (and optional `tools`) column, or `oracle`."""
     rows: int = Field(default=2000, ge=1)
-    """Demonstrations at most; they come again, in another order, when all have been trained."""
+    """At most this many demonstrations. When all have been trained, they are repeated in another order."""
     steps: int = Field(default=100, ge=1)
     tokens_per_step: int = Field(default=8192, ge=16)
     """A step takes whole demonstrations until it has this many tokens."""

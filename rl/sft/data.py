@@ -23,12 +23,15 @@ from rollout.tasks.stream import task_stream
 from rollout.types import Message
 
 Conversation = tuple[str, list[Message], tuple[ToolSpec, ...]]
-"""Where it comes from, in words; its messages; the tools that it may call."""
+"""The place it comes from, in words; its messages; the tools that it may call."""
 
 
 def sft_rows(recipe: Recipe) -> list[SftRow]:
-    """At most `sft.rows` rows. Raises ValueError naming the dataset row and field that cannot be used, or the row that
-    is too long for a micro-batch.
+    """Make at most `sft.rows` rows.
+
+    Raises:
+        ValueError: names the row and field that cannot be used, or the row that is too long for a micro-batch; or no
+            row has an assistant message.
     """
     assert recipe.sft is not None and recipe.model.renderer is not None
     chat = load_chat(recipe.model.renderer, recipe.model.path)
@@ -51,7 +54,7 @@ def _oracle_conversations(recipe: Recipe, count: int) -> Iterator[Conversation]:
     config = recipe.tasks.model_copy(update={"train_size": count})
     specs = {source.label: make_environment(source.environment) for source in recipe.tasks.sources}
     sandbox = Sandbox(recipe.sandbox)
-    # Another seed than the reinforcement stage's: what it explores first should not be what it has just memorised.
+    # Not the seed of the reinforcement stage, so that it does not begin with the tasks that were just memorised.
     for index, task in enumerate(task_stream(config, "train", recipe.run.seed + 1)):
         spec = specs[task.source]
         assert isinstance(spec, Demonstrator), "rl.recipe.check_sources refuses an oracle that is not there"
@@ -79,7 +82,7 @@ def _checked_tools(row: Row, where: str) -> tuple[ToolSpec, ...]:
 
 
 def _cycles(messages: list[Message]) -> Iterator[list[Message]]:
-    """One conversation per answered user message: earlier turns are history, as an agent loop would see them."""
+    """One conversation per user message that is answered. Earlier turns are its history, as in an agent loop."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     for start, end in zip(users, [*users[1:], len(messages)], strict=True):
         if end > start + 1 and messages[start + 1]["role"] == "assistant":
@@ -95,7 +98,7 @@ def _render(chat: Chat, messages: list[Message], tools: tuple[ToolSpec, ...], th
 
 
 def _check_length(row: SftRow, budget: int, where: str) -> None:
-    # Here and not where rows are packed: that would be at a random step, without the row's name.
+    # Checked here, because packing would fail at a random step and without the row's name.
     if len(row) > budget:
         raise ValueError(
             f"{where}: {len(row)} tokens, but trainer.token_budget is {budget}: raise trainer.token_budget to at least "

@@ -1,7 +1,7 @@
-"""The hash that a cold start's result is cached under: everything that decides the result.
+"""The hash that a cold start's result is cached under: of the settings, data, model files and code that decide it.
 
-Our own code is part of it, since a mended mistake must not leave models in the cache that were made with it. That is
-the import closure of the stage, and of the extensions that only a name in the recipe leads to.
+Our own code is part of it, so that models made by faulty code are not used after the code is fixed. The code in the
+hash is the import closure of the stage and of the extensions that it uses, which the recipe chooses by name.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from rollout.envs.registry import ENVIRONMENTS
 
 PACKAGES = ("rl", "rollout", "rewards")
 STAGE = ("rl.sft.cold_start", "rl.learner.learner", "rl.losses.objective")
-"""The stage, and what trainer ranks run for it: it calls them by the names of their methods."""
+"""The stage, and the modules that trainer ranks run for it. The stage calls ranks by method name, so it does not import
+them."""
 
 
 NOT_HASHED = ("registry.py", "config.py")
-"""The code that a registry leads to and the values that settings have are in the hash by themselves. So a new loss does
-not train every cold start again."""
+"""Files left out of the hash. Chosen extensions and the values of settings enter the hash directly, so registries and
+settings classes need not. Thus a new entry in a registry does not invalidate every cached cold start."""
 
 
 def sft_fingerprint(recipe: Recipe) -> str:
     """16 hex digits over config, data, model files, seed and code.
 
-    A Hugging Face dataset or model counts by its name: pin a revision by downloading it.
+    Of a Hugging Face dataset or model only the name counts. To pin a revision, download it.
     """
     assert recipe.sft is not None
     digest = hashlib.sha256()
@@ -61,8 +62,10 @@ def sft_fingerprint(recipe: Recipe) -> str:
 
 
 def import_closure(modules: Iterable[str]) -> list[Path]:
-    """The files of modules (by dotted name, or a path) and of all that they import, as far as it is ours or lies in
-    the package of one of `modules`; without NOT_HASHED. Sorted."""
+    """The files of `modules` (dotted names or paths) and of all modules that they import, sorted.
+
+    Imports are followed into our packages and the packages of `modules` only. NOT_HASHED is left out.
+    """
     waiting = list(modules)
     packages = {*PACKAGES, *(module.split(".")[0] for module in waiting if not module.endswith(".py"))}
     found: dict[str, Path] = {}
@@ -93,7 +96,7 @@ def _named_modules(recipe: Recipe) -> Iterator[str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """The source file of a module, which is not imported; None where there is no such file."""
+    """Find the source file of a module without importing the module. None where there is no such file."""
     if module.endswith(".py"):
         return Path(module)
     top, *below = module.split(".")
@@ -107,7 +110,7 @@ def _file_of(module: str) -> Path | None:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """Dotted names of what a file imports anywhere in it; for `from x import y` both x and x.y."""
+    """The dotted names that a file imports, anywhere in it. For `from x import y` both x and x.y."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

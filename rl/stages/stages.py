@@ -1,7 +1,7 @@
-"""The stages of a run: which ones a recipe asks for, their order, and which are behind.
+"""The stages of a run: which ones a recipe asks for, their order, and which of them are done.
 
-A stage takes the path of a model directory and leaves one. Its loop is a function of its own (rl.run has the table); a
-new stage is a name here, its loop, and its row there.
+A stage starts from a model directory and leaves one. Its loop is a function in rl.run, which has the table of loops. A
+new stage needs a name and its condition here, and its loop there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,6 @@ def stages(recipe: Recipe) -> list[str]:
 
 
 def remaining(recipe: Recipe, progress: Progress) -> list[str]:
-    """The stages that are not done: a checkpoint's stage is under way, and what comes before it is behind."""
+    """The stages that are not done. `progress` names the stage under way; the stages before it are done."""
     wanted = stages(recipe)
     return wanted[wanted.index(progress.stage) :] if progress.stage in wanted else wanted

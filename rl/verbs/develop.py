@@ -25,7 +25,7 @@ def test(argv: Sequence[str]) -> int:
 
 
 def check(argv: Sequence[str]) -> int:
-    """Formatting, lint and types; all of them run even when one fails. Returns 1 when one did."""
+    """Check formatting, lint and types. All three run even when one fails; returns 1 when one failed."""
     if (refused := refuse_arguments("check", argv)) is not None:
         return refused
     failed = [" ".join(command) for command in CHECKS if _call([sys.executable, "-m", *command]) != 0]

@@ -35,13 +35,14 @@ class Finding:
 
 
 def lock_differences(pins: Mapping[str, str]) -> list[str]:
-    """Packages whose installed version is not the pinned one, as `name: installed, pinned`."""
+    """Packages whose installed version is not the pinned one, as `name: installed, pinned …`."""
     installed = {name: _installed(name) for name in pins}
     return [f"{name}: {installed[name]}, pinned {pins[name]}" for name in pins if installed[name] != pins[name]]
 
 
 def wanted_pins(device: Device, locks: Path) -> dict[str, str]:
-    """The pins of a device's environment; on CPUs torch's CPU build, or the ordinary one with its libraries."""
+    """The pins of a device's environment. On CPUs, torch is its CPU build if that is installed, else the ordinary build
+    with its CUDA libraries."""
     pins = read_pins(locks / LOCKS[device])
     if device == "cuda":
         return pins
@@ -58,7 +59,7 @@ def _installed(name: str) -> str:
 
 
 def doctor(argv: Sequence[str]) -> int:
-    """Print every finding; returns 1 when one of them would stop a run."""
+    """Print every finding. Returns 1 when one of them is not fine."""
     if (refused := refuse_arguments("doctor", argv)) is not None:
         return refused
     findings = list(_findings())
@@ -98,7 +99,7 @@ def _packages(device: Device) -> Finding:
 
 
 def _disk(needed: int) -> Finding:
-    """`needed` in GB; 0 where the environment is already there."""
+    """Free disk space. `needed` is in GB, 0 where the environment is already there."""
     free = shutil.disk_usage(REPOSITORY).free / 1e9
     return Finding(
         "disk", free >= needed, f"{free:.0f} GB free in {REPOSITORY}" + (f", {needed} needed" if needed else "")

@@ -1,4 +1,4 @@
-"""`lock`: pin every package of both environments, and see that each pin has a wheel for every Python we accept.
+"""`lock`: pin every package of both environments, and check that each pin has a wheel for every Python we accept.
 
 Standard library only, so that it works before any environment exists.
 """
@@ -20,10 +20,10 @@ from rl.verbs.usage import refuse_arguments
 
 FOLDER = REPOSITORY / "locks"
 GLIBC = "manylinux_2_31"
-"""The oldest C library that every wheel runs with (llguidance asks for it): Debian 11, Ubuntu 20.04."""
+"""The oldest C library that every wheel runs with (llguidance needs it): that of Debian 11 and Ubuntu 20.04."""
 TRIED = "x86_64"
 UNTRIED = "aarch64"
-"""Resolved, so that we know; launch.sh refuses it until somebody has run it."""
+"""Resolved for information only: launch.sh refuses this machine until somebody has run Sluice on it."""
 SOURCE_ONLY = ("deepspeed",)
 """Published without wheels; pip builds it, which needs no compiler."""
 Pins = Mapping[str, str]
@@ -31,7 +31,7 @@ Pins = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
-    """One resolution: its file, the extras of pyproject.toml in it, uv's further arguments, the Pythons it is for."""
+    """One resolution: its file, the extras of pyproject.toml that it includes, its Pythons, more arguments for uv."""
 
     name: str
     extras: tuple[str, ...]
@@ -60,8 +60,8 @@ class Unresolved(RuntimeError):
 def lock(argv: Sequence[str]) -> int:
     """Recompile every lock file from pyproject.toml; versions that still fit are kept. Returns 1 when one failed.
 
-    Uses the uv on PATH, else installs one into a temporary environment. Where packages come from is uv's own
-    environment (UV_INDEX, …): no address is written into a file.
+    Uses the uv on PATH, else installs one into a temporary environment. uv's own environment variables (UV_INDEX, …)
+    decide where packages come from; no address is written into a file.
     """
     if (refused := refuse_arguments("lock", argv)) is not None:
         return refused
@@ -80,7 +80,7 @@ def lock(argv: Sequence[str]) -> int:
 
 
 def compile_command(uv: str, one: Lock, python: str, machine: str) -> list[str]:
-    """uv's command for one lock. It fails where a pin has no wheel for that Python and machine."""
+    """The uv command for one lock. It fails when a package has no wheel for that Python and machine."""
     extras = [word for extra in one.extras for word in ("--extra", extra)]
     place = ["--python-version", python, "--python-platform", f"{machine}-{GLIBC}"]
     wheels = ["--only-binary", ":all:", *(word for name in SOURCE_ONLY for word in ("--no-binary", name))]
@@ -89,7 +89,7 @@ def compile_command(uv: str, one: Lock, python: str, machine: str) -> list[str]:
 
 
 def lock_header(one: Lock) -> list[str]:
-    """The comment at the top of a lock file: how it was made."""
+    """The comment at the top of a lock file, which says how it was made."""
     return [
         "# Every package of the environment, pinned. Made from pyproject.toml by `./launch.sh lock`, which runs",
         f"#   {' '.join(compile_command('uv', one, one.pythons[0], TRIED))}",
@@ -111,12 +111,16 @@ def read_pins(path: Path) -> dict[str, str]:
 
 
 def is_torch(package: str) -> bool:
-    """torch, or one of the CUDA libraries that its ordinary build comes with."""
+    """Whether a package is torch or one of the CUDA libraries that its ordinary build comes with."""
     return package == "torch" or package.startswith(("nvidia-", "cuda-"))
 
 
 def _one_for_all(uv: str, one: Lock, scratch: Path) -> dict[str, str]:
-    """The pins that every Python of a lock resolves to. Raises Unresolved where two of them differ."""
+    """The pins that every Python of a lock resolves to.
+
+    Raises:
+        Unresolved: a Python has no solution, two Pythons differ, or torch is not a build of the package index.
+    """
     found = {python: _resolve(uv, one, python, TRIED, scratch) for python in one.pythons}
     first, *others = one.pythons
     for other in others:
@@ -140,7 +144,7 @@ def _resolve(uv: str, one: Lock, python: str, machine: str, scratch: Path) -> di
 
 
 def _untried(uv: str, one: Lock, pins: Pins, scratch: Path) -> str:
-    """How a lock resolves on the machine that nobody has run it on, in words."""
+    """A sentence on how a lock resolves for the UNTRIED machine."""
     try:
         found = [_resolve(uv, one, python, UNTRIED, scratch) for python in one.pythons]
     except Unresolved as error:

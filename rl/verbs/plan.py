@@ -1,8 +1,8 @@
-"""What a recipe wants of the machine, and what `plan` prints. Starts nothing and downloads nothing.
+"""`plan`: show what a recipe resolves to, its memory and its hardware. Starts nothing and downloads nothing.
 
-The rule: `run.device=cpu` runs anywhere (ranks and engines share the cores). `cuda` wants one GPU for every trainer
-rank and `tensor_parallel` GPUs for every engine, plus a CPU core for each process. `auto` is cuda where a GPU is seen,
-else cpu. `train` asks about this machine; the driver asks about a cluster it has connected to.
+`run.device=cpu` runs anywhere (ranks and engines share the cores). `cuda` wants one GPU for every trainer rank and
+`tensor_parallel` GPUs for every engine, plus a CPU core for every rank, engine and rollout worker. `auto` is cuda where
+a GPU is seen, else cpu. `rl.verbs.train` checks this machine; the driver checks the Ray instance it has connected to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl.verbs.usage import read_recipe, refuse
 from rollout.types import DTYPE_BYTES, Device
 
 MASTER_BYTES = 16
-"""Per parameter besides the weights: float32 gradient, float32 master copy, two float32 AdamW moments."""
+"""Bytes per parameter besides the weights: float32 gradient, float32 master copy, two float32 AdamW moments."""
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -37,7 +37,7 @@ def plan(argv: Sequence[str]) -> int:
 
 
 def model_size(model_path: str) -> ModelSize | None:
-    """Size of the model, from its config.json where that is on this machine, else as published, else None."""
+    """Size of the model: from its config.json if that is on this machine, else as published if known, else None."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -86,8 +86,8 @@ def _memory(recipe: Recipe, device: Device) -> str:
 
 
 def _activations(recipe: Recipe, size: ModelSize) -> str:
-    """What a full micro-batch keeps for the backward pass. Tensors inside a layer are not estimated; their size depends
-    on kernels and routing."""
+    """The memory that a full micro-batch keeps for the backward pass, in words. Tensors inside a layer are not
+    estimated; their size depends on kernels and routing."""
     trainer = recipe.trainer
     inputs = _bytes(trainer.token_budget * size.layers * size.hidden * DTYPE_BYTES[recipe.model.dtype])
     if trainer.gradient_checkpointing:

@@ -28,7 +28,7 @@ def train(argv: Sequence[str]) -> int:
     run_id = new_run_id()
 
     def driver() -> int:
-        # Imported in the fork: the guardian stays small, and libraries see the run's temp directory.
+        # Imported in the forked driver, so that the guardian stays small and libraries see the run's temp directory.
         from rl.run import run
 
         return run(recipe, run_id)
@@ -37,7 +37,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _lacking(recipe: Recipe) -> list[str]:
-    """What keeps the recipe from running on this machine, in words; asked before anything starts."""
+    """Sentences that say why the recipe cannot run on this machine. Empty when it can. Nothing is started yet."""
     from rl.recipe.check_sources import needs_sandbox
     from rl.recipe.hardware import missing_hardware, resolve_device
     from rl.recipe.machine import cpu_count, environment_error, gpu_names, sandbox_error

@@ -1,4 +1,4 @@
-"""What verbs share: refusing, and reading a recipe that may have mistakes in it."""
+"""Functions that verbs share: refuse with an exit code, and read a recipe that may have mistakes in it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 def refuse(message: str) -> int:
-    """Print what is wrong, one line a problem, and return the exit code that says that nothing was started."""
+    """Print what is wrong, one line per problem, and return the exit code that says that nothing was started."""
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
     return NOTHING_STARTED
 
 
 def refuse_arguments(verb: str, argv: Sequence[str]) -> int | None:
-    """For a verb that takes no arguments: the exit code of a refusal where it was given some."""
+    """Refuse the arguments of a verb that takes none. Returns the exit code, or None when there are no arguments."""
     return refuse(f"{verb} takes no arguments, got {list(argv)}") if argv else None
 
 
 def read_recipe(argv: Sequence[str]) -> Recipe | None:
-    """The recipe `argv[0]` with the overrides after it; None after a refusal."""
+    """Load the recipe `argv[0]` with the overrides after it. Prints its mistakes and returns None when it has some."""
     from rl.recipe.load import RecipeError, load_recipe
 
     try:

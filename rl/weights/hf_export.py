@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint that `AutoModelForCausalLM.from_pretrained` and vLLM load, streamed bucket by bucket."""
+"""Export a Hugging Face checkpoint that `AutoModelForCausalLM.from_pretrained` and vLLM load, bucket by bucket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rl.weights.source import WeightSource
 
 SHARD_BYTES = 1 << 30
-"""Size of an exported safetensors file, and so the most that an export holds in memory."""
+"""Upper bound on the tensors in one exported safetensors file; a larger tensor gets a file alone. An export gathers one
+file's tensors at a time, and rank 0 copies them to the CPU."""
 
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"}
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}
@@ -24,7 +25,7 @@ _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}
 def write_hf_export(
     directory: Path, source: WeightSource, config: PreTrainedConfig, origin: Path, rank: int, shard_bytes: int
 ) -> None:
-    """Write config, tokenizer files of `origin` and sharded safetensors. A collective; only rank 0 writes."""
+    """Write the config, the tokenizer files of `origin` and sharded safetensors. A collective; only rank 0 writes."""
     plan = source.plan(shard_bytes)
     if rank == 0:
         directory.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def _shard_name(index: int, count: int) -> str:
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU and in storage of its own: safetensors refuses tensors that share memory."""
+    """A copy on the CPU with its own storage: safetensors refuses tensors that share memory."""
     return tensor.cpu().clone(memory_format=torch.contiguous_format)
 
 

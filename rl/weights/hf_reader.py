@@ -1,8 +1,8 @@
-"""Reads a Hugging Face checkpoint one tensor at a time, under the names and shapes of the model's own tensors.
+"""Read a Hugging Face checkpoint one tensor at a time, under the names and shapes of the model's own tensors.
 
-The files are memory-mapped, so no more than one tensor is held. A model may hold in one tensor what its checkpoint
-holds in several (a layer's experts); its family says which. `rl.weights.source` does the reverse: it splits the
-engine's tensors into checkpoint names.
+The files are memory-mapped, so no more than one tensor is held. A model may fuse several tensors of its checkpoint into
+one (a layer's experts); its family says which. `rl.weights.source` does the reverse: it splits the engine's tensors
+into checkpoint names.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from rl.families.family import Family
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a model directory holds weights; one without starts from random ones.
+    """Whether a model directory holds weights. Without them a model starts from random weights.
 
     Raises:
-        ValueError: it holds pickled weights only, which are never read (invariant 12).
+        ValueError: it holds only pickled weights, which are never read, because unpickling can run any code.
     """
     if any(directory.glob("*.safetensors")):
         return True
@@ -52,14 +52,15 @@ class HfCheckpoint:
     def require(
         self, tensors: Mapping[str, Tensor], *, optional: Collection[str] = (), ignored: Collection[str] = ()
     ) -> None:
-        """Check that a model of these parameters and persistent buffers, on any device, can be read from here in full.
+        """Check that the checkpoint holds these parameters and persistent buffers of a model (on any device), and no
+        others.
 
         Args:
-            optional: names that the checkpoint may hold as well (tied weights).
+            optional: names that the checkpoint may hold in addition (tied weights).
             ignored: regular expressions of names that the model's class leaves out on purpose.
 
         Raises:
-            ValueError: tensors are missing, have no place in the model, or are of another shape.
+            ValueError: tensors are missing, have no place in the model, or have a different shape.
         """
         stored = self.family.stored_parts
         needed = {name: part for model_name, full in tensors.items() for name, part in stored(model_name, full)}
@@ -75,7 +76,7 @@ class HfCheckpoint:
                 raise ValueError(f"{name} in {self._directory} is {shape}, the model wants {list(part.shape)}")
 
     def read_into(self, full: Tensor, name: str) -> None:
-        """Fill one of the tensors that `require` was asked for, converting to its type."""
+        """Fill `full` with the values of the model's tensor `name`, converted to its type. Call `require` first."""
         with torch.no_grad():
             for stored, part in self.family.stored_parts(name, full):
                 part.copy_(self._file_of[stored].get_tensor(stored))

@@ -1,19 +1,21 @@
-"""The life of a weight version, as trainer rank 0 sees it.
+"""Push a weight version from the trainer to every engine. Trainer rank 0 drives these stages:
 
-    pause(keep) → begin_update → every bucket → finish_update(version) → [verify] → resume
+    pause → begin_update → every bucket → finish_update(version) → [verify] → resume
 
-`verify` proves two things. What arrived is what was sent: every worker of every engine hashes each tensor it received,
-by name, and compares that with the sender's hash of its own, before anything is loaded. And the replicas agree: their
-checksums of the weights as they compute with them, fused and packed, are equal. Always checked: that every announced
-tensor came, and that every weight of the model was filled. What only tests prove: that the names mean the same on both
-sides and that vLLM fuses and packs rightly (tests/rl/weights/test_push_equals_export.py); at run time the gap between
-the engine's and the trainer's logprobs of fresh tokens (`mismatch/*`) would show it.
+Every push checks that all announced tensors arrived and that every weight of the model was filled. `verify` proves two
+more things:
+  * The tensors arrived as they were sent. Every worker of every engine hashes each tensor before loading it, and
+    compares the hash with the sender's for the same name.
+  * The replicas agree. Their checksums of the weights in the form they compute with, fused and packed, are equal.
+Only tests prove that the names mean the same on both sides and that vLLM fuses and packs correctly
+(tests/rl/weights/test_push_equals_export.py). During a run, an error there would show as a gap between the engine's and
+the trainer's logprobs of fresh tokens (`mismatch/*`).
 
-Every rank walks the source's buckets, because gathering one is a collective; only rank 0 has `engines` and sends. A
-stage that fails or misses its deadline is remembered, the remaining buckets are still gathered (or the other ranks
-would wait in their collective for ever), and the error is raised at the end with the stage's name. `resume` is called
-in a `finally`; an engine whose update did not finish refuses it and stays paused, so nothing is sampled from half of
-two versions. Publishing the same version again is safe: a retry starts the update over.
+Every rank walks the source's buckets, because gathering one is a collective; only rank 0 has `engines` and sends. When
+a stage fails or misses its deadline, rank 0 remembers the error and still gathers the remaining buckets: otherwise the
+other ranks would wait in their collective for ever. It raises the error at the end, with the stage's name. `resume` is
+called in a `finally`. An engine whose update did not finish refuses to resume and stays paused, so nothing is sampled
+from a mixture of two versions. Publishing the same version again is safe: a retry starts the update over.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """What `rl.weights.source.WeightSource` offers."""
+    """The methods of `rl.weights.source.WeightSource` that a push uses."""
 
     def manifest(self) -> list[WeightSpec]: ...
 
@@ -41,9 +43,9 @@ class Source(Protocol):
 
 
 class Engines(Protocol):
-    """All replicas at once. `start` calls a method on each and returns at once; `wait` returns their results in order.
+    """All replicas together. `start` calls a method on each without waiting; `wait` returns the results in order.
 
-    `wait` raises TimeoutError after `timeout_s`, or what the engine raised.
+    `wait` raises TimeoutError after `timeout_s`, or the error that an engine raised.
     """
 
     def start(self, method: str, *args: Any) -> Any: ...
@@ -52,12 +54,12 @@ class Engines(Protocol):
 
 
 class PublishError(RuntimeError):
-    """A weight version did not reach every engine. Names the version, the stage and what the engine said."""
+    """A weight version did not reach every engine. The message has the version, the stage and the stage's error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport:
-    """One push: `bytes` of full tensors in `buckets` messages, and the seconds engines stood still for it."""
+    """One push: `bytes` of full tensors in `buckets` messages, and the seconds from `pause` to the end of `resume`."""
 
     version: int
     bytes: int
@@ -68,10 +70,10 @@ class PublishReport:
 def publish(
     source: Source, version: int, cfg: WeightSyncConfig, engines: Engines | None, sender: Sender | None, verify: bool
 ) -> PublishReport | None:
-    """Push the source's weights as `version`. A collective of all trainer ranks; the report is rank 0's.
+    """Push the source's weights as `version`. A collective of all trainer ranks; only rank 0 returns a report.
 
     Raises:
-        PublishError: on rank 0, after every rank has left the collective.
+        PublishError: on rank 0, after all buckets have been gathered.
     """
     max_bytes = int(cfg.bucket_mb * 2**20)
     if engines is None or sender is None:
@@ -82,7 +84,7 @@ def publish(
 
 
 class _Push:
-    """Rank 0's half of one push: the first error wins, later stages are skipped."""
+    """Rank 0's part of one push. It keeps the first error and skips the stages after it."""
 
     def __init__(self, source: Source, version: int, cfg: WeightSyncConfig, engines: Engines, sender: Sender) -> None:
         self._source, self._version, self._engines, self._sender = source, version, engines, sender
@@ -123,7 +125,7 @@ class _Push:
     def _fail(self, stage: str, error: Exception) -> None:
         if self._error is not None:
             return
-        # An engine that waits for a broadcast which failed here says no more than that it waited.
+        # If the broadcast failed on this side, engines only report a timeout. So add the sender's own error.
         own = self._sender.abandon()
         self._error = PublishError(
             f"weights version {self._version}: stage {stage} failed "
@@ -133,7 +135,8 @@ class _Push:
         self._error.__cause__ = error
 
     def _send_all(self, max_bytes: int, verify: bool) -> int:
-        """Engines load one bucket while the ranks gather the next; at most two are alive."""
+        """Send every bucket and return how many were sent. Engines load one bucket while the ranks gather the next, so
+        at most two exist at a time."""
         count, loading = 0, None
         for bucket in self._source.buckets(max_bytes):
             if self._error is not None:
@@ -154,7 +157,7 @@ class _Push:
         return count
 
     def _compare_replicas(self) -> None:
-        """Replicas of one version must hold the same weights, bit for bit."""
+        """Fail the push unless all replicas hold the same weights, bit for bit."""
         checksums = self._stage("checksums")
         for replica, other in enumerate(checksums[1:], start=1):
             names = sorted(n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n))

@@ -1,9 +1,9 @@
-"""The engine's weights, streamed under Hugging Face checkpoint names in bounded buckets.
+"""Stream the DeepSpeed engine's weights under Hugging Face checkpoint names, in buckets of bounded size.
 
-Owns the way from ZeRO-3 partitions and expert shards to the full tensors that an inference engine or a checkpoint
-takes. Never holds the model twice: at most one bucket of full tensors is alive, sized by full element counts (a
-partitioned parameter's own count is a fraction of that). Every rank must walk the buckets, since gathering one is a
-collective; every rank gets the same full tensors.
+Owns the conversion of ZeRO-3 partitions and expert shards to the full tensors of an inference engine or a checkpoint.
+It never holds the model twice: at most one bucket of full tensors exists at a time. Its size counts full elements (a
+partitioned parameter's own count is a fraction of them). Every rank must walk the buckets, since gathering one is a
+collective. Every rank gets the same full tensors.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ __all__ = ["WeightSource", "WeightSpec"]
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What is gathered in one go: a whole tensor under one name, or the local experts `start:stop` of every rank.
+    """A unit of gathering: a whole tensor under one name, or the local experts `start:stop` of every rank.
 
-    `names` are in the order of the gathered rows: rank by rank of the expert group, then expert by expert.
+    `names` and `shape` are those of the gathered tensors. Experts are ordered by rank in the expert group, and within a
+    rank by their local index.
     """
 
     tensor: torch.Tensor
@@ -52,20 +53,20 @@ class WeightSource:
         self._family = family
 
     def manifest(self) -> list[WeightSpec]:
-        """Name, dtype and full shape of every tensor that `buckets` yields. Local: no communication."""
+        """The name, dtype and full shape of every tensor that `buckets` yields. Local: no communication."""
         pieces = [piece for tensor in self._tensors for piece in _pieces(*tensor, self._family, max_bytes=None)]
         return [spec for piece in pieces for spec in piece.specs]
 
     def plan(self, max_bytes: int) -> list[list[WeightSpec]]:
-        """What each bucket of `buckets(max_bytes)` will hold. Local: no communication."""
+        """The tensors that each bucket of `buckets(max_bytes)` will hold. Local: no communication."""
         return [[spec for piece in bucket for spec in piece.specs] for bucket in self._plan(max_bytes)]
 
     def buckets(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        """Full tensors, at most `max_bytes` of them at once. A collective of all ranks.
+        """Yield buckets of full tensors, each of at most `max_bytes`. A collective of all ranks.
 
-        What can't be cut any smaller may exceed that: one tensor, or one expert from each rank of the expert group.
-        The tensors are valid until the next bucket is asked for and may alias live parameters: read or copy them,
-        never write.
+        Only a bucket of a single piece that cannot be cut may be larger: one tensor, or one expert from each rank of
+        the expert group. The tensors are valid until the next bucket is requested. They may alias live parameters: read
+        or copy them, never write.
         """
         for bucket in self._plan(max_bytes):
             parameters = [p.tensor for p in bucket if isinstance(p.tensor, nn.Parameter)]
@@ -90,7 +91,8 @@ class WeightSource:
 
 
 def _checkpoint_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and persistent buffers, each once: tied ones and AutoEP's alias of the router by their first name."""
+    """The parameters and persistent buffers, each once. Aliases (tied weights, AutoEP's second name of the router) are
+    listed under their first name only."""
     persistent = set(module.state_dict(keep_vars=True))
     found: dict[str, torch.Tensor] = dict(module.named_parameters())
     found.update((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
@@ -98,7 +100,7 @@ def _checkpoint_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def _pieces(name: str, tensor: torch.Tensor, family: Family, max_bytes: int | None) -> list[_Piece]:
-    """Cut one engine tensor into pieces of at most `max_bytes`; only experts can be cut, at expert boundaries."""
+    """Cut one engine tensor into pieces of at most `max_bytes`. Only experts can be cut, at expert boundaries."""
     shape = full_shape(tensor)
     pattern = family.expert_pattern(name)
     if pattern is None:
@@ -116,12 +118,13 @@ def _pieces(name: str, tensor: torch.Tensor, family: Family, max_bytes: int | No
 
 
 def full_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The shape before ZeRO-3 partitioned it (`ds_shape`), which for experts still counts this rank's only."""
+    """The tensor's shape before ZeRO-3 partitioned it (`ds_shape`). For experts it counts only this rank's."""
     return tuple(tensor.ds_shape) if hasattr(tensor, "ds_shape") else tuple(tensor.shape)
 
 
 def _full_tensors(piece: _Piece) -> list[tuple[str, torch.Tensor]]:
-    """Rename, and for experts gather over the expert group. Inside `GatheredParameters`."""
+    """The full tensors of a piece by checkpoint name; experts are gathered over the expert group. Call this inside
+    `GatheredParameters`."""
     if piece.experts is None:
         return [(piece.names[0], piece.tensor.detach())]
     local = piece.tensor.detach()[piece.experts]

@@ -11,14 +11,14 @@ from tests.e2e.harness import Run, launch
 
 @pytest.fixture(scope="session")
 def cold_start_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where cold starts are cached: the first run that needs one makes it, the others find it."""
+    """The folder in which cold starts are cached: the first run that needs one makes it, the others find it."""
     return tmp_path_factory.mktemp("cold-start")
 
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
-    """The quickstart with half of its steps: enough to see it learn (the full length over several seeds is a
-    benchmark)."""
+    """The quickstart with half of its steps, which is enough to see it learn. A benchmark runs the full length over
+    several seeds."""
     directory = tmp_path_factory.mktemp("quickstart") / "run"
     run = launch(directory, cold_start_cache, "run.steps=24", "checkpoint.every=8")
     assert run.code == 0, run.output[-4000:]

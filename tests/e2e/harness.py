@@ -23,10 +23,10 @@ from rl.paths import REPOSITORY
 
 QUICKSTART = "recipes/quickstart.yaml"
 DEADLINE_S = 900.0
-"""Of one run; only a hang reaches it."""
+"""Limit of one run. Only a run that hangs reaches it."""
 END_S = 120.0
-"""Of an ending. The promise is 30 s on a quiet machine, which nobody can assert on a busy one: `Launched.finish` prints
-the time."""
+"""Limit of an ending. Sluice promises 30 s on a quiet machine, but tests may run on a busy one, so `Launched.finish`
+only prints the time."""
 SHORT = ("run.steps=2", "tasks.eval_size=8", "checkpoint.every=1")
 
 
@@ -45,7 +45,7 @@ class Run:
         return values
 
     def column(self, name: str) -> list[float]:
-        """One metric over the steps that have it."""
+        """The values of one metric, from the steps that have it."""
         return [values[name] for _, values in read_metrics(self.directory / "metrics.jsonl") if name in values]
 
     @property
@@ -70,7 +70,7 @@ class Launched:
         return (self.directory / "run.lock").read_text().strip()
 
     def wait_until(self, condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
-        """Poll until `condition`; fails when the run ends first."""
+        """Poll until `condition` holds. Fail when the run ends first or `deadline_s` passes."""
         end = time.monotonic() + deadline_s
         while not condition():
             assert self.process.poll() is None, f"the run ended before {what}:\n{self.output[-3000:]}"
@@ -82,7 +82,7 @@ class Launched:
         return max((step for step, _ in read_metrics(path)), default=0) if path.exists() else 0
 
     def pid_of(self, role: str) -> int:
-        """The process whose standard error goes to `<role>.log`."""
+        """The id of the process whose standard error goes to `<role>.log`."""
         found = [process.pid for process in processes_of_run(self.run_id) if self._writes_to(process, role)]
         assert found, f"no process of this run writes to {role}.log"
         return found[0]
@@ -94,17 +94,17 @@ class Launched:
             return False
 
     def has_role(self, role: str) -> bool:
-        """Whether the process that `pid_of` names is there."""
+        """Whether the process that `pid_of` looks for is there."""
         return (self.directory / "run.lock").exists() and any(
             self._writes_to(process, role) for process in processes_of_run(self.run_id)
         )
 
     def driver_pid(self) -> int:
-        """launch.sh became the guardian, whose first child is the driver."""
+        """The id of the driver. launch.sh has become the guardian, whose first child is the driver."""
         return psutil.Process(self.process.pid).children()[0].pid
 
     def finish(self, deadline_s: float = DEADLINE_S) -> Run:
-        """Wait for the end. How long it took is printed (pytest shows it with -rP), for the 30 s that are promised."""
+        """Wait for the end and print how long it took, to be compared with the promised 30 s (pytest -rP shows it)."""
         begin = time.monotonic()
         code = self.process.wait(deadline_s)
         print(f"exit code {code} after {time.monotonic() - begin:.1f} s")
@@ -121,9 +121,9 @@ class Launched:
 
 @contextmanager
 def launched(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTART) -> Iterator[Launched]:
-    """Start `./launch.sh recipe overrides…` in this test's environment; ends it in any case."""
+    """Start `./launch.sh recipe overrides…` in this test's environment. Kill the run if it still goes on at the end."""
     log = directory.with_suffix(".out")
-    temp = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))  # short: Ray's socket paths may have 107 bytes
+    temp = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))  # short: Ray's socket paths have 107 bytes at most
     environment = os.environ | {"SLUICE_VENV": sys.prefix, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temp)}
     command = ["./launch.sh", recipe, f"run.dir={directory}", f"run.cache_dir={cache}", *overrides]
     with log.open("ab") as output:
@@ -154,7 +154,7 @@ def in_the_loop(run: Launched) -> None:
 
 
 def check_end(run: Launched, code: int, *texts: str) -> Run:
-    """The run ends with this exit code, says these texts and leaves nothing behind."""
+    """Check that the run ends early with this exit code, prints these texts and leaves nothing behind."""
     ended = run.finish(END_S)
     assert ended.code == code, ended.output[-3000:]
     for text in texts:

@@ -1,4 +1,4 @@
-"""The cluster recipe: refused with what it wants where that is missing, and its whole path on two cores when shrunk."""
+"""The cluster recipe: without its hardware it is refused and says what it wants; shrunk, it runs whole on two cores."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_without_its_hardware_it_says_what_it_wants_and_starts_nothing(tmp_path:
 
 
 def write_demonstrations(path: Path) -> Path:
-    """The oracles' conversations as anybody's dataset would hold them."""
+    """Write the oracles' conversations in the form of a user's dataset, and return the path."""
     sandbox = Sandbox(SandboxConfig())
     with path.open("w") as file:
         for index in range(ROWS):
@@ -69,8 +69,8 @@ def write_demonstrations(path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_shrunk_its_whole_path_runs(tmp_path: Path, cold_start: Path) -> None:
-    """Two replicas that are compared after every push, two workers, gradient checkpointing, evaluation in between;
-    before it a supervised stage on a file of messages, from a model that knows the tasks already.
+    """The run has two replicas that are compared after every push, two workers, gradient checkpointing and evaluations
+    in between. A supervised stage on a file of messages comes first; it starts from a model that knows the tasks.
     """
     messages = write_demonstrations(tmp_path / "demonstrations.jsonl")
     sft = f"sft={{dataset: {messages}, rows: {ROWS}, steps: 5, tokens_per_step: 1200, optimizer: {{lr: 1e-4}}}}"

@@ -1,6 +1,6 @@
-"""One of each kind of extension, with a setting of its own, from files outside of the tree: CONTRIBUTING's examples.
+"""CONTRIBUTING's examples: one extension of each kind, with a setting of its own, from files outside of the repository.
 
-In a real run, in the processes where each works; what the run leaves shows that it acted.
+One real run uses all of them, each in the process where it belongs. What the run leaves shows that each of them acted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KINDS = {"advantage", "loss", "correction", "reward", "environment", "chat", "tr
 
 @dataclass(frozen=True)
 class Extended:
-    """The run, and the folder of the files that its recipe names."""
+    """The run, and the folder with its recipe and the files that the recipe names."""
 
     run: Run
     folder: Path
@@ -43,13 +43,13 @@ class Extended:
         return read_groups(self.run.directory / "trajectories" / f"train-{step:06d}.jsonl.gz")
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Of a training step."""
+        """The metrics of a training step."""
         rows = read_metrics(self.run.directory / "metrics.jsonl")
         return next(values for number, values in rows if number == step and "time/step_s" in values)
 
 
 def examples() -> dict[str, str]:
-    """CONTRIBUTING's blocks of code by the file names in their first lines."""
+    """CONTRIBUTING's code blocks, each under the file name in its first line."""
     text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return dict(re.findall(r"```(?:python|yaml)\n# (\w+\.\w+)\n(.*?)```", text, flags=re.DOTALL))
 
@@ -126,7 +126,8 @@ def test_the_estimator_and_the_loss_see_the_same_turns(extended: Extended) -> No
 
 
 def test_the_correction_rejects_some_tokens(extended: Extended) -> None:
-    """Of fresh tokens those that engine and trainer round differently; of stale ones more, since the weights moved."""
+    """In step 1 every token is fresh, and only rounding differs between engine and trainer. Step 2 has stale tokens and
+    rejects more, because the weights have moved."""
     first, second = (extended.metrics(step)["policy/rejected_fraction"] for step in (1, 2))
     assert 0 < first < 1 and first < second
 

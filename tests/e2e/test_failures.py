@@ -1,4 +1,4 @@
-"""Every way a run can break ends in a message that names the process and its log, and leaves nothing behind."""
+"""Runs that break or are stopped: each ends with a message that says why, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ENDLESS = ("run.steps=500", "tasks.eval_size=8", "checkpoint.every=1000")
 ONE_RANK = ("trainer.ranks=1", "trainer.expert_parallel=1")
-"""One process less to start, where the number of trainers makes no difference."""
+"""For tests in which the number of trainers makes no difference: one process less to start."""
 
 
 def test_ctrl_c(tmp_path: Path, cold_start_cache: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_process_is_killed(tmp_path: Path, cold_start_cache: Path, role: str) 
 
 
 def test_a_stall_dumps_all_stacks_and_says_who_waits(tmp_path: Path, cold_start_cache: Path) -> None:
-    """An engine that stands still from its start on: wherever the run waits for it, the watchdog ends it."""
+    """The engine is halted as soon as it has started. Wherever the run then waits for it, the watchdog ends the run."""
     with launched(tmp_path / "run", cold_start_cache, *ENDLESS, *ONE_RANK, "run.stall_s=20") as run:
         run.wait_until(lambda: run.has_role("engine-0") and run.has_role("worker-0"), "the processes")
         os.kill(run.pid_of("engine-0"), signal.SIGSTOP)

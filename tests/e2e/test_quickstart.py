@@ -86,7 +86,7 @@ def test_tools_really_ran_and_rewards_came_from_them(quickstart: Run) -> None:
 
 
 def test_the_export_is_what_was_trained(quickstart: Run) -> None:
-    """AutoModelForCausalLM loads it and gives the logprobs that the engine sampled the last evaluation with."""
+    """AutoModelForCausalLM loads the export and computes the logprobs that the engine gave in the last evaluation."""
     import torch
     from transformers import AutoModelForCausalLM
 

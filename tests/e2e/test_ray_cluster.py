@@ -1,7 +1,7 @@
-"""A Ray cluster that somebody else started: the run joins it by address, and leaves it as it was.
+"""A run joins a Ray cluster that somebody else started, given its address, and leaves it as it was.
 
-In namespaces of its own (network with loopback only, processes), so that the cluster is reached from nowhere else and
-ends with the test. Making them takes root.
+The cluster runs in namespaces of its own, for the network (loopback only) and for processes. So nobody else can reach
+it, and it ends with the test. Making the namespaces takes root.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ exit $code
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a network namespace")
 def test_a_run_joins_a_cluster_by_address_and_leaves_it_running(tmp_path: Path, cold_start_cache: Path) -> None:
     directory = tmp_path / "run"
-    ray_dir = tempfile.mkdtemp(prefix="sluice-ray-", dir="/tmp")  # short: Ray's socket paths may have 107 bytes
+    ray_dir = tempfile.mkdtemp(prefix="sluice-ray-", dir="/tmp")  # short: Ray's socket paths have 107 bytes at most
     overrides = (f"run.dir={directory}", f"run.cache_dir={cold_start_cache}", "run.ray_address=127.0.0.1:6399", *SHORT)
     environment = os.environ | {"SLUICE_VENV": sys.prefix, "PYTHON": sys.executable, "RAY_DIR": ray_dir}
     try:

@@ -58,8 +58,8 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
 def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_continued(
     tmp_path: Path, cold_start_cache: Path
 ) -> None:
-    """The death costs no step. What is resumed goes on from the checkpoint's weights: at lr 0, where nothing moves, the
-    same weights come out, and over many pushes engine and trainer agree on every fresh token.
+    """The engine's death costs no step. A resumed run goes on from the checkpoint's weights: with a learning rate of 0
+    it exports the same weights, and over many pushes engine and trainer agree on every fresh token.
     """
     directory, overrides = tmp_path / "run", ("tasks.eval_size=48", "checkpoint.every=1000")
     with launched(directory, cold_start_cache, "run.steps=2", *overrides) as run:

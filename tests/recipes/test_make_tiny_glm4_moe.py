@@ -1,4 +1,4 @@
-"""The committed quickstart model: reproducible byte for byte, and fit for what it is shown."""
+"""The committed quickstart model is reproducible byte for byte, and its tokenizer and config suit the quickstart."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
 
 def test_prompts_are_short() -> None:
     chat, sandbox = glm45(), Sandbox(SandboxConfig(kind="unsafe-none"))
-    for name in ("python", "store"):  # what this model is made for; a new environment may say more
+    for name in ("python", "store"):  # the model is made for these; a new environment may have longer prompts
         spec = environment(name)
         task = spec.generate(0, 0, "train")
         assert len(chat.open(task.messages, spec.make(task, sandbox).tools, True)) < 64

@@ -85,7 +85,7 @@ def test_a_sandbox_that_cannot_isolate_is_told_before_anything_starts(tmp_path: 
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
 
     def start(*overrides: str) -> subprocess.CompletedProcess[str]:
-        # A run directory that is a file is refused later, so that what passes here starts nothing either.
+        # The run directory is a file, which is refused after the sandbox is checked. So nothing is ever started.
         recipe = ["recipes/quickstart.yaml", f"run.dir={tmp_path / 'file'}", *overrides]
         command = [sys.executable, "-m", "rl.cli", *recipe]
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=120)

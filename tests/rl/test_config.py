@@ -22,11 +22,11 @@ from rl.recipe.overrides import expand_shorthands
 from rl.recipe.sections import section_of
 
 NOT_READERS = {"rl/recipe/checks.py", "rl/recipe/check_sources.py", "rl/recipe/load.py", "rl/recipe/resolved.py"}
-"""These judge keys or write them down. A reader is a module that acts on one."""
+"""These modules only check keys or write them down. A reader is a module that acts on a key."""
 
 
 READ_BEFORE_VALIDATION = {("rl.config.Recipe", "algorithm")}
-"""A preset fills the data of other sections before there is a `Recipe`: tests/rl/recipe/test_load.py shows it."""
+"""`algorithm` names a preset that fills other sections before there is a `Recipe` (tests/rl/recipe/test_load.py)."""
 
 
 def sections(model: type[StrictModel]) -> Iterator[type[StrictModel]]:
@@ -38,7 +38,7 @@ def sections(model: type[StrictModel]) -> Iterator[type[StrictModel]]:
 
 
 def every_section() -> set[type[StrictModel]]:
-    """Those of a recipe, and the settings of every extension."""
+    """The sections of a recipe, and the settings of every extension."""
     chosen = {settings_class(registry, name, base) for registry, base in KINDS.values() for name in registry}
     return {*sections(Recipe), *chosen}
 

@@ -1,4 +1,5 @@
-"""The sandbox holds: what untrusted code tries, what it is told, and what is left of it afterwards. Real bubblewrap."""
+"""Untrusted code in the real sandbox (bubblewrap): what it cannot do, how its end is reported, and that nothing of it
+is left afterwards."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def processes_naming(marker: str) -> list[int]:
 
 
 def respawn_with(marker: str) -> str:
-    """Code of a daemon that double-forks, leaves its session, drops its pipes, and sleeps under a recognisable name."""
+    """Code that starts a daemon and waits until it is up. The daemon has forked twice, left its session and closed its
+    pipes, and sleeps with `marker` in its command line."""
     return f"""
 import os, sys
 if os.fork() == 0:
@@ -174,7 +176,8 @@ def test_a_second_cancellation_while_the_first_is_served(
 
 
 def test_this_process_is_never_forked() -> None:
-    """A fork copies the locks that other threads hold at that moment: seen as a worker that waited for ever."""
+    """A fork copies the locks that other threads hold at that moment, and nobody releases the copies: a worker once
+    waited for ever."""
     script = """
 import asyncio, ctypes, os, uvloop
 from rewards.sandbox.config import SandboxConfig
@@ -196,7 +199,7 @@ print(len(forks))
 
 @pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_no_descriptor_of_the_host_leaks(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """Also under uvloop, which Ray's actors use and which does not close inheritable descriptors by itself."""
+    """This holds under uvloop, too, which Ray's actors use and which does not close inheritable descriptors."""
     leaky = os.open(ROOT / "pyproject.toml", os.O_RDONLY)
     os.set_inheritable(leaky, True)
     code = """
@@ -278,7 +281,7 @@ while True:
     [
         "x = bytearray(10**9)",
         "x = []\nwhile True: x.append('y' * 10**6)",
-        # Each under its own limit, together far above it.
+        # Each process is under its own limit, and together they are far above it.
         "import os, time\nfor _ in range(5):\n    if os.fork() == 0: x = b'y' * 40_000_000; break\ntime.sleep(30)",
     ],
 )
@@ -344,7 +347,7 @@ block.close(), block.unlink()
 
 
 def test_shared_files_are_held_to_the_size_of_their_file_systems() -> None:
-    """Mapped shared and touched by several processes, unlinked and unmapped: nothing gets around the tmpfs' limit."""
+    """Files that are unlinked and no longer mapped, but still open, count against the limit of their tmpfs."""
     code = """
 import mmap, os
 def fill(folder, number):
@@ -459,7 +462,7 @@ def test_failure_to_start_is_infrastructure(monkeypatch: pytest.MonkeyPatch, tmp
         broken = tmp_path / "bwrap"
         broken.write_text("#!/bin/sh\necho no namespaces left >&2\nexit 1\n")
         broken.chmod(0o755)
-        # The environment of the execution is fixed, so the search path that finds bwrap is the host's.
+        # bwrap is found by the PATH of this process; the code inside gets a fixed environment.
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         refused = await sandbox.run("print(1)")
         monkeypatch.setenv("PATH", str(tmp_path / "nothing"))

@@ -1,7 +1,7 @@
-"""The sandbox as an ordinary user starts it: bubblewrap's other form, which makes the user namespace itself.
+"""The sandbox when an ordinary user starts it: bubblewrap then makes the user namespace itself.
 
-Where the tests run as root, a process that has imported all it needs becomes an ordinary user; what untrusted code is
-shown is a copy of the interpreter, because the real one may lie in a folder that only root may enter.
+Where the tests run as root, a child process imports all it needs and then becomes an ordinary user. Untrusted code runs
+under a copy of the interpreter, because the real one may lie in a folder that only root may enter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ print(result.stdout, result.stderr, result.outcome)
 
 @pytest.fixture(scope="module")
 def prefix() -> Iterator[Path]:
-    """An interpreter that everybody may run. Not below /tmp, which the sandbox mounts something else over."""
+    """The prefix of an interpreter that everybody may run. It is not below /tmp, where the sandbox mounts a tmpfs."""
     with tempfile.TemporaryDirectory(prefix="sluice-test-", dir="/var/tmp") as folder:
         copy, base = Path(folder), Path(sys.base_prefix)
         copy.chmod(0o755)
@@ -43,7 +43,7 @@ def prefix() -> Iterator[Path]:
         for library in (base / "lib").glob("libpython3*.so*"):
             shutil.copy2(library, copy / "lib")
         shutil.copy2(bubblewrap.interpreter(), copy / "bin/python")
-        # A shared libpython is named by the path of the original.
+        # The copied program names a shared libpython by the original's path, so the loader is told of the copy.
         start = copy / "bin" / Path(bubblewrap.interpreter()).name
         start.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={copy}/lib exec {copy}/bin/python "$@"\n')
         start.chmod(0o755)
@@ -72,7 +72,7 @@ print(os.getuid(), os.path.exists("/root"), 6 * 7)
 
 
 def test_no_further_user_namespace(prefix: Path) -> None:
-    """In one of its own the code would have all capabilities, and could mount a tmpfs of any size."""
+    """In a user namespace of its own the code would have all capabilities, and could mount a tmpfs of any size."""
     code = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)

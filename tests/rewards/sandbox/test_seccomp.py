@@ -1,5 +1,5 @@
-"""The filter's program, run by a small interpreter of the few instructions it uses. What the kernel makes of it is
-seen in test_sandbox.py."""
+"""The seccomp filter's program, run by a small interpreter of the few instructions that it uses. test_sandbox.py tests
+it in the kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ SHARED, PRIVATE, ANONYMOUS = 0x01, 0x02, 0x20
 
 
 def verdict(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
-    """What the filter returns for a system call, given as the kernel shows it: nr, arch, ip, six arguments."""
+    """Run the filter on a system call, laid out as by the kernel: number, architecture, instruction pointer, six
+    arguments. Return the filter's verdict."""
     padded = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack("<IIQ6Q", number, arch or ARCHITECTURES[machine], 0, *padded)
     steps, at, accumulator = list(struct.iter_unpack("<HBBI", program(machine))), 0, 0

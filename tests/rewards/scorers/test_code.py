@@ -1,4 +1,5 @@
-"""The code-execution reward: right is 1, wrong is 0, a broken sandbox is neither, and a pass cannot be talked into."""
+"""The code-execution reward: a right answer scores 1, a wrong one 0, and a broken sandbox raises an error. No answer
+can talk the tests into a pass."""
 
 from __future__ import annotations
 
@@ -94,7 +95,7 @@ def test_a_group_that_agrees_is_judged_by_one_execution() -> None:
 
 
 class Troubled(Counting):
-    """A real sandbox whose first executions end as told: an exception is raised, an outcome reported."""
+    """A real sandbox whose first executions end as `troubles` say: an exception is raised, an outcome is reported."""
 
     def __init__(self, *troubles: Exception | Outcome) -> None:
         super().__init__(LIMITS)
@@ -112,7 +113,7 @@ class Troubled(Counting):
 
 @pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.MEMORY, Outcome.OUTPUT_LIMIT])
 def test_a_verdict_that_a_limit_gave_is_not_kept(outcome: Outcome) -> None:
-    """The machine may have stalled: the next to give the answer is judged anew."""
+    """The machine may have stalled, so the next trajectory with the same answer is judged anew."""
 
     async def check() -> None:
         judge = Judge(sandbox := Troubled(outcome))

@@ -37,7 +37,7 @@ def test_grpo_normalised_by_hand() -> None:
 
 
 def test_reinforce_by_hand() -> None:
-    """One baseline, 2, for the whole step: groups of one and groups of equals are trained."""
+    """The whole step has one baseline, 2, so groups of one member and groups of equal rewards are trained, too."""
     assert reinforce(scored([[1.0], [2.0, 2.0], [3.0], []]), PLAIN_REINFORCE) == [[-1.0], [0.0, 0.0], [1.0], None]
 
 

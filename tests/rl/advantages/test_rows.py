@@ -57,7 +57,8 @@ def advantages(rows: Sequence[TrainRow]) -> list[list[float]]:
 
 
 def test_failures_leave_both_loss_and_baseline() -> None:
-    """With the failure counted as 0 the baseline would be 1/3. What it had sampled before it failed isn't trained."""
+    """If the failure counted as 0, the baseline would be 1/3. The tokens that it sampled before it failed are not
+    trained."""
     members = (
         trajectory(1.0, samples=(sample(1),)),
         trajectory(FAILED, samples=(sample(2),)),
@@ -99,7 +100,8 @@ def test_every_sample_of_a_trajectory_gets_its_advantage_but_untrained_ones_none
     ],
 )
 def test_weights_by_hand(aggregation: AggregationConfig, weights: list[float]) -> None:
-    """One trajectory of 1 + 3 tokens in two samples, another of 4; groups that leave the loss weigh nothing."""
+    """One trajectory has 1 + 3 trained tokens in two samples, another has 4. The group that leaves the loss changes no
+    weight."""
     groups = [group(trajectory(1.0, (sample(1), sample(0), sample(3))), trajectory(0.0, (sample(4),))), group(1.0, 1.0)]
     rows = rows_of(groups, aggregation)
     assert [len(row.advantages) for row in rows] == [1, 3, 4]
@@ -120,7 +122,7 @@ FORKED = trajectory(
 
 
 def by_turn(groups: Sequence[Sequence[Scored]], settings: AdvantageSettings) -> Advantages:
-    """The first turn's reward, 0 where it has none, and then the turn's number."""
+    """For each turn its reward, 0 where it has none, plus its number from 0."""
     return [[PerTurn([(turn.reward or 0) + i for i, turn in enumerate(one.turns)]) for one in g] for g in groups]
 
 

@@ -106,7 +106,7 @@ def test_every_row_is_packed_once_and_aligned(rows: list[TrainRow], ranks: int) 
             assert batch.behaviour_logprobs[where].tolist() == [*row.sample.logprobs[1:], 0]
             assert batch.versions[where].tolist() == [*row.sample.versions[1:], OBSERVED]
             mask = np.array([*row.sample.loss_mask[1:], 0])
-            # A token's advantage is its own id here: it stands where the token is the label.
+            # Here a token's advantage is its own id, and it stands at the position whose label is the token.
             assert batch.advantages[where].tolist() == (batch.labels[where] * mask).tolist()
             assert batch.weights[where].tolist() == (row.weight * mask).tolist()
     assert sorted(row.weight for row in found) == [row.weight for row in rows]
@@ -126,7 +126,8 @@ def test_lockstep_budget_and_determinism(rows: list[TrainRow], ranks: int) -> No
 
 @given(train_rows(), st.integers(1, 5))
 def test_few_and_balanced_micro_batches(rows: list[TrainRow], ranks: int) -> None:
-    """No more than best-fit decreasing guarantees (twice the lower bound), and LPT's spread: at most one row."""
+    """There are at most twice as many micro-batches as the lower bound, as best-fit decreasing guarantees. Their sizes
+    differ by one row at most, as LPT (longest processing time first) guarantees."""
     packed = pack(rows, ranks, BUDGET)
     total = sum(len(r) for r in rows)
     lower_bound = max(1, -(-total // BUDGET))
@@ -144,7 +145,8 @@ def test_equal_rows_are_spread_evenly() -> None:
 
 
 def test_totals_of_the_ranks_are_evened_out() -> None:
-    """Large and small micro-batches alternate: 8 + 5 and 7 + 6, not 8 + 6 and 7 + 5; the first two run together."""
+    """Going back and forth over the ranks gives 8 + 5 and 7 + 6, not 8 + 6 and 7 + 5. The two largest micro-batches run
+    at the same time."""
     rows = [SftRow(token_ids=(1,) * n, loss_mask=(0,) * n) for n in (5, 8, 6, 7)]
     assert [[b.tokens for b in rank] for rank in pack(rows, ranks=2, token_budget=8)] == [[8, 5], [7, 6]]
 

@@ -1,4 +1,4 @@
-"""Drivers below a guardian that end in every way: `python -m tests.rl.driver.guarded_drivers NAME RUN_ID GRACE_S`.
+"""Drivers that end in every way, under a guardian: `python -m tests.rl.driver.guarded_drivers NAME RUN_ID GRACE_S`.
 
 Most of them first start a tree of processes that are hard to end, and append their ids to the file $PIDS.
 """
@@ -20,11 +20,11 @@ from rl.driver.guardian import run_guarded
 from rl.driver.processes import install_signal_handlers
 
 TREE = 4
-"""Processes that `tree` starts."""
+"""Number of processes that `tree` starts."""
 
 
 def stubborn_child(**options: Any) -> None:
-    """Start a process that ignores both signals."""
+    """Start a process that ignores SIGTERM and SIGINT."""
     command = [sys.executable, "-m", __spec__.name, "stubborn"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
     assert child.stdout is not None

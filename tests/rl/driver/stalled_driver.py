@@ -1,6 +1,6 @@
-"""A driver that stalls, with a worker that does: `python -m tests.rl.driver.stalled_driver LOGS [PYTHON]`.
+"""A driver that stalls and has a worker that stalls: `python -m tests.rl.driver.stalled_driver LOGS [PYTHON]`.
 
-With PYTHON the driver takes itself for that interpreter, which has no py-spy beside it.
+PYTHON becomes the driver's `sys.executable`. The test gives one that has no py-spy beside it.
 """
 
 from __future__ import annotations

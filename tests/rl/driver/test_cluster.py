@@ -1,4 +1,4 @@
-"""Real Ray, with small actors: who is blamed when a process fails, and that control never queues behind requests."""
+"""Real Ray with small actors: a failure is blamed on the right process, and control never queues behind requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECIPE = load_recipe("recipes/quickstart.yaml", ["sandbox=unsafe-none", "rollout
 
 
 class Actor:
-    """Does what a process of a run may do wrong."""
+    """An actor that fails in the ways in which a process of a run may fail."""
 
     def __init__(self, role: str, logs_dir: str, broken: str = "") -> None:
         enter_role(role, logs_dir)
@@ -46,7 +46,7 @@ class Actor:
         await asyncio.Event().wait()
 
     async def lose_peer(self, pid: int) -> None:
-        """The peer dies, and this process hears of it before anybody else."""
+        """Kill the peer and fail like a process that hears of its death before anybody else."""
         os.kill(pid, signal.SIGKILL)
         raise ConnectionError("connection closed by peer")
 
@@ -59,7 +59,7 @@ class Actor:
 
 
 class ScriptedEngine:
-    """Answers once it was resumed; counts."""
+    """An engine that answers once it was resumed. It counts its requests: running, most at once, cancelled."""
 
     def __init__(self) -> None:
         self.resumed = False
@@ -87,7 +87,7 @@ class ScriptedEngine:
 
 
 class ScriptedInference(InferenceActor):
-    """The real shell around a scripted engine."""
+    """The real actor around a scripted engine."""
 
     def __init__(self, role: str, logs_dir: str) -> None:
         super().__init__(role, logs_dir, 1, 0)
@@ -99,7 +99,7 @@ def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     run_id = new_run_id()
     cluster = Cluster(tmp_path_factory.mktemp("logs"), run_id)
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # what connect sets is put back
+        for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # so that what `connect` sets is put back
             environment.setenv(name, "")
             environment.delenv(name)
         cluster.connect(None)
@@ -110,7 +110,7 @@ def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def cluster(ray_instance: None, tmp_path: Path) -> Cluster:
-    """One without actors; those of the test before end with their handles."""
+    """A cluster without actors. Actors of the test before have ended with their handles."""
     return Cluster(tmp_path, "test")
 
 

@@ -198,7 +198,8 @@ def test_files_with_the_runs_prefix_are_swept_and_no_others() -> None:
 
 
 def test_what_a_driver_leaves_in_the_temp_directory_is_swept() -> None:
-    """run_guarded's driver ends by os._exit: no library tidies up after itself (wandb would leave two directories)."""
+    """The driver of `run_guarded` ends by os._exit, so no library tidies up after itself (wandb would leave two
+    directories)."""
     command = [*PROGRAM, "leaves_temporary_directories", new_run_id(), "20"]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
     left = [Path(line) for line in done.stdout.split()]

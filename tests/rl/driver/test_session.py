@@ -42,7 +42,7 @@ def summary(directory: Path) -> dict[str, object]:
 
 
 def earlier_run(directory: Path) -> None:
-    """Finished after 3 steps; two groups had been dropped as stale on the way."""
+    """Make the directory of a run that finished after 3 steps, in which two groups had become stale."""
     ledger = Ledger()
     for _ in range(2):
         ledger.reissue(ledger.issue_next(0).id, "stale")

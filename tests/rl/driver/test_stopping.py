@@ -1,4 +1,4 @@
-"""Who asks the run to stop, and when the main thread hears of it."""
+"""Requests to stop the run, and when the main thread raises them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_an_interrupt_is_raised_at_once_while_the_run_is_interruptible() -> None
     stop = StopRequest()
     with pytest.raises(Stopped), stop.interruptible():
         stop.interrupt("SIGTERM", 143)
-    stop.interrupt("SIGTERM", 143)  # afterwards it only leaves word
+    stop.interrupt("SIGTERM", 143)  # afterwards it only notes the request
 
 
 def test_inside_deferred_code_an_interrupt_waits_for_its_end_or_its_check() -> None:

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 def stall(logs: Path, *python: str, **environment: str) -> tuple[str, str]:
-    """What a driver said that stalled, and the stacks that it wrote."""
+    """Run a driver that stalls. Return what it printed and the stacks that it wrote."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.rl.driver.stalled_driver", str(logs), *python],
         cwd=REPOSITORY,

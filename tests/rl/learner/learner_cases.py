@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 SMALL_BUCKET = 20_000
-"""Bytes; below one layer's experts (8 x 32 x 64 floats), so that they are gathered in slices."""
+"""Bytes. Below the size of one layer's experts (8 x 32 x 64 floats), so that they are gathered in slices."""
 
 
 class Case(NamedTuple):
     kind: str
     expert_parallel: int
     budget: int
-    """Tokens of a micro-batch."""
+    """Token budget of a micro-batch."""
     persist: int
-    """Elements up to which ZeRO-3 keeps a parameter whole."""
+    """ZeRO-3 keeps parameters of up to this many elements whole."""
     checkpointing: bool = False
-    """Activations are computed again in backward."""
+    """Whether activations are recomputed in the backward pass."""
 
 
 CASES = {
@@ -31,9 +31,9 @@ CASES = {
         Case("glm-skewed", 2, 20, 0),
         Case("llama", 1, 17, 100_000, checkpointing=True),
     ],
-    # Two ranks hold each expert: an expert's gradient is reduced over another group than the rest.
+    # With expert_parallel=2, two ranks hold each expert: its gradient is reduced over another group than the rest.
     4: [Case("glm", 2, 20, 0), Case("qwen", 2, 17, 100_000), Case("glm", 4, 64, 0)],
 }
-"""By world size."""
+"""The cases of each world size."""
 
 KINDS = ("glm", "qwen", "glm-skewed", "llama")

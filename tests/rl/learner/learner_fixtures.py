@@ -1,4 +1,4 @@
-"""What the learner's tests share: tiny models, one fixed training problem, and its answer by plain Hugging Face."""
+"""Shared by the learner's tests: tiny models, one fixed training problem, and its answer by plain Hugging Face."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rollout.types import Sample
 
 VOCAB = 512
 TEMPERATURE = 0.7
-# A large eps: Adam's first step is g / (|g| + eps), which turns rounding noise of near-zero gradients into whole steps.
+# Adam's first step is g / (|g| + eps). A small eps would turn the rounding noise of tiny gradients into whole steps.
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-3, weight_decay=0.1, clip_norm=0.05)
 
 _COMMON = {
@@ -135,7 +135,7 @@ def objective(logprobs: Tensor, entropy: Tensor, batch: BatchTensors) -> TokenLo
 
 @dataclass
 class Answer:
-    """What plain Hugging Face and torch.optim.AdamW make of one step; tensors under checkpoint names."""
+    """The result of one step by plain Hugging Face and torch.optim.AdamW. Tensors have their checkpoint names."""
 
     logprobs: list[Tensor]
     loss: float
@@ -152,7 +152,7 @@ def checkpoint_names(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict
 
 
 def plain_answer(path: Path) -> Answer:
-    """One step over `rows()`, one sequence at a time, with full logits."""
+    """Do one step over `rows()`, one sequence at a time, with full logits."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").train()
     optimizer = torch.optim.AdamW(
         model.parameters(),

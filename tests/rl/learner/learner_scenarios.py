@@ -1,7 +1,7 @@
-"""What one rank does in each multi-process test of the learner; see `tests.rl.learner.learner_worker.run_ranks`.
+"""The work of one rank in each multi-process test of the learner; see `tests.rl.learner.learner_worker.run_ranks`.
 
-Starting a rank costs seconds, so a scenario checks many configurations, building one learner after another in the
-same process, which is itself what an SFT stage followed by reinforcement learning does.
+Starting a rank costs seconds, so a scenario checks many configurations. It builds one learner after another in the same
+process, as a supervised stage and then reinforcement learning do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """One step of every case, with all that can be compared with plain Hugging Face; and then a second step."""
+    """Do two steps of every case. Return everything of the first that can be compared with plain Hugging Face, and the
+    loss of the second."""
     results = {}
     for case in CASES[WORLD]:
         learner = fixtures.learner(
@@ -59,7 +60,7 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def half_precision(directory: Path) -> dict[str, Any]:
-    """One step in bfloat16, and what the first router sees and says."""
+    """Do one step in bfloat16. Record the input, weight and logits of the first router, too."""
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD, dtype="bfloat16")
     router = learner._moe_layers[0].router
     seen: dict[str, Tensor] = {}
@@ -98,7 +99,7 @@ def lockstep(directory: Path) -> dict[str, Any]:
 
 
 def resume_first(directory: Path) -> dict[str, Any]:
-    """One step, save, another step."""
+    """Do one step, save a checkpoint, do another step."""
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
     step(learner)
     learner.save(directory.parent / "checkpoint")
@@ -106,7 +107,7 @@ def resume_first(directory: Path) -> dict[str, Any]:
 
 
 def resume_second(directory: Path) -> dict[str, Any]:
-    """What a new process makes of that checkpoint."""
+    """Load that checkpoint in a new process and do the other step."""
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
     for draw in range(3):
         torch.rand(draw + 1), random.random(), np.random.random()
@@ -126,7 +127,7 @@ def step(learner: Learner) -> dict[str, float]:
 
 
 def with_fillers(budget: int) -> list[PackedBatch]:
-    """This rank's micro-batches. At a budget of 17 a filler comes first or last, by rank."""
+    """This rank's micro-batches. At a budget of 17 a filler comes first on rank 0, and last on other ranks."""
     mine = pack(fixtures.rows(), WORLD, budget)[RANK]
     if budget == 17:
         mine = [filler(), *mine] if RANK == 0 else [*mine, filler()]
@@ -134,7 +135,7 @@ def with_fillers(budget: int) -> list[PackedBatch]:
 
 
 def row_logprobs(learner: Learner) -> list[Tensor]:
-    """One row per call, the same on every rank: [L - 1] each."""
+    """The logprobs of each row, shape [L - 1]. One row goes into each call, and it is the same on every rank."""
     packed = [pack([row], 1, 64)[0][0] for row in fixtures.rows()]
     return [torch.from_numpy(learner.logprobs(batch, fixtures.TEMPERATURE)[:-1]) for batch in packed]
 
@@ -144,7 +145,8 @@ def full_weights(learner: Learner, max_bytes: int = 1 << 30) -> dict[str, Tensor
 
 
 def stream_in_small_buckets(learner: Learner) -> dict[str, Any]:
-    """The weights through small buckets, with the bytes of each and those of parameters that are whole meanwhile."""
+    """Stream the weights through small buckets. Record the bytes of each tensor, and how many bytes of parameters are
+    whole at each bucket and at the end."""
     weights, bucket_bytes, whole_bytes = {}, [], []
     for bucket in learner.weights.buckets(SMALL_BUCKET):
         weights.update({name: tensor.clone() for name, tensor in bucket})

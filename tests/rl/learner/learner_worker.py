@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_ranks(scenario: str, ranks: int, directory: Path, deadline_s: float = 240.0) -> list[Any]:
-    """Run a scenario on `ranks` fresh processes; their results in rank order. Fails with the log of a failed rank."""
+    """Run a scenario in `ranks` fresh processes and return their results in rank order. If one fails, show all logs."""
     directory.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(ranks))
     environment.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")

@@ -1,4 +1,4 @@
-"""What DeepSpeed is configured with, and which overrides are refused."""
+"""The configuration that DeepSpeed gets, and the overrides that are refused."""
 
 from __future__ import annotations
 

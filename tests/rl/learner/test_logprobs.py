@@ -1,4 +1,4 @@
-"""Chunked logprobs against plain log_softmax, and the ZeRO-3 life of a weight that is away between the passes."""
+"""Chunked logprobs against plain log_softmax, also with a weight that ZeRO-3 frees between forward and backward."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_gradcheck_in_float64(tokens: int) -> None:
 
 
 def test_no_tokens_still_reach_the_weight() -> None:
-    """A rank without trained tokens takes part in the backward, or ZeRO-3's collectives hang."""
+    """A rank without trained tokens must take part in the backward pass, or ZeRO-3's collectives would hang."""
     hidden, weight, labels = inputs(0)
     logprobs, entropy = chunked_logprobs(hidden, weight, labels, 1.0, 4)
     assert logprobs.shape == entropy.shape == (0,)
@@ -79,7 +79,7 @@ def test_bfloat16_inputs_give_float32_logprobs_and_bfloat16_gradients() -> None:
 
 
 def test_a_bfloat16_weight_gradient_does_not_depend_on_the_chunks() -> None:
-    """Summed in bfloat16, 512 equal terms stop growing at 256 of them: 8 bits of mantissa."""
+    """A sum of 512 equal terms in bfloat16, with its 8 significant bits, would stop growing after 256 of them."""
     hidden = torch.ones(512, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     chunked_logprobs(hidden, weight, torch.zeros(512, dtype=torch.int64), 1.0, 1)[0].sum().backward()

@@ -98,7 +98,7 @@ def test_cross_entropy_by_hand() -> None:
 
 
 def test_the_objective_adds_what_every_loss_reports() -> None:
-    """Of the tokens at version 7 only, `mismatch` is the gap to what the engine said, whichever its sign."""
+    """`mismatch` is the absolute difference from the engine's logprob, for tokens of version 7 only."""
     batch = tensors([1, 1, 1], [1.0] * 3, [-1.0, -2.0, -3.0], [7, 6, 7])
     logprobs, entropy = torch.tensor([-1.5, -9.0, -2.0]), torch.tensor([0.5, 0.25, 1.0])
     found = make_objective(SPEC, version=7)(logprobs, entropy, batch)
@@ -110,7 +110,7 @@ def test_the_objective_adds_what_every_loss_reports() -> None:
 
 
 def test_a_correction_weighs_and_rejects_tokens() -> None:
-    """A factor of 1/2 everywhere, and nothing of the tokens that rose: see `halve_and_reject`."""
+    """`halve_and_reject` halves the loss of every token, and rejects tokens whose logprob rose."""
     batch = tensors([1, 1, 0], [1.0, 1.0, 0.0], [-1.0, -1.0, NAN], [0, 0, -1])
     spec = ObjectiveSpec(loss=SETTINGS, correction=CorrectionSettings(name=f"{__file__}:halve_and_reject"))
     found = make_objective(spec, version=0)(torch.tensor([-1.0, -0.5, NAN]), torch.zeros(3), batch)
@@ -155,7 +155,7 @@ def fake_policy(batch: BatchTensors) -> tuple[Tensor, Tensor]:
 
 
 def added_up(found: TokenLoss, batch: BatchTensors) -> dict[str, float]:
-    """As the learner adds: the weighted loss, and every statistic over trained tokens."""
+    """Add up as the learner does: the weighted loss, and every statistic over trained tokens."""
     trained = batch.loss_mask > 0
     sums = {name: float(values.float().where(trained, 0.0).sum()) for name, values in found.statistics.items()}
     return {**sums, "loss": float((found.loss * batch.weights).where(trained, 0.0).sum())}

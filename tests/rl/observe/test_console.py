@@ -106,7 +106,7 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
 
 
 def _in_terminal(module: str) -> str:
-    """What a program writes to a real pseudo-terminal."""
+    """Run a module on a real pseudo-terminal and return what it writes."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
     child = subprocess.Popen([sys.executable, "-m", module], stdout=theirs, stderr=theirs, env=environment)
@@ -116,7 +116,7 @@ def _in_terminal(module: str) -> str:
         while chunk := os.read(ours, 65536):
             chunks.append(chunk)
     except OSError:
-        pass  # Linux says EIO where others say end of file
+        pass  # Linux raises EIO where other systems report the end of the file
     os.close(ours)
     assert child.wait() == 0, b"".join(chunks).decode()
     return b"".join(chunks).decode()

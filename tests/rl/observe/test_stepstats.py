@@ -58,7 +58,7 @@ def group(*members: Trajectory, source: str = "store") -> Group:
 
 
 def test_every_metric_of_the_rollouts_by_hand() -> None:
-    """Three that count, of rewards 1, 1 and -0.5, and a failure that counts in nothing but its own share."""
+    """Three trajectories count, with rewards 1, -0.5 and 1. The fourth failed and counts in error/infra_share only."""
     first = trajectory(
         1.0,
         (OBSERVED, 3, 3),

@@ -41,7 +41,7 @@ def run(folder: Path, name: str = "finish", **environment: str) -> list[str]:
 
 
 def broken_wandb(folder: Path, source: str) -> str:
-    """A folder to be searched first, with a module `wandb` of this source."""
+    """Write a module `wandb` with this source, and return the folder that is to be searched first."""
     (folder / "broken" / "wandb").mkdir(parents=True)
     (folder / "broken" / "wandb" / "__init__.py").write_text(source)
     return str(folder / "broken")

@@ -1,6 +1,6 @@
 """A run with a real tracker: `python -m tests.rl.observe.tracked_run NAME FOLDER`.
 
-$DEADLINES are the seconds that a call into wandb may take, and the end.
+$DEADLINES holds two numbers: the seconds that a call into wandb may take, and those that `finish` may take.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What wandb wrote in an offline run: the records of a .wandb file.
+"""Reads the records that wandb wrote in an offline run from its .wandb file.
 
-The file is a log of LevelDB (github.com/google/leveldb/blob/main/doc/log_format.md) behind a header of 7 bytes:
-blocks of 32 KiB, in each parts of records behind crc (4 bytes), length (2) and type (1: 1 whole, 2 first, 3 middle,
-4 last part).
+After a header of 7 bytes the file is a LevelDB log (github.com/google/leveldb/blob/main/doc/log_format.md): blocks of
+32 KiB, which hold parts of records. Before each part stand its crc (4 bytes), its length (2) and its type (1 byte: 1 is
+a whole record, 2 the first part of one, 3 a middle part, 4 the last).
 """
 
 from __future__ import annotations

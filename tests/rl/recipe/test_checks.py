@@ -178,13 +178,13 @@ def test_a_file_that_is_no_table_is_refused_whatever_it_is_called(tmp_path: Path
 
 
 class Silent(EnvironmentSpec):
-    """Scored, but it cannot show how a task is done."""
+    """An environment that scores, but has no scripted oracle."""
 
     reward_parts = ("said",)
 
 
 class Unscored(EnvironmentSpec):
-    """Has no rewards of its own."""
+    """An environment without rewards of its own."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a recipe file may say, and what one reads when it says something else: file, line, value, nearest key, fix."""
+"""Recipe files: what they may hold, and error messages with the file, line, value, nearest key and fix."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ own_loss.Settings = OwnSettings  # type: ignore[attr-defined]
 
 
 def no_settings() -> None:
-    """Its settings are of the wrong kind."""
+    """Stands for a loss whose settings are of the wrong kind."""
 
 
 no_settings.Settings = GrpoSettings  # type: ignore[attr-defined]

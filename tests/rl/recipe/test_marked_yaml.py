@@ -1,4 +1,4 @@
-"""YAML with lines: the core schema's scalars, the refusals, and that what is written reads back."""
+"""YAML with line numbers: the core schema's scalars, what is refused, and that written data is read back equal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Publish a checkpoint and die before a change: `python -m tests.rl.rundir.crashing_publish ROOT STEP CHANGE`.
 
-Changes are renamings, removals and new directories, counted from 0.
+CHANGE is a number from 0. It counts renames, removals and new directories.
 """
 
 from __future__ import annotations

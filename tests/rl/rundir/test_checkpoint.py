@@ -52,7 +52,7 @@ def test_publishing_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [5, 6], ids=["the newest again", "a new one"])
 def test_whatever_change_a_crash_comes_before_every_checkpoint_is_whole(tmp_path: Path, step: int) -> None:
-    """Killed before each rename and removal in turn, then opened again."""
+    """Kill the publishing process before each rename, removal and new directory in turn, then open the store again."""
     for change in range(100):
         root = tmp_path / str(change)
         store = CheckpointStore(root, keep=2)
@@ -78,7 +78,8 @@ def test_whatever_change_a_crash_comes_before_every_checkpoint_is_whole(tmp_path
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What was synced to disk, in order, under the names of that moment. A power cut cannot be tried, so this can."""
+    """The paths that were synced to disk, in order, by their names at that moment. A test cannot cut the power, so it
+    looks at these calls."""
     paths: list[Path] = []
     fsync = os.fsync
 

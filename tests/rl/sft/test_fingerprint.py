@@ -1,4 +1,4 @@
-"""What a cold start is cached under: everything that decides its result, and nothing else."""
+"""The fingerprint of a cold start: it depends on everything that decides the result, and on nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What developers are told and given: the commit hook, the requirements, pytest's settings."""
+"""The commit hook, the requirements in pyproject.toml, and pytest's settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_commit_hook_is_the_check_verb_and_downloads_nothing() -> None:
 
 
 def test_every_import_is_a_package_that_pyproject_names() -> None:
-    """What is installed only because another package wants it can go with that package's next version."""
+    """A package that is installed only because another one wants it may go with that package's next version."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = sum(project["optional-dependencies"].values(), project["dependencies"])
     named = {re.split(r"[=<>]", requirement)[0].lower().replace("_", "-") for requirement in requirements}
@@ -51,7 +51,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_a_test_that_hangs_fails_alone(tmp_path: Path) -> None:
-    """Under pyproject.toml's settings: the next test runs, and pytest's closing line comes."""
+    """With pyproject.toml's settings the next test runs, and pytest prints its closing line."""
     hangs = "import time\ndef test_hangs():\n    time.sleep(600)\ndef test_next():\n    pass\n"
     (tmp_path / "test_two.py").write_text(hangs, encoding="utf-8")
     command = [

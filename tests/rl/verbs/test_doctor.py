@@ -1,4 +1,4 @@
-"""What the machine is said to have, with real small programs in the place of nvidia-smi and bwrap."""
+"""The report on the machine, with small real programs in the place of nvidia-smi and bwrap."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_sandbox_that_is_missing_or_broken_says_why(tmp_path: Path, monkeypatc
 
 
 def test_what_is_probed_is_what_the_sandbox_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain isolation may work where the seccomp filter or the dropped user does not."""
+    """A simpler probe would not do: it may work where the seccomp filter or the dropped user does not."""
     program(tmp_path, "bwrap", f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\n', monkeypatch)
     assert sandbox_error() is None
     arguments = (tmp_path / "arguments").read_text()
@@ -98,7 +98,7 @@ def test_on_cpus_either_build_of_torch_will_do(tmp_path: Path) -> None:
 def test_a_machine_says_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every line, on a machine whose nvidia-smi lists two GPUs, and whose sandbox is broken."""
+    """Check every line of `doctor`, on a machine whose nvidia-smi lists two GPUs and whose sandbox is broken."""
     program(tmp_path, "nvidia-smi", TWO_GPUS, monkeypatch)
     program(tmp_path, "bwrap", "#!/bin/sh\necho 'no namespaces here' >&2\nexit 1\n", monkeypatch)
     monkeypatch.setenv("SLUICE_DEVICE", "cuda")
@@ -114,7 +114,7 @@ def test_a_machine_says_what_it_is(
 
 
 def test_a_sound_machine_has_no_complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """This one, in the environment that launch.sh built for it."""
+    """On this machine, in the environment that launch.sh built for it, `doctor` finds nothing wrong."""
     monkeypatch.setenv("SLUICE_DEVICE", "cpu")
     if environment_error("cpu"):
         pytest.skip("this is the GPU environment")

@@ -1,4 +1,4 @@
-"""What a recipe wants of the machine: by hand for the cluster recipe, and the rule of run.device."""
+"""The hardware that a recipe wants, worked out by hand for the cluster recipe, and the rule of run.device."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_parameters_are_counted_from_the_config(tiny_model: Path) -> None:
 
 @pytest.fixture
 def empty_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The model of the cluster recipe may be on this machine, with a count of its own."""
+    """Hide the real hub cache: if the cluster recipe's model were in it, its own config would be counted."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
 

@@ -1,6 +1,7 @@
-"""What two trainer ranks hand to an engine after one step, each expert on one of them: see test_push_equals_export.py.
+"""One step on two trainer ranks, each expert on one of them, and the weights that they then hand to an engine.
 
-Runs in fresh processes, because DeepSpeed reads its environment when it is imported.
+The ranks are fresh processes, because DeepSpeed reads its environment when it is imported. test_push_equals_export.py
+uses this.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from tests.rl.learner import learner_fixtures as fixtures
 
 RANKS = 2
 BUCKET_BYTES = 100_000
-"""Below a layer's experts (8 x 64 x 64 floats a matrix), so that they travel in several buckets."""
+"""Below the size of a layer's experts (8 x 64 x 64 floats a matrix), so that they travel in several buckets."""
 
 
 def train_one_step(model: Path, export: Path, stream: Path, deadline_s: float = 240.0) -> None:
-    """Train `model` by one step, export it, and save the stream of its buckets: (name, tensor) pairs, list by list."""
+    """Train `model` by one step, export it, and save its stream: a list of buckets, each a list of (name, tensor)."""
     port = free_port()
     ranks = torch.multiprocessing.spawn(_rank, (port, model, export, stream), nprocs=RANKS, join=False, daemon=True)
     deadline = time.monotonic() + deadline_s

@@ -1,4 +1,4 @@
-"""An export holds what `from_pretrained` needs; that it loads is shown with a real engine in test_learner."""
+"""An export holds what `from_pretrained` needs. tests/rl/learner/test_learner.py loads the exports of real learners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rollout.types import WeightSpec
 
 
 class TwoTensors:
-    """A weight source of two tensors in two buckets; the real one needs a DeepSpeed engine (tests/rl/test_learner)."""
+    """A weight source of two tensors, in one bucket or in two. The real one needs a DeepSpeed engine."""
 
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.weight": torch.ones(4)}  # noqa: RUF012
 

@@ -30,7 +30,7 @@ def read(directory: Path, dtype: str = "float32", **options: Any) -> PreTrainedM
 
 
 def edited(source: Path, target: Path, edit) -> Path:
-    """A copy of a model directory with other tensors."""
+    """Copy a model directory with its tensors edited."""
     target.mkdir()
     tensors = load_file(source / "model.safetensors")
     edit(tensors)

@@ -16,7 +16,7 @@ CONFIG = WeightSyncConfig(bucket_mb=1.0)
 
 
 class Source:
-    """Three buckets of one tensor each; counts how far the collective was walked."""
+    """A source of three buckets with one tensor each. It counts the buckets that were gathered."""
 
     def __init__(self) -> None:
         self.walked = 0
@@ -31,7 +31,7 @@ class Source:
 
 
 class Sender:
-    """A transport of one slot: whoever sends a bucket while the last one is still loading overwrites it."""
+    """A transport with one slot: a bucket that is sent while the last one is still loading would overwrite it."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.loading = self.verifies = False

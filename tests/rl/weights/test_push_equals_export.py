@@ -37,7 +37,7 @@ def test_the_stream_is_the_export_and_a_step_away_from_the_start(export_and_buck
     streamed = {name: tensor for bucket in buckets for name, tensor in bucket}
     start = support.checkpoint_weights(export.parent / "start")
     assert streamed.keys() == start.keys()
-    # The correction bias is a buffer, no gradient reaches it.
+    # The correction bias is a buffer: no gradient reaches it.
     unmoved = {name for name in start if torch.equal(streamed[name], start[name])}
     assert all(name.endswith("e_score_correction_bias") for name in unmoved), unmoved
     exported = {}
@@ -51,7 +51,8 @@ def test_the_stream_is_the_export_and_a_step_away_from_the_start(export_and_buck
 def test_an_engine_that_was_pushed_to_equals_one_that_loaded_the_export(
     export_and_buckets: tuple[Path, Buckets],
 ) -> None:
-    """Checksums of all weights, fused and packed; greedy tokens; and the logprobs of transformers over the export."""
+    """Compare the checksums of all weights, fused and packed, the greedy tokens, and the logprobs of transformers over
+    the export."""
     export, buckets = export_and_buckets
     manifest = [describe(name, tensor) for bucket in buckets for name, tensor in bucket]
 

@@ -32,7 +32,7 @@ CONFIG = RolloutConfig(
 
 
 class ByteChat:
-    """A chat format whose tokens are bytes and three markers. `CALL name {json}` lines are tool calls."""
+    """A chat format whose tokens are bytes and four markers. `CALL name {json}` lines are tool calls."""
 
     stop_token_ids = (STOP,)
 
@@ -49,7 +49,7 @@ class ByteChat:
         return AssistantTurn(content=text, tool_calls=calls)
 
     def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
-        """Appends; a user who says `fork` makes the model forget everything but its first byte."""
+        """Append the messages. If the first begins with `fork`, the model forgets all it saw but the first token."""
         if token_ids[-1] != STOP:
             raise ValueError("the turn is not closed")
         marks = {"tool": TOOL, "user": USER}
@@ -67,7 +67,8 @@ class ByteChat:
 
 @dataclass
 class Counter(Environment):
-    """An environment with one tool that counts, and one that fails as told. It replies what `replies` says, in turn."""
+    """An environment with a tool that counts, two that take time, and one that calls `trouble`. It gives its `replies`
+    one after the other, to turns without a call."""
 
     trouble: Callable[[], Any] = lambda: None
     count: int = 0
@@ -112,8 +113,9 @@ class Counter(Environment):
 
 @dataclass
 class ScriptedEngine:
-    """Says what the script says, turn by turn (per member and try); an exception in the script is raised; a pair is
-    seconds to wait for, and what comes then."""
+    """An engine that follows a script: entry i is what turn i says, in every member and try. Text and token ids are
+    sampled, an exception is raised, a pair is seconds to wait and then an entry, and a function makes an entry from the
+    request id."""
 
     script: Sequence[Any]
     seen: list[tuple[str, list[int], SamplingParams, Completion]] = field(default_factory=list)
@@ -144,7 +146,7 @@ class ScriptedEngine:
 
 @dataclass
 class Counters:
-    """A source of such environments, which keeps those that were made."""
+    """A source of `Counter` environments. It keeps those that it made."""
 
     weights: dict[str, float] = field(default_factory=lambda: {"counted": 0.0})
     environment: type[Counter] = Counter

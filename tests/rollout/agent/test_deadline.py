@@ -1,4 +1,5 @@
-"""Who spent the time when the deadline passed: the policy on its tool calls, or the machine (invariant 7)."""
+"""When the deadline passes, the time was spent by the policy on its tool calls (the trajectory is truncated) or by the
+machine (it is an infrastructure failure)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def calls(tool: str, seconds: float, times: int) -> str:
     [([calls("wait", 0.3, 20)], "environment"), ([calls("wait", 0.4, 4), (STALL, "1")], "generate")],
 )
 def test_many_slow_tool_calls_are_the_policys_choice(script: list[Any], stage: str) -> None:
-    """Also where they left the engine too little."""
+    """This holds, too, where the calls left too little time for the engine."""
     trajectory, _, (environment,) = act(script, config=CONFIG_2S)
     assert (trajectory.outcome, trajectory.stop_reason, trajectory.reward) == ("truncated", "time_limit", 0.0)
     assert environment.answers == [None] and environment.closed == 1

@@ -1,5 +1,5 @@
-"""The agent loop over a scripted engine and a byte-level chat: token fidelity (invariants 1, 2) and whose fault what is
-(invariant 7)."""
+"""The agent loop over a scripted engine and a byte-level chat: sampled tokens are trained as they are, and a failure is
+attributed to the policy or to the infrastructure."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ speech = st.lists(st.integers(0, 255), max_size=12).map(bytes)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(speech, st.booleans()), min_size=1, max_size=4))
 def test_sampled_tokens_are_the_trained_tokens(turns: list[tuple[bytes, bool]]) -> None:
-    """Whatever bytes are sampled, valid UTF-8 or not: the sample is prompt, sampled, shown, sampled …, unchanged."""
+    """Whatever bytes are sampled, valid UTF-8 or not, the sample holds the prompt, the completions and what was shown
+    between them, all unchanged."""
     script = [[*said, *(b"\nCALL add {}" if calls else b""), STOP] for said, calls in turns] + ["done"] * 4
     trajectory, engine, _ = act(script)
     (sample,) = trajectory.samples

@@ -1,5 +1,5 @@
-"""The loop over the real parts but the engine: GLM-4.5's chat, both environments, bubblewrap. The engine replays oracle
-demonstrations token by token; the trajectory's sample must be the demonstration's tokens and mask (invariants 1, 2)."""
+"""The agent loop over GLM-4.5's chat, both environments and bubblewrap; only the engine is not real. It replays oracle
+demonstrations token by token, and the trajectory's sample must have the demonstration's tokens and mask."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 class Replay:
-    """Samples what the demonstration's mask marks as spoken, whatever the prompt: a wrong prompt shows."""
+    """An engine that samples the tokens that a demonstration's mask marks, whatever the prompt. So a wrong prompt shows
+    in the sample."""
 
     def __init__(self, ids: list[int], mask: list[int]) -> None:
         runs = groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1])

@@ -1,4 +1,4 @@
-"""The one writer of mask, logprob and version (invariant 2): lengths always agree, nothing is changed on the way."""
+"""`TokenStream` alone writes masks, logprobs and versions: their lengths always agree, and no value is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate and the order of taking, by example and as a state machine with crashes."""
+"""The staleness gate and the order in which groups are taken, by example and as a state machine with crashes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def tasks(count: int) -> list[Task]:
 
 
 def group(issue_id: str, task: Task, *versions: int, failed: bool = False) -> Group:
-    """Two members; together they hold one sampled token of each version. A failed group has only failures."""
+    """A group of two members. The first has one sampled token of each version, the second failed. In a failed group
+    both failed."""
     sample = Sample(
         token_ids=(1,) * (len(versions) + 1),
         loss_mask=(0,) + (1,) * len(versions),
@@ -83,7 +84,7 @@ def test_nothing_is_issued_before_the_first_weights() -> None:
 
 
 def test_staleness_zero_is_exactly_on_policy() -> None:
-    """P tasks a version, and none between taking them and publishing what they trained."""
+    """Each version issues `groups_per_step` tasks. None is issued between taking them and publishing new weights."""
     buffer = make(staleness=0, step=2)
     for version in range(3):
         buffer.published(version)
@@ -115,7 +116,8 @@ def test_staleness_one_keeps_a_step_running_while_another_trains() -> None:
 
 
 def test_a_fast_group_may_overtake_but_never_let_a_slow_one_expire() -> None:
-    """S=1, P=1. At version 1 the slow group of version 0 must be consumed; the fast one of version 1 can wait."""
+    """max_staleness=1, one group a step. At version 1 the slow group of version 0 must be consumed; the fast one of
+    version 1 can wait."""
     buffer = make(staleness=1, step=1)
     buffer.published(0)
     slow, fast = issue_all(buffer)
@@ -131,7 +133,8 @@ def test_a_fast_group_may_overtake_but_never_let_a_slow_one_expire() -> None:
 
 
 def test_stragglers_that_could_not_all_be_consumed_in_time_are_waited_for() -> None:
-    """S=2, P=1. Overtaking is fine at version 0; at version 1 two groups of version 0 are left for steps 1 and 2."""
+    """max_staleness=2, one group a step. Overtaking is fine at version 0. At version 1 two groups of version 0 are
+    left, for the steps at versions 1 and 2."""
     buffer = make(staleness=2, step=1)
     buffer.published(0)
     a, b, c = issue_all(buffer)
@@ -284,7 +287,7 @@ class Pipeline(RuleBasedStateMachine):
         self.running: dict[str, tuple[Task, int]] = {}
         self.taken: list[Group] = []
         self.took_at = -1
-        self.trained: Counter[str] = Counter()  # ids, over all lives of the run that a checkpoint has seen
+        self.trained: Counter[str] = Counter()  # by issue id; a resumed run goes on from its checkpoint's
         self.jumped = False
         self.buffer.published(0)
         self.save()
@@ -342,7 +345,7 @@ class Pipeline(RuleBasedStateMachine):
     @precondition(lambda self: not self.taken)
     @rule(by=st.integers(1, 3))
     def versions_jump(self, by: int) -> None:
-        """Not what the driver does, but the bound must hold whatever it does."""
+        """The driver does not do this, but the bound must hold whatever it does."""
         self.jumped = True
         self.version = self.pushed = self.pushed + by
         self.buffer.published(self.version)
@@ -354,12 +357,12 @@ class Pipeline(RuleBasedStateMachine):
 
     @rule(at_once=st.booleans())
     def the_run_is_killed_and_resumed(self, at_once: bool) -> None:
-        """From the last checkpoint; or, at_once, from the buffer as it stands in the middle of anything."""
+        """Resume from the last checkpoint or, with `at_once`, from the buffer's state at this very moment."""
         if at_once:
             self.save()
         state, self.version, self.steps, self.trained = self.checkpoint
         self.buffer = make(staleness=self.staleness, step=self.step, count=self.count, saved=state)
-        # Finished groups wait again, and nothing else of what was open.
+        # Finished groups wait again. Nothing else that was open is open now.
         assert {issue.id for issue in self.buffer.ledger.open("issued", "finished", "taken")} == {
             saved.id for saved in state.groups
         }
@@ -372,7 +375,7 @@ class Pipeline(RuleBasedStateMachine):
     @precondition(lambda self: not self.taken and self.took_at != self.version)
     @rule()
     def when_every_worker_delivers_the_trainer_is_served(self) -> None:
-        """No deadlock: once the workers have done all they were let do, a step can be taken."""
+        """There is no deadlock: once the workers have delivered every group that they may make, a step can be taken."""
         for _ in range(10 * (self.staleness + 1) * self.step):
             while (issue := self.buffer.issue()) is not None:
                 self.running[issue[0]] = (issue[1], self.pushed)

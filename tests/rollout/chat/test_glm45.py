@@ -1,4 +1,4 @@
-"""Chat: GLM-4.5's format over the quickstart's tokenizer. Semantics lock for invariant 1."""
+"""GLM-4.5's chat format over the quickstart's tokenizer. Sampled tokens are never decoded and encoded again."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ ASKS = {"role": "user", "content": "And then?"}
 
 
 def test_a_user_who_speaks_again_makes_the_model_forget_its_reasoning() -> None:
-    """As GLM-4.5's own template shows an earlier turn; what the model said beside stays token for token."""
+    """GLM-4.5's own template shows earlier turns without their reasoning. Everything else that the model said stays,
+    token for token."""
     so_far = CHAT.open([USER], TOOLS, True)
     called = ids("\n<think>hm</think>\n<tool_call>get\n</tool_call><|observation|>")
     so_far += called + extension(so_far + called, results("7")) + ids(SAYS)

@@ -14,8 +14,8 @@ from rl.driver.processes import new_run_id, resource_prefix, sweep_files
 
 @pytest.fixture(scope="module", autouse=True)
 def swept_temp_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A temp directory of the module's own, as the guardian gives a run, and the sweep at its end."""
-    tmp_path_factory.getbasetemp()  # made now, or it would lie in this module's directory and be swept with it
+    """Give the test module a temp directory of its own, as the guardian does for a run, and sweep it at the end."""
+    tmp_path_factory.getbasetemp()  # make it now, or it would lie in this module's directory and be swept with it
     run_id, before = new_run_id(), os.environ.get("TMPDIR")
     folder = Path(tempfile.gettempdir()) / f"{resource_prefix(run_id)}tmp"
     folder.mkdir()

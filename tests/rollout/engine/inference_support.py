@@ -133,7 +133,7 @@ def settings(
 
 
 async def start(path: Path, *, version: int | None = None, **changed: Any) -> Inference:
-    """An engine of `settings(path, **changed)`; with a `version`, over the checkpoint's own weights."""
+    """Start an engine with `settings(path, **changed)`. With a `version` it loads the checkpoint's own weights."""
     load_format: Literal["dummy", "auto"] = "dummy" if version is None else "auto"
     return await Inference.start(settings(path, load_format=load_format, **changed), version=version)
 
@@ -149,7 +149,7 @@ async def open_update(engine: Inference, weights: Weights, version: int) -> None
 
 
 async def update(engine: Inference, sender: Sender, weights: Weights, version: int) -> None:
-    """A push up to its last step: the engine stays paused."""
+    """Push weights, but do not resume: the engine stays paused."""
     await open_update(engine, weights, version)
     for bucket in in_buckets(weights):
         await engine.load_bucket(sender.send(bucket, verify=True))
@@ -178,7 +178,8 @@ async def start_requests(
 
 
 async def step(engine: Inference, steps: int) -> None:
-    """Run a paused engine for exactly so many steps, each a token of every request: no clock decides what is where."""
+    """Run a paused engine for exactly `steps` steps, each of which samples one token of every request. So no test
+    depends on how fast the engine is."""
 
     def run(llm: LLMEngine) -> None:
         engine_core(llm).resume_scheduler()

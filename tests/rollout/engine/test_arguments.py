@@ -1,4 +1,4 @@
-"""What a recipe may ask of vLLM (invariant 9), checked without vLLM."""
+"""The engine arguments that a recipe may set, checked without vLLM."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Bench:
     base: Weights
     folder: Path
     children: list[psutil.Process]
-    """Of this process before there was an engine: other tests' libraries may have left helpers."""
+    """Child processes from before there was an engine: libraries that other tests use may have left helpers."""
     early: Exception
     fresh_checksums: dict[str, str]
     fresh_tokens: list[tuple[int, ...]]
@@ -115,7 +115,8 @@ def test_logprobs_are_hugging_faces_after_every_push(bench: Bench, temperature: 
 
 
 def test_seeded_prompts_that_do_not_fit_one_step_together(bench: Bench) -> None:
-    """vLLM would cut one of them in two, and on CPU die of it: it can't rewind a CPU generator."""
+    """Left to itself, vLLM would split one of these prompts over two steps, and crash on CPU, where it cannot rewind a
+    generator."""
     bench.push(bench.base)
     judge = bench.judge(bench.base)
     prompts = [[2 + i, *(2 + (i * j) % 400 for j in range(400))] for i in range(24)]
@@ -166,7 +167,8 @@ def test_a_sampled_stop_token_is_included(bench: Bench) -> None:
 
 
 def test_the_models_own_end_token_stops_nothing_by_itself(bench: Bench) -> None:
-    """config.json says eos is 1; only the caller's stop tokens count. A head that prefers token 1 shows it."""
+    """config.json says that eos is 1, but only the caller's stop tokens count. A head of zeros samples every token
+    equally often, token 1 among them."""
     weights = dict(bench.base)
     weights["lm_head.weight"] = torch.zeros_like(weights["lm_head.weight"])
     bench.push(weights)

@@ -1,4 +1,4 @@
-"""A dense Llama under `cache_policy: keep`: running requests keep their KV cache, new ones never get an old one."""
+"""A dense Llama under `cache_policy: keep`: running requests keep their KV cache, new ones never use an old one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_new_requests_never_use_a_prompt_cached_under_old_weights(
 def test_running_requests_go_on_with_their_cache_and_carry_both_versions(
     llama: Path, engine: tuple[asyncio.Runner, Inference], tmp_path: Path
 ) -> None:
-    """Old tokens match the old weights; new ones are sampled over the old cache, so no plain model repeats them."""
+    """Old tokens match the old weights. New ones are sampled over the old cache, so no plain model reproduces them."""
     run, inference = engine
     base, sender = support.checkpoint_weights(llama), ShmSender("test")
     prompts = [[5, 6, 7 + i] for i in range(16)]

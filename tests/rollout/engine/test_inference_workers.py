@@ -1,4 +1,4 @@
-"""Tensor parallelism: vLLM's worker processes load the same buckets, and their death is told at once."""
+"""Tensor parallelism: vLLM's worker processes load the same buckets, and their death is reported at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The workarounds for what vLLM packs on CPU: still needed, and sufficient.
+"""The workarounds for weights that vLLM packs on CPU are still needed, and they are sufficient.
 
-When a test of what happens without one fails, vLLM has cured that fault: delete the workaround in
-rollout/engine/prepack.py and its test here.
+When a test fails because nothing is wrong without a workaround, vLLM has mended that fault. Then delete the workaround
+in rollout/engine/prepack.py and its case here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model's arguments are held against: every JSON type, optional parameters, whole schemas."""
+"""The arguments of a tool call are checked against its schema: every JSON type, optional parameters, whole schemas."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def asked(task: Task) -> tuple[str, str]:
 
 
 async def replay(messages: list[Message], task: Task, sandbox: Sandbox) -> tuple[list[str], dict[str, float]]:
-    """What the environment really answers to a conversation's calls, and its score."""
+    """Return what the environment really answers to a conversation's calls, and its score."""
     environment = spec_of(task.environment).make(task, sandbox)
     seen = []
     for message in messages:

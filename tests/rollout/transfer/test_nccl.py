@@ -1,4 +1,4 @@
-"""The nccl transport: the sender's rules over a group of threads, and on two GPUs the real thing."""
+"""The nccl transport: the sender's rules over a group of threads, and real NCCL where there are two GPUs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ThreadGroup:
 
 
 class Network:
-    """Opens groups; `wait_for` gives the engines' side of one once the sender has opened it."""
+    """Opens groups for a sender while `gate` is set. The engines' side takes each from `opened`."""
 
     def __init__(self) -> None:
         self.opened: queue.Queue[ThreadGroup] = queue.Queue()
@@ -149,7 +149,7 @@ def test_vllms_workers_of_all_replicas_get_every_rank_once() -> None:
 
 @pytest.mark.slow
 def test_what_arrives_over_nccl_passes_the_checks_of_every_push(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's receiving loop needs a GPU: here it hands over what was sent, and our engine must look at it."""
+    """vLLM's receiving loop needs a GPU. A stand-in hands over the received tensor, which our engine must check."""
     from types import SimpleNamespace
 
     from vllm.distributed.weight_transfer import packed_tensor

@@ -1,4 +1,4 @@
-"""Buckets in shared memory: the same bits arrive, and nothing stays behind, whoever dies."""
+"""Buckets in shared memory: the same bits arrive, and nothing stays behind, even when the sender is killed."""
 
 from __future__ import annotations
 

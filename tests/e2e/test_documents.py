@@ -1,0 +1,80 @@
+"""The commands that README and CONTRIBUTING show, as they stand there, but for what makes them short."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.paths import REPOSITORY
+from tests.e2e.harness import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ELSEWHERE = {
+    "./launch.sh recipes/quickstart.yaml": "the fixture `quickstart` runs it, with fewer steps",
+    "SLUICE_DEVICE=cpu ./launch.sh recipes/quickstart.yaml": "the same on a machine with GPUs: tests/test_launch.py",
+    "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
+    "./launch.sh test": "runs this",
+}
+COLLECT = "--collect-only -q"
+SHORT = {
+    "./launch.sh --help": ("", "./launch.sh RECIPE [key=value …]"),
+    "./launch.sh plan recipes/agent_rl.yaml": ("", "this recipe wants 64 GPUs"),
+    "./launch.sh check": ("", "check: all clean"),
+    './launch.sh test -m "not slow"': (COLLECT, "tests collected"),
+    "./launch.sh test tests/rl/batch/test_packing.py": ("", " passed in "),
+    "SLUICE_DEVICE=cuda ./launch.sh test -m gpu": (COLLECT, "tests/rollout/transfer/test_nccl.py::"),
+    "./launch.sh recipes/quickstart.yaml run.steps=4 run.dir=runs/mine": (
+        "tasks.eval_size=8 run.steps=1 run.dir={temp}/run run.cache_dir={cache}",
+        "finished in",
+    ),
+    "./launch.sh recipes/quickstart.yaml run.dir=DIR resume=auto": (
+        "run.dir={temp}/quickstart run.cache_dir={cache} run.steps=24",
+        "this run is finished: there is nothing to resume",
+    ),
+}
+"""By command: what is added, and a part of what it must print."""
+
+
+def documented() -> set[str]:
+    """Every launch.sh command in a block or span of code, without comments."""
+    found = set()
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        lines = re.findall(r"^((?:[A-Z_]+=\S+ )?\./launch\.sh .*)$", text, flags=re.MULTILINE)
+        spans = re.findall(r"`((?:[A-Z_]+=\S+\s)?\./launch\.sh\s[^`]*)`", text)
+        found |= {" ".join(line.partition(" #")[0].partition("`")[0].split()) for line in lines} | {
+            " ".join(span.split()) for span in spans
+        }
+    return {command for command in found if "RECIPE" not in command}
+
+
+def test_every_command_is_run_here_or_elsewhere() -> None:
+    assert documented() == SHORT.keys() | ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("command", SHORT)
+def test_a_command_does_what_it_says(command: str, tmp_path: Path, quickstart: Run, cold_start_cache: Path) -> None:
+    shutil.copytree(quickstart.directory, tmp_path / "quickstart")
+    added, printed = SHORT[command]
+    words = shlex.split(f"{command} {added.format(temp=tmp_path, cache=cold_start_cache)}")
+    settings = dict(word.split("=", 1) for word in words if re.fullmatch(r"[A-Z_]+=\S+", word))
+    environment = os.environ | {"SLUICE_VENV": sys.prefix} | settings
+    done = subprocess.run(
+        [word for word in words if word not in {f"{name}={value}" for name, value in settings.items()}],
+        cwd=REPOSITORY,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert printed in done.stdout
