@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field, SerializeAsAny
+from pydantic import SerializeAsAny
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.strict import StrictModel
@@ -14,7 +12,7 @@ from rl.driver.config import RunConfig
 from rl.learner.config import ModelConfig, TrainerConfig
 from rl.losses.config import LossSettings
 from rl.observe.config import WandbConfig
-from rl.rundir.config import CheckpointConfig
+from rl.rundir.config import CheckpointConfig, Resume
 from rl.sft.config import SftConfig
 from rollout.agent.config import EvalConfig, RolloutConfig
 from rollout.buffer.config import BufferConfig
@@ -25,9 +23,8 @@ from rollout.transfer.config import WeightSyncConfig
 
 class Recipe(StrictModel):
     run: RunConfig = RunConfig()
-    resume: Literal["never", "auto", "must"] = "never"
-    """auto: go on from the newest checkpoint in run.dir if there is one. must: refuse to start when run.dir holds no
-    run."""
+    resume: Resume = "never"
+    """auto: go on from the newest checkpoint in run.dir if there is one. must: refuse to start when there is none."""
     model: ModelConfig
     sandbox: SandboxConfig = SandboxConfig()
     tasks: TasksConfig
@@ -35,7 +32,7 @@ class Recipe(StrictModel):
     rollout: RolloutConfig = RolloutConfig()
     inference: InferenceConfig = InferenceConfig()
     buffer: BufferConfig = BufferConfig()
-    algorithm: str = Field(default="grpo")
+    algorithm: str = "grpo"
     """A preset for the next three sections (rl.recipe.presets); each of them can be set by itself."""
     advantage: SerializeAsAny[AdvantageSettings]
     loss: SerializeAsAny[LossSettings]

@@ -69,13 +69,14 @@ def reinforcement(run: Session, model: str) -> str:
     while progress.step < recipe.run.steps:
         groups = take(run)
         learn(run, groups)
-        publish(run, verify=due(run, recipe.weight_sync.verify_every))
+        publish(run, verify=due(progress.step, recipe.weight_sync.verify_every))
         open_gate(run)
         run.end_step(groups)
         # After end_step: a checkpoint must never contain a step that metrics and trajectories lack.
-        if due(run, recipe.checkpoint.every) or progress.step == recipe.run.steps:
+        last = progress.step == recipe.run.steps
+        if due(progress.step, recipe.checkpoint.every) or last:
             checkpoint(run)
-        if due(run, recipe.eval.every):
+        if due(progress.step, recipe.eval.every) and not last:
             evaluate(run)
     return finish(run)
 

@@ -2,10 +2,10 @@
 
 An environment offers tools, answers what the model does and scores the end. It knows nothing of tokens; a chat format
 knows nothing of environments. Whatever the policy can cause (an unknown tool, bad arguments, code that crashes) is an
-ordinary observation; anything an environment *raises* is taken as an infrastructure failure: retried, then data, never
-a reward.
+ordinary observation. Any exception that an environment raises, except `EpisodeEnded`, is an infrastructure failure: the
+attempt is retried and finally recorded as a failure, but never turned into a reward.
 
-`Environment` and `EnvironmentSpec` are meant to be derived from: what most environments do not need has a default.
+`Environment` and `EnvironmentSpec` are base classes. Methods that most environments do not need have a default.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ ToolSpec = dict[str, Any]
 
 
 class EpisodeEnded(Exception):
-    """Raised by `Environment.call` or `reply` when nothing more can be done: the loop stops there and scores. Not a
-    failure."""
+    """Raised by `Environment.call` or `reply` to end the episode. This is not a failure: the episode is then scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One call as the model wrote it; `arguments` is what its JSON parsed to and is not checked against a schema."""
+    """One tool call as the model wrote it. `arguments` are parsed, but not checked against a schema."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +39,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssistantTurn:
-    """What one completion parsed to. `malformed` says what is wrong with a tool call that could not be parsed."""
+    """A parsed completion. `malformed` says what is wrong with one that could not be parsed, and is None otherwise."""
 
     content: str = ""
     reasoning: str = ""
@@ -50,53 +49,59 @@ class AssistantTurn:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the model is shown after it acted. A plain string in its place is an observation with nothing but a text.
+    """A message that the environment shows the model after a turn. A plain string stands for one with only a text.
 
-    A text that begins with `error:` is counted as a tool error.
+    A tool's result whose text begins with `error:` is counted as a tool error.
     """
 
     text: str
     reward: float | None = None
-    """What the turn that led here earned by itself; it is an estimator's to use, and no part of the total reward."""
+    """The reward of the turn that led here. Advantage estimators may use it; it is not part of the total reward."""
     state_key: str | None = None
-    """The name of the state that the next turn is taken in; equal names mean states that can be compared."""
+    """The name of the state that the next turn is taken in. States with equal names can be compared."""
 
 
 class Environment:
-    """One episode of one task. Made for it, closed after it, never shared."""
+    """One episode of one task. It is made for that episode, closed after it and never shared."""
 
     tools: tuple[ToolSpec, ...] = ()
-    """What the model may call."""
+    """The tools that the model may call."""
     first_state_key: str | None = None
     """The name of the state that the first turn is taken in; see `Observation.state_key`."""
 
     async def call(self, call: ToolCall) -> str | Observation:
-        """The result of one tool call. An unknown tool or bad arguments are the policy's fault: an error text."""
+        """Return the result of one tool call.
+
+        An unknown tool or bad arguments are the policy's fault, so the result is then an error text.
+        """
         return f"error: unknown tool {call.name!r}; there are none"
 
     async def reply(self, turn: AssistantTurn) -> str | Observation | None:
-        """What follows a turn that calls no tool, said as the user; None: nothing, the turn was the answer."""
+        """Return the user message that follows a turn without tool calls, or None if the turn was the final answer."""
         return None
 
     async def score(self, answer: str | None) -> dict[str, float]:
-        """Reward parts by name, any finite numbers. `answer` is the text of the last turn; None when there was none."""
+        """Return the reward parts by name, any finite numbers.
+
+        `answer` is the text of the last turn; None when the episode ended without an answer.
+        """
         raise NotImplementedError("this environment has no rewards of its own: name some in tasks.sources.N.rewards")
 
     def final_state(self) -> Any:
-        """What the episode has come to, as JSON values, for rewards that look at it."""
+        """Return the episode's final state as JSON values, for rewards that look at it."""
         return None
 
     async def close(self) -> None:
-        """Release everything. Called exactly once, also after an exception or a cancellation."""
+        """Release everything. It is called exactly once, also after an exception or a cancellation."""
 
 
 class EnvironmentSpec:
-    """One family of tasks: where they come from, and how an episode is made."""
+    """A family of tasks. It generates tasks and makes their episodes."""
 
     name: str = ""
-    """What tasks carry as their environment; empty: what stands behind the colon of the recipe's name for it."""
+    """The `Task.environment` of its tasks. Empty: the name in the recipe; of `file.py:attribute` only the attribute."""
     reward_parts: tuple[str, ...] = ()
-    """The names of the parts that `Environment.score` returns: what weights and success rules may name."""
+    """The names of the parts that `Environment.score` returns. Weights and success rules of a recipe refer to them."""
     uses_sandbox: bool = False
     """Whether `make` needs a sandbox that isolates."""
 
@@ -105,29 +110,32 @@ class EnvironmentSpec:
         self.name = self.name or settings.name.rpartition(":")[2]
 
     def generate(self, index: int, seed: int, split: Split) -> Task:
-        """Task `index` of a split: a pure function of its arguments. No task is in both splits."""
+        """Return task `index` of a split, as a pure function of the arguments. No task may be in both splits."""
         raise NotImplementedError(f"environment {self.name!r} generates no tasks: set tasks.sources.N.dataset")
 
     def make(self, task: Task, sandbox: Sandbox) -> Environment:
-        """An episode of `task`."""
+        """Make an episode of `task`."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class Demonstrator(Protocol):
-    """What an environment's specification offers beside, where a scripted oracle can solve its tasks."""
+    """An additional method of an `EnvironmentSpec` whose tasks a scripted oracle can solve."""
 
     def demonstrate(self, task: Task, rng: random.Random) -> list[Message]:
-        """A conversation, `task.messages` first, that the supervised stage learns from. Need not be a success."""
+        """Return a conversation for the supervised stage to learn from. It begins with `task.messages`.
+
+        The conversation need not solve the task.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
-    """How a conversation goes on after new messages.
+    """The tokens with which a conversation goes on after new messages.
 
-    kind `extension`: `token_ids` are appended to what was there. `fork`: they are the whole new prompt, because the
-    format edits what came before (it drops the reasoning of answered turns, say).
+    If `kind` is `extension`, `token_ids` are appended to the tokens so far. If it is `fork`, they are the whole new
+    prompt, because the format edits the history (drops the reasoning of earlier turns, say).
     """
 
     kind: Literal["extension", "fork"]
@@ -137,24 +145,26 @@ class Continuation:
 class Chat(Protocol):
     """A chat format over a tokenizer. The only place where text becomes tokens or tokens become text.
 
-    Stateless between calls: one serves any number of agent loops. `thinking` chooses between a model's two modes; every
-    call about one conversation gets the same value.
+    It keeps no state between calls, so one serves any number of agent loops. `thinking` chooses between a model's two
+    modes; every call about one conversation gets the same value.
     """
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]: ...
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
-        """The first prompt, ending where the assistant begins to speak."""
+        """Return the tokens of the first prompt, which end where the assistant begins to speak."""
         ...
 
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec]) -> AssistantTurn:
-        """What one completion says; arguments are typed by the schemas of `tools`."""
+        """Parse one completion. Arguments are typed by the schemas of `tools`."""
         ...
 
     def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
-        """Show messages of tools or of the user after `token_ids` (prompt and all that was sampled), and let the
-        assistant speak next. What was sampled is never decoded and encoded again.
+        """Return the tokens that show tool results or user messages and let the assistant speak next.
+
+        They follow `token_ids`, which are the prompt and everything after it. Sampled tokens are never decoded and
+        encoded again.
 
         Raises:
             ValueError: the format cannot go on from these tokens.
@@ -162,15 +172,15 @@ class Chat(Protocol):
         ...
 
     def say(self, message: Message, thinking: bool) -> list[int]:
-        """What an assistant samples to say `message`, up to and with the token that ends its turn."""
+        """Return the tokens that an assistant samples to say `message`, including the token that ends its turn."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included; for people to read, never to encode again."""
+        """Return the text of tokens, special ones included. It is for people to read, never to encode again."""
         ...
 
 
 class Engine(Protocol):
-    """Where completions come from. Any exception it raises is an infrastructure failure."""
+    """A source of completions. Any exception that it raises is an infrastructure failure."""
 
     async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion: ...

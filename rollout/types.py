@@ -1,7 +1,8 @@
 """The data that moves between the parts of Sluice: frozen, slotted, keyword-only dataclasses.
 
 Nothing here imports torch, vllm or ray: every algorithm, environment, reward and buffer rule is testable with these
-plain objects. Only `rollout.agent.stream.TokenStream` builds a `Sample`, so mask, logprob and version have one writer.
+plain objects. Only `rollout.agent.stream.TokenStream` builds a new `Sample`, so mask, logprob and version have one
+writer. (`rollout.store.groups` reads saved samples back.)
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Split = Literal["train", "eval"]
-"""Which tasks: those that are trained on, or those that are held out for evaluation."""
+"""The tasks that are trained on, or those that are held out for evaluation."""
 
 Device = Literal["cpu", "cuda"]
-"""Where a run's trainers and engines compute."""
+"""The device that a run's trainers and engines compute on."""
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""The types that weights travel in, by torch's name without its prefix, and the bytes of an element."""
+"""Bytes per element of each dtype that weights may travel in. Keys are torch's names without the prefix `torch.`."""
 
 Message = dict[str, Any]
 """One chat message in OpenAI form: role, content, and for an assistant optionally reasoning_content and tool_calls."""
@@ -26,27 +27,27 @@ Message = dict[str, Any]
 FinishReason = Literal["stop", "length", "abort"]
 
 StopReason = Literal["answered", "turn_limit", "token_limit", "time_limit", "malformed", "environment", "aborted"]
-"""Why an agent loop ended.
+"""The reason why an agent loop ended.
 
 answered: the model replied, and its environment had nothing to add.  turn_limit: it used up its turns.  token_limit:
-the context or the per-turn budget is full.  time_limit: its tool calls used up the time.  malformed: a tool call could
-not be parsed.  environment: the environment ended the episode.  aborted: we ended it (shutdown or an infrastructure
-failure).
+the context or the per-turn budget is full.  time_limit: its tool calls used up the time.  malformed: a turn could not
+be parsed, or the chat format cannot continue after it.  environment: the environment ended the episode.  aborted: an
+infrastructure failure ended the last try.
 """
 
 Outcome = Literal["scored", "truncated", "infra_error"]
-"""scored and truncated trajectories are trained; an infra_error leaves both the loss and the group's baseline."""
+"""`scored` and `truncated` trajectories are trained. An `infra_error` is left out of the loss and of the baseline."""
 
 OBSERVED = -1
-"""The version written beside a token that no policy sampled (prompt, tool result)."""
+"""The version of a token that no policy sampled (prompt, tool result)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One thing to do: what the model is asked, and what its environment needs to judge it.
+    """One task: the messages that the model is asked, and the data that its environment and rewards need.
 
-    `payload` is the environment's own business (initial state, tests, goal); it must be JSON. `source` is the label of
-    the recipe's task source that it came from; the task stream writes it.
+    `payload` is read by the environment and the rewards only (initial state, tests, goal) and must be JSON. `source` is
+    the label of the task source in the recipe; the task stream sets it.
     """
 
     id: str
@@ -59,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Everything the engine is told about sampling; nothing is left to a default of the engine's.
+    """All sampling settings of a request; the engine's own defaults are never used.
 
     The training path accepts only what the trainer can mirror: top_p=1, top_k=0 (off), any temperature > 0. A
     temperature of 0 is greedy.
@@ -75,7 +76,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What the engine sampled for one prompt. The three per-token tuples have equal length.
+    """The tokens that the engine sampled for one prompt. The three per-token tuples have equal length.
 
     `logprobs` are natural logs under the distribution sampled from (after temperature); `versions[i]` is the policy
     version whose weights sampled token i. A stop token that was sampled is included.
@@ -129,10 +130,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What the policy sampled in one go: positions start to stop (exclusive) of a trajectory's sample number `sample`.
+    """The tokens that the policy sampled in one turn: `start` to `stop` (exclusive) of sample number `sample`.
 
-    `reward` is what the environment gave for this turn alone, None where it gives none. `state_key` names the state
-    that the turn was taken in, for estimators that compare turns of one state; None where the environment names none.
+    `reward` is the environment's reward for this turn alone, None where it gives none. `state_key` names the state that
+    the turn was taken in, for advantage estimators that compare turns of one state; None where the environment names
+    none.
     """
 
     sample: int
@@ -159,8 +161,8 @@ class Trajectory:
     """One attempt at a task. `reward` and `success` are None exactly when `outcome` is infra_error; `error` then says
     what failed.
 
-    A history that is edited (reasoning stripped, say) goes on in a new sample, in which all that came before is
-    observed: every sampled token is trained in exactly one sample, the one that it was sampled in.
+    When the chat format edits the history (strips its reasoning, say), the trajectory goes on in a new sample. There
+    the edited history counts as observed, so every sampled token is trained once, in the sample that it was sampled in.
     """
 
     task_id: str
@@ -185,7 +187,10 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The trajectories of one issued task that are compared with each other. `id` is the ledger's issue id."""
+    """The trajectories of one issued task, which are compared with each other.
+
+    `id` is the ledger's issue id; for an evaluation the driver makes one up.
+    """
 
     id: str
     task: Task
@@ -193,7 +198,7 @@ class Group:
 
     @property
     def usable(self) -> tuple[Trajectory, ...]:
-        """The members that may be trained and that form the baseline: everything but infrastructure failures."""
+        """The members that are trained and form the baseline: all but infrastructure failures."""
         return tuple(t for t in self.trajectories if t.outcome != "infra_error")
 
     def oldest_version(self) -> int | None:
@@ -203,9 +208,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSpec:
-    """One tensor of the policy under its Hugging Face checkpoint name: what the trainer sends and the engine expects.
+    """A tensor of the policy that the trainer sends and the engine expects, under its Hugging Face checkpoint name.
 
-    `dtype` is the torch name without prefix (`float32`, `bfloat16`), `shape` the full one.
+    `dtype` is the torch name without prefix (`float32`, `bfloat16`); `shape` is that of the full, gathered tensor.
     """
 
     name: str

@@ -26,18 +26,6 @@ Verdict = tuple[float, Outcome]
 """The score, and the outcome of the execution that gave it."""
 
 
-async def code_reward(sandbox: Sandbox, tests: str, answer: str | None) -> float:
-    """Run the trusted `tests`, which assert on the variable `answer` (also their standard input). No answer scores 0.
-
-    Any failure in the tests (a failed assert, int(answer) on nonsense, a timeout) counts against the answer.
-
-    Raises:
-        ValueError: the tests are not Python.
-        InfrastructureError: the sandbox failed.
-    """
-    return 0.0 if answer is None else (await _judge(sandbox, tests, answer))[0]
-
-
 class CodeReward(Reward):
     """The part `code`: whether the answer passes the program `payload.tests`."""
 
@@ -53,7 +41,7 @@ class CodeReward(Reward):
 
 
 class Judge:
-    """A cached `code_reward`: the same answer to the same tests is executed once, as members of a group often agree.
+    """Scores answers by tests. The same answer to the same tests is executed once, as members of a group often agree.
 
     The tests must be deterministic. The newest VERDICTS verdicts are kept. If a limit ended the program, its verdict
     goes only to the callers that wait for it and is not kept, because a stalled machine may be the cause.
@@ -64,7 +52,15 @@ class Judge:
         self._verdicts: OrderedDict[tuple[str, str], asyncio.Task[Verdict]] = OrderedDict()
 
     async def __call__(self, tests: str, answer: str | None) -> float:
-        """The result of `code_reward`. If one caller is cancelled, the others still get their verdict."""
+        """Run the trusted `tests`, which assert on the variable `answer` (also their standard input).
+
+        No answer scores 0. Any failure in the tests (a failed assert, int(answer) on nonsense, a timeout) counts
+        against the answer. If one caller is cancelled, the others still get their verdict.
+
+        Raises:
+            ValueError: the tests are not Python.
+            InfrastructureError: the sandbox failed.
+        """
         if answer is None:
             return 0.0
         key = (tests, answer)

@@ -14,11 +14,10 @@ from rl.batch.micro_batch import PackedBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BatchTensors:
-    """`PackedBatch` on a device: same names, shapes, types and alignment."""
+    """The arrays of a `PackedBatch` that lie along its tokens, on a device: same names, types and alignment."""
 
     input_ids: Tensor
     position_ids: Tensor
-    cu_seqlens: Tensor
     labels: Tensor
     loss_mask: Tensor
     weights: Tensor

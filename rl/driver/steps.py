@@ -69,10 +69,9 @@ def evaluate(run: Session) -> dict[str, float]:
     return values
 
 
-def due(run: Session, every: int) -> bool:
-    """Whether something that happens every `every` steps (0: never) is due after this step. False after the last."""
-    step = run.progress.step
-    return every > 0 and step % every == 0 and step < run.recipe.run.steps
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) is due after step number `step`."""
+    return every > 0 and step % every == 0
 
 
 def checkpoint(run: Session) -> None:

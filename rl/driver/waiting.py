@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray.actor import ActorHandle
@@ -23,7 +23,7 @@ PING_S = 2.0
 DEATH_S = 3.0
 """After a failure, wait this long for another process to be found dead. That death is then reported as the cause."""
 
-Actor = ActorHandle
+Actor: TypeAlias = ActorHandle
 
 Started = dict[ray.ObjectRef, str]
 """Calls under way: the reference of each result, and the role of the actor that was called."""
@@ -43,22 +43,22 @@ class Calls:
     def __init__(self, logs_dir: Path) -> None:
         self.stop = StopRequest()
         self._logs_dir = logs_dir
-        self._roles: dict[ActorHandle, str] = {}
-        self._pinged_actors: list[ActorHandle] = []
+        self._roles: dict[Actor, str] = {}
+        self._pinged_actors: list[Actor] = []
         self._watched: Started = {}
         self._background: Started = {}
-        self._pings: dict[ActorHandle, ray.ObjectRef] = {}
+        self._pings: dict[Actor, ray.ObjectRef] = {}
         self._pinged = 0.0
         self._waiting = "nothing yet"
 
-    def add(self, handle: ActorHandle, role: str, *, ping: bool = False) -> None:
+    def add(self, handle: Actor, role: str, *, ping: bool = False) -> None:
         """Register an actor and its role. `ping`: notice its death by pings, for an actor that runs one call at a time
         and so cannot be watched."""
         self._roles[handle] = role
         if ping:
             self._pinged_actors.append(handle)
 
-    def handles(self) -> list[ActorHandle]:
+    def handles(self) -> list[Actor]:
         """Every actor that was added, in that order."""
         return list(self._roles)
 
@@ -66,16 +66,16 @@ class Calls:
         """What the driver waits for now, in words: the work and the processes that do it."""
         return self._waiting
 
-    def watch(self, handles: Iterable[ActorHandle], method: str, *args: Any) -> None:
+    def watch(self, handles: Iterable[Actor], method: str, *args: Any) -> None:
         """Call a method that runs as long as the actor should live. If the method ends in any way, the run ends."""
         for handle in handles:
             self._watched[getattr(handle, method).remote(*args)] = self._roles[handle]
 
-    def start(self, handles: Iterable[ActorHandle], method: str, *args: Any) -> Started:
+    def start(self, handles: Iterable[Actor], method: str, *args: Any) -> Started:
         """Start a method on each handle; pass the result to `wait`."""
         return {getattr(handle, method).remote(*args): self._roles[handle] for handle in handles}
 
-    def start_each(self, handles: Sequence[ActorHandle], method: str, arguments: Sequence[tuple[Any, ...]]) -> Started:
+    def start_each(self, handles: Sequence[Actor], method: str, arguments: Sequence[tuple[Any, ...]]) -> Started:
         """Like `start`, with arguments of its own for each handle."""
         return {
             getattr(handle, method).remote(*args): self._roles[handle]
@@ -87,11 +87,11 @@ class Calls:
         self._background |= calls
         return calls
 
-    def ask(self, handle: ActorHandle, method: str, *args: Any, what: str) -> Any:
+    def ask(self, handle: Actor, method: str, *args: Any, what: str) -> Any:
         """Call a method of one actor and wait for its result."""
         return self.wait(self.start([handle], method, *args), what)[0]
 
-    def ask_all(self, handles: Sequence[ActorHandle], method: str, *args: Any, what: str) -> list[Any]:
+    def ask_all(self, handles: Sequence[Actor], method: str, *args: Any, what: str) -> list[Any]:
         """Call a method of several actors and wait for all results, in the order of `handles`."""
         return self.wait(self.start(handles, method, *args), what)
 

@@ -18,6 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 PACKED_ATTENTION = "sluice_packed"
+CHANGES_RESULT = ("sliding_window", "softcap", "s_aux")
+"""Keywords that transformers passes to the attention of some models, and that would change what it computes."""
 
 
 def packed_attention(
@@ -30,9 +32,9 @@ def packed_attention(
     cu_seqlens: tuple[int, ...],
     scaling: float,
     dropout: float = 0.0,
-    **_transformers: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute the attention of one packed row. transformers fixes the signature, hence the ignored keywords.
+    """Compute the attention of one packed row. transformers fixes the signature; most of its keywords do not matter.
 
     Args:
         query: [1, heads, T, D]; key and value: [1, kv_heads, T, D] (grouped-query: heads is a multiple of kv_heads).
@@ -42,11 +44,14 @@ def packed_attention(
         ([1, T, heads, D], None).
 
     Raises:
-        ValueError: a mask, dropout, or more than one row was asked for, or the boundaries do not span T tokens.
+        ValueError: a mask, dropout, a sliding window, a softcap, sinks or more than one row was asked for, or the
+            boundaries do not span T tokens.
     """
     tokens = query.shape[2]
     if attention_mask is not None or dropout != 0.0:
         raise ValueError("packed attention takes no mask and no dropout; set attention_dropout: 0.0 in config.json")
+    if asked := [name for name in CHANGES_RESULT if others.get(name) is not None]:
+        raise ValueError(f"packed attention has no {', '.join(asked)}, which this model's attention asks for")
     if query.shape[0] != 1 or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens:
         raise ValueError(f"cu_seqlens {cu_seqlens} does not span one row of {tokens} tokens (query {query.shape})")
     grouped = query.shape[1] != key.shape[1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ from rl.recipe import marked_yaml
 from rl.recipe.check_sources import source_problems
 from rl.recipe.checks import cross_field_problems
 from rl.recipe.extensions import chosen_settings, locate_files
-from rl.recipe.marked_yaml import Path
+from rl.recipe.marked_yaml import KeyPath
 from rl.recipe.moved import MOVED, moved_keys
 from rl.recipe.overrides import apply, expand_shorthands
 from rl.recipe.presets import fill_from_preset
@@ -42,7 +42,7 @@ class RecipeError(ValueError):
         self.messages = tuple(messages)
 
 
-def load_recipe(path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read `path`, apply `key=value` overrides in order, validate.
 
     An override's value is YAML. A bare string for a section with a short form (`model=PATH`) sets that one field and
@@ -68,13 +68,13 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
     except ValueError as error:
         raise RecipeError([f"{_origin(('algorithm',), origins)}: {error}"]) from None
     for section in _choices(data):
-        locate_files(section, (FilePath(path).absolute().parent, FilePath.cwd()))
+        locate_files(section, (Path(path).absolute().parent, Path.cwd()))
     return _validate(data, origins)
 
 
-def _read(path: str | FilePath) -> marked_yaml.Marked:
+def _read(path: str | Path) -> marked_yaml.Marked:
     try:
-        marked = marked_yaml.parse(FilePath(path).read_text(encoding="utf-8"))
+        marked = marked_yaml.parse(Path(path).read_text(encoding="utf-8"))
     except marked_yaml.YamlError as error:
         raise RecipeError([f"{path}:{error.line}: {error}"]) from None
     except UnicodeDecodeError as error:
@@ -98,7 +98,7 @@ def _choices(value: Any, model: type[StrictModel] | None = Recipe) -> Iterator[d
             yield from _choices(value[key], section_of(model.model_fields[key].annotation))
 
 
-def _validate(data: dict[str, Any], origins: Mapping[Path, str]) -> Recipe:
+def _validate(data: dict[str, Any], origins: Mapping[KeyPath, str]) -> Recipe:
     try:
         # JSON mode is strict about types and still reads a list as a tuple.
         recipe = Recipe.model_validate_json(json.dumps(data), strict=True, context=chosen_settings)
@@ -117,8 +117,8 @@ def _validate(data: dict[str, Any], origins: Mapping[Path, str]) -> Recipe:
     return recipe
 
 
-def _describe(detail: ErrorDetails, data: Any, origins: Mapping[Path, str]) -> str:
-    path: Path = detail["loc"]
+def _describe(detail: ErrorDetails, data: Any, origins: Mapping[KeyPath, str]) -> str:
+    path: KeyPath = detail["loc"]
     origin = _origin(path, origins)
     if detail["type"] == "extra_forbidden":
         return f"{origin}: {unknown_key(path[:-1], str(path[-1]), data)}"
@@ -137,7 +137,7 @@ def _describe(detail: ErrorDetails, data: Any, origins: Mapping[Path, str]) -> s
     return f"{origin}: {dotted(path)}: {expected}, got {json.dumps(detail['input'], ensure_ascii=False)}{hint}"
 
 
-def _origin(path: Path, origins: Mapping[Path, str]) -> str:
+def _origin(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
     """The place where a value was written, or else where the closest enclosing section was."""
     return next(origins[path[:end]] for end in range(len(path), -1, -1) if path[:end] in origins)
 
@@ -180,5 +180,5 @@ def _located(name: str | None) -> str | None:
     name = _home(name)
     if name is None:
         return None
-    found = (base / name for base in (FilePath.cwd(), REPOSITORY) if (base / name).exists())
+    found = (base / name for base in (Path.cwd(), REPOSITORY) if (base / name).exists())
     return next((str(path.resolve()) for path in found), name)

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""Where a value stands in a document: keys, and positions in lists counted from 0."""
 
 MAX_DEPTH = 32
 
@@ -28,7 +29,8 @@ _SCALARS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
         lambda text: float(re.sub(r"\.(?=[inIN])", "", text)),
     ),
 }
-_STRING = "tag:yaml.org,2002:str"
+_TAGS = "tag:yaml.org,2002:"
+_STRING = _TAGS + "str"
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,7 +50,7 @@ _Dumper.add_representer(str, _represent_text)
 for _name, (_pattern, _first, _) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_name}",
+            _TAGS + _name,
             re.compile(rf"^(?:{_pattern})$"),
             [character.replace("\0", "") for character in _first],
         )
@@ -67,14 +69,14 @@ class Marked:
     """A document: its plain data (JSON types only) and the line, from 1, of every path in it. `()` is the root."""
 
     data: Any
-    lines: dict[Path, int]
+    lines: dict[KeyPath, int]
 
 
 def parse(text: str) -> Marked:
     """Read one YAML document.
 
     Raises:
-        YamlError: bad syntax, a duplicate key, a key that is not a scalar, a scalar with another tag, or nesting
+        YamlError: bad syntax, a duplicate key, a key that is not a scalar, a value with another tag, or nesting
             deeper than MAX_DEPTH.
     """
     try:
@@ -85,7 +87,7 @@ def parse(text: str) -> Marked:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise YamlError(line, f"not valid YAML: the character U+{error.character:04X} is not allowed") from None
-    lines: dict[Path, int] = {(): 1}
+    lines: dict[KeyPath, int] = {(): 1}
     return Marked(data=None if node is None else _plain(node, (), lines), lines=lines)
 
 
@@ -95,24 +97,25 @@ def dump(data: Any) -> str:
     return text
 
 
-def _plain(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
+def _plain(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
     if len(path) > MAX_DEPTH:
         raise YamlError(line, f"nested deeper than {MAX_DEPTH} levels; does an alias refer to itself?")
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and node.tag == _TAGS + "map":
         return _mapping(node, path, lines)
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag == _TAGS + "seq":
         return [_plain(child, (*path, index), lines) for index, child in enumerate(node.value)]
     if node.tag == _STRING:
         return node.value
-    name = node.tag.removeprefix("tag:yaml.org,2002:")
-    if name not in _SCALARS:
-        raise YamlError(line, f"the YAML tag {node.tag!r} is not supported: write a plain value")
-    return _SCALARS[name][2](node.value)
+    name = node.tag.removeprefix(_TAGS)
+    try:
+        return _SCALARS[name][2](node.value)
+    except (KeyError, ValueError, TypeError):
+        raise YamlError(line, f"the YAML tag {node.tag!r} is not supported here: write a plain value") from None
 
 
-def _mapping(node: yaml.MappingNode, path: Path, lines: dict[Path, int]) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

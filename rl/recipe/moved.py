@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rl.recipe.marked_yaml import Path
+from rl.recipe.marked_yaml import KeyPath
 
-MOVED: Mapping[Path, str] = {
+MOVED: Mapping[KeyPath, str] = {
     ("algorithm", "name"): "write algorithm: NAME",
     ("algorithm", "clip_low"): "write loss.clip_low",
     ("algorithm", "clip_high"): "write loss.clip_high",
@@ -18,11 +18,11 @@ MOVED: Mapping[Path, str] = {
 }
 
 
-def moved(path: Path) -> str | None:
+def moved(path: KeyPath) -> str | None:
     """The advice for the moved key that `path` names or leads into; None if no key on the path has moved."""
     return next((MOVED[path[:end]] for end in range(1, len(path) + 1) if path[:end] in MOVED), None)
 
 
-def moved_keys(data: Mapping[str, Any]) -> list[Path]:
+def moved_keys(data: Mapping[str, Any]) -> list[KeyPath]:
     """The keys in a recipe's data that have moved."""
     return [path for path in MOVED if isinstance(section := data.get(str(path[0])), dict) and path[1] in section]

@@ -7,7 +7,7 @@ from typing import Any
 from rewards.strict import StrictModel
 from rl.config import Recipe
 from rl.recipe import marked_yaml
-from rl.recipe.marked_yaml import Path
+from rl.recipe.marked_yaml import KeyPath
 from rl.recipe.moved import moved
 from rl.recipe.sections import dotted, is_choice, model_at, parts, problem_with, section_of
 
@@ -29,7 +29,7 @@ def expand_shorthands(value: Any, model: type[StrictModel] | None = Recipe) -> A
     }
 
 
-def apply(override: str, data: dict[str, Any], origins: dict[Path, str]) -> list[str]:
+def apply(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> list[str]:
     """Write one override into `data` and `origins`. Returns messages that say what is wrong with it."""
     label = f"override {override}"
     name, equals, text = override.partition("=")
@@ -49,7 +49,7 @@ def apply(override: str, data: dict[str, Any], origins: dict[Path, str]) -> list
     return [] if message is None else [f"{label}: {message}"]
 
 
-def _shortened(path: Path, value: Any, data: dict[str, Any]) -> tuple[Path, Any]:
+def _shortened(path: KeyPath, value: Any, data: dict[str, Any]) -> tuple[KeyPath, Any]:
     """The path and value to write for an override. A bare string for a section goes to the section's short field and
     keeps the rest. A bare string that chooses an extension replaces the section, because settings differ."""
     model = model_at(path, data)
@@ -60,7 +60,7 @@ def _shortened(path: Path, value: Any, data: dict[str, Any]) -> tuple[Path, Any]
     return (*path, model.shorthand), value
 
 
-def _write(path: Path, value: Any, data: dict[str, Any], origins: dict[Path, str], label: str) -> str | None:
+def _write(path: KeyPath, value: Any, data: dict[str, Any], origins: dict[KeyPath, str], label: str) -> str | None:
     target: Any = data
     for depth, part in enumerate(path[:-1]):
         if isinstance(target, dict) and target.get(part) is None:

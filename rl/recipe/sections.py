@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from rewards.strict import Named, StrictModel
 from rl.config import Recipe
 from rl.recipe.extensions import chosen_settings
-from rl.recipe.marked_yaml import Path
+from rl.recipe.marked_yaml import KeyPath
 
 
 def section_of(annotation: Any) -> type[StrictModel] | None:
@@ -24,7 +24,7 @@ def section_of(annotation: Any) -> type[StrictModel] | None:
     return next((found for part in get_args(annotation) if (found := section_of(part)) is not None), None)
 
 
-def model_at(path: Path, data: Any) -> type[StrictModel] | None:
+def model_at(path: KeyPath, data: Any) -> type[StrictModel] | None:
     """The model of the section that `path` names; None for a plain value, free-form content or an unknown path."""
     model: type[StrictModel] | None = Recipe
     for end, part in enumerate(path, start=1):
@@ -42,7 +42,7 @@ def is_choice(model: type[StrictModel] | None) -> bool:
     return model is not None and issubclass(model, Named)
 
 
-def problem_with(path: Path, data: Any) -> str | None:
+def problem_with(path: KeyPath, data: Any) -> str | None:
     """A message that says what is wrong with a dotted path, None if nothing is. Keys of an extension are not judged,
     because a later override may choose another extension."""
     model: type[StrictModel] | None = Recipe
@@ -60,7 +60,7 @@ def problem_with(path: Path, data: Any) -> str | None:
     return None
 
 
-def unknown_key(parent: Path, key: str, data: Any) -> str:
+def unknown_key(parent: KeyPath, key: str, data: Any) -> str:
     """An error message with the nearest key: the same word in any section, else the most similar in this section."""
     model = model_at(parent, data) or Recipe
     elsewhere = [name for name in leaf_names(Recipe) if name.rpartition(".")[2] == key]
@@ -79,12 +79,12 @@ def leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from leaf_names(section, f"{prefix}{name}.")
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """`("run", "steps")` as `run.steps`."""
     return ".".join(str(part) for part in path)
 
 
-def parts(name: str) -> Path:
+def parts(name: str) -> KeyPath:
     """`run.steps` as `("run", "steps")`; a part of digits counts list entries from 0."""
     return tuple(int(part) if part.isdigit() else part for part in name.split("."))
 
@@ -98,7 +98,7 @@ def _as_chosen(model: type[Named], section: Any) -> type[StrictModel]:
         return model
 
 
-def _value_at(path: Path, data: Any) -> Any:
+def _value_at(path: KeyPath, data: Any) -> Any:
     for part in path:
         if isinstance(part, int):
             data = data[part] if isinstance(data, list) and part < len(data) else None

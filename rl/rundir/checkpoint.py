@@ -45,18 +45,20 @@ class CheckpointStore:
         partial.rename(final)
         sync(self._root)
         self._clear_hidden()
-        for old in self._complete()[: -self._keep]:
+        for old in self.steps(self._root)[: -self._keep]:
             old.rename(self._hidden(old, _DELETED))
         self._clear_hidden()
         return final
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        complete = self._complete()
+        complete = self.steps(self._root)
         return complete[-1] if complete else None
 
-    def _complete(self) -> list[Path]:
-        return sorted(self._root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    @staticmethod
+    def steps(root: Path) -> list[Path]:
+        """The complete checkpoints below `root`, oldest first."""
+        return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
     def _final(self, step: int) -> Path:
         return self._root / f"step-{step:06d}"

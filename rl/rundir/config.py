@@ -1,10 +1,14 @@
-"""The recipe's `checkpoint:` section."""
+"""The recipe's `checkpoint:` section, and its key `resume`."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
 from rewards.strict import StrictModel
+
+Resume = Literal["never", "auto", "must"]
 
 
 class CheckpointConfig(StrictModel):

@@ -13,15 +13,16 @@ import fcntl
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Self
 
 from rl.rundir.atomic import atomic_write_bytes
+from rl.rundir.checkpoint import CheckpointStore
+from rl.rundir.config import Resume
 from rollout.store.groups import decode_groups, encode_groups
-from rollout.types import Group
+from rollout.types import Group, Split
 
-Resume = Literal["never", "auto", "must"]
-Split = Literal["train", "eval"]
 LOCK_NAME = "run.lock"
+CHECKPOINTS = "checkpoints"
 
 
 class RunDir:
@@ -35,7 +36,7 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
         self.trajectories = path / "trajectories"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self.logs = path / "logs"
         self._lock = lock
 
@@ -47,7 +48,7 @@ class RunDir:
 
         Raises:
             ValueError: it is not a run directory, another run is using it, it holds an earlier run and `resume` is
-                never, or it holds none and `resume` is must.
+                never, or it holds no checkpoint and `resume` is must.
         """
         path = path.expanduser().absolute()
         _check(path, resume)
@@ -101,8 +102,8 @@ def _check(path: Path, resume: Resume) -> None:
     if earlier and resume == "never":
         _release_or_refuse(path)
         raise ValueError(f"run.dir={path} holds an earlier run; set resume=auto to go on, or another run.dir")
-    if not earlier and resume == "must":
-        raise ValueError(f"resume=must, but run.dir={path} holds no run; set resume=auto, or its run.dir")
+    if resume == "must" and not CheckpointStore.steps(path / CHECKPOINTS):
+        raise ValueError(f"resume=must, but run.dir={path} holds no checkpoint; set resume=auto, or its run.dir")
 
 
 def _release_or_refuse(path: Path) -> None:

@@ -75,7 +75,7 @@ def import_closure(modules: Iterable[str]) -> list[Path]:
         if path is None or module in found:
             continue
         found[module] = path
-        waiting += [name for name in _imported(path) if name.split(".")[0] in packages]
+        waiting += [name for name in _imported(module, path) if name.split(".")[0] in packages]
     return sorted({path for path in found.values() if path.name not in NOT_HASHED})
 
 
@@ -101,22 +101,25 @@ def _file_of(module: str) -> Path | None:
         return Path(module)
     top, *below = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
     if not below:
-        return Path(spec.origin)
-    path = Path(spec.origin).parent.joinpath(*below)
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+        return None if spec.origin is None else Path(spec.origin)
+    paths = [Path(folder).joinpath(*below) for folder in spec.submodule_search_locations or ()]
+    files = [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")]
+    return next((file for file in files if file.is_file()), None)
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """The dotted names that a file imports, anywhere in it. For `from x import y` both x and x.y."""
+def _imported(module: str, path: Path) -> Iterator[str]:
+    """The dotted names that a module imports, anywhere in its file. For `from x import y` both x and x.y."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 def _model_files(directory: Path) -> list[Path]:

@@ -14,8 +14,9 @@ the trainer's logprobs of fresh tokens (`mismatch/*`).
 Every rank walks the source's buckets, because gathering one is a collective; only rank 0 has `engines` and sends. When
 a stage fails or misses its deadline, rank 0 remembers the error and still gathers the remaining buckets: otherwise the
 other ranks would wait in their collective for ever. It raises the error at the end, with the stage's name. `resume` is
-called in a `finally`. An engine whose update did not finish refuses to resume and stays paused, so nothing is sampled
-from a mixture of two versions. Publishing the same version again is safe: a retry starts the update over.
+called in a `finally`, unless replicas differ. An engine whose update did not finish refuses it and stays paused, so
+nothing is sampled from a mixture of two versions. Publishing the same version again is safe: a retry starts the update
+over.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rewards.errors import listed
 from rollout.transfer.config import WeightSyncConfig
 from rollout.types import WeightSpec
 
@@ -92,6 +94,7 @@ class _Push:
         self._bytes = sum(spec.nbytes for spec in self._manifest)
         self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
+        self._differ = False
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
         started = time.monotonic()
@@ -103,7 +106,8 @@ class _Push:
             if verify and self._error is None:
                 self._compare_replicas()
         finally:
-            self._resume()
+            if not self._differ:
+                self._resume()
         if self._error is not None:
             raise self._error
         return PublishReport(
@@ -157,12 +161,14 @@ class _Push:
         return count
 
     def _compare_replicas(self) -> None:
-        """Fail the push unless all replicas hold the same weights, bit for bit."""
+        """Fail the push unless all replicas hold the same weights, bit for bit. Engines that differ stay paused: what
+        they sampled would carry the version of weights that it does not come from."""
         checksums = self._stage("checksums")
         for replica, other in enumerate(checksums[1:], start=1):
-            names = sorted(n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n))
+            names = [n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n)]
             if names:
-                self._fail("verify", ValueError(f"engine {replica} differs from engine 0 in {', '.join(names[:5])}"))
+                self._differ = True
+                self._fail("verify", ValueError(f"engine {replica} differs from engine 0 in {listed(names)}"))
 
     def _resume(self) -> None:
         try:

@@ -19,8 +19,6 @@ from torch import nn
 from rl.families.family import Family
 from rollout.types import WeightSpec
 
-__all__ = ["WeightSource", "WeightSpec"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Piece:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeAnswer:
-    """What the buffer answers the trainer: the groups, or None while they are not there; and how far it is."""
+    """The buffer's answer to `take`: the groups, or None while too few are ready, and how far the buffer is."""
 
     groups: Sequence[Group] | None
     arrivals: int
@@ -25,8 +25,11 @@ class TakeAnswer:
 
 
 class BufferActor:
-    """The ledger, the finished groups and the gate. A call that has to wait is answered as soon as it can be, or with
-    None after a while: then the caller asks again, and a caller that died is forgotten."""
+    """The ledger, the finished groups and the gate.
+
+    A call that has to wait is answered as soon as possible, or with None after `wait_s` seconds. The caller then asks
+    again. Because no call waits longer than that, a caller that died is soon forgotten.
+    """
 
     def __init__(self, role: str, logs_dir: str, spec: BufferSpec, saved: BufferState | None) -> None:
         enter_role(role, logs_dir)
@@ -43,7 +46,7 @@ class BufferActor:
         self._changed = asyncio.Condition()
 
     async def issue(self, wait_s: float) -> tuple[str, Task] | None:
-        """The next task and its issue id; None when the gate stayed shut for `wait_s`."""
+        """Return the next task and its issue id, or None when the gate stayed shut for `wait_s` seconds."""
         return await self._first(self._buffer.issue, wait_s)
 
     async def put(self, group: Group) -> None:
@@ -51,7 +54,7 @@ class BufferActor:
         await self._notify()
 
     async def take(self, version: int, wait_s: float) -> TakeAnswer:
-        """The groups of the step that trains `version`, or after `wait_s` how far the buffer is."""
+        """Return the groups of the step that trains `version`, or None for them after `wait_s` seconds."""
         groups = await self._first(lambda: self._buffer.take(version), wait_s)
         return TakeAnswer(
             groups=groups,
@@ -65,7 +68,7 @@ class BufferActor:
         await self._notify()
 
     async def mark_trained(self, issue_ids: Sequence[str], step: int) -> Mapping[str, int]:
-        """Close them in the ledger; its counts afterwards."""
+        """Close the issues in the ledger. Return its counts afterwards."""
         self._buffer.mark_trained(issue_ids, step)
         return self._buffer.ledger.counts()
 
@@ -77,7 +80,7 @@ class BufferActor:
         await asyncio.Event().wait()
 
     async def _first(self, attempt: Callable[[], T | None], wait_s: float) -> T | None:
-        """Call `attempt` after every change until it returns a value; None after `wait_s`."""
+        """Call `attempt` after every change until it returns a value. Return None after `wait_s` seconds."""
         async with self._changed:
             try:
                 async with asyncio.timeout(wait_s):

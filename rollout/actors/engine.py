@@ -1,4 +1,4 @@
-"""Ray shells around an inference engine: the actor that owns one, and the client that a worker talks to it through."""
+"""Ray shells around an inference engine: the actor that owns one, and the client through which a worker calls it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 CONTROL = "control"
 ENGINE_CONCURRENCY_GROUPS = {CONTROL: 16}
-"""Ray's concurrency groups of an InferenceActor; the default one, for `generate`, takes max_concurrency requests."""
+"""Ray's concurrency groups of an InferenceActor, with the number of calls each runs at once.
+
+`generate` is in the default group, which runs max_concurrency calls.
+"""
 
 
 def _control(method: Method) -> Method:
@@ -31,8 +34,8 @@ def _control(method: Method) -> Method:
 class InferenceActor:
     """One replica: a vLLM engine and the version of its weights.
 
-    What controls the engine has a concurrency group of its own. If it queued behind `generate`, a paused engine with
-    more requests than its max_concurrency would never get to the call that resumes it.
+    Control calls (pause, load, resume) run in their own Ray concurrency group. If they queued behind `generate`, a
+    paused engine with more requests than its max_concurrency would never get to the call that resumes it.
     """
 
     def __init__(self, role: str, logs_dir: str, threads: int, replica: int) -> None:
@@ -51,12 +54,12 @@ class InferenceActor:
 
     @_control
     async def call(self, method: str, *args: Any) -> Any:
-        """One stage of a weight version's life: pause, begin_update, load_bucket, finish_update, checksums, resume."""
+        """Call a stage of a weight update: pause, begin_update, load_bucket, finish_update, checksums or resume."""
         return await getattr(self._engine, method)(*args)
 
     @_control
     async def watch(self) -> None:
-        """Block while the engine lives; raise what killed it."""
+        """Block while the engine lives. Raise EngineDeadError if it dies; return after a shutdown."""
         await self._engine.watch()
 
     @_control
@@ -66,9 +69,9 @@ class InferenceActor:
 
 
 class EngineClient:
-    """A worker's view of the replicas: a group stays on one, so that its members share the prompt's KV cache.
+    """The client of one group. All its requests go to one replica, so that its members share the prompt's KV cache.
 
-    `timeout_s` is of one completion; None leaves that to the caller's own deadline.
+    `timeout_s` limits one completion, in seconds; None leaves that to the caller's own deadline.
     """
 
     def __init__(self, replicas: Sequence[ActorHandle], group_id: str, timeout_s: float | None) -> None:
@@ -85,7 +88,7 @@ class EngineClient:
                 f"request {request_id}: no completion in inference.generate_timeout_s={self._timeout_s:g} s"
             ) from None
         except asyncio.CancelledError:
-            # Nobody waits for the answer any more: the engine must not go on sampling it.
+            # Nobody waits for the answer any more, so the engine must stop sampling it.
             ray.cancel(reference)
             raise
         except RayTaskError as error:

@@ -1,4 +1,4 @@
-"""What every process of a run does first: name itself, and write its output to a log of its own."""
+"""The first step of every process of a run: send its output to a log that is named after its role."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 
 def enter_role(role: str, logs_dir: str, threads: int = 1) -> Path:
-    """Send this process's stdout and stderr to `<logs_dir>/<role>.log` and cap its math threads.
+    """Send this process's stdout and stderr to `<logs_dir>/<role>.log` and cap its math threads. Return the log's path.
 
-    Must run before torch is imported: OpenMP reads its thread count once. SIGUSR1 writes all Python stacks to the log.
+    Call it before torch is imported, because OpenMP reads its thread count once. From then on SIGUSR1 writes all Python
+    stacks to the log.
     """
     path = Path(logs_dir) / f"{role}.log"
     path.parent.mkdir(parents=True, exist_ok=True)

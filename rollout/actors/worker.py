@@ -1,8 +1,8 @@
 """The Ray shell around a rollout worker.
 
-Like every shell it owns no rule. It gives its process a log, builds the plain objects and forwards calls; the decisions
-are in `rollout.agent.loop` and are testable without Ray. Heavy imports happen inside the methods, after the environment
-of the process is set.
+Like every shell it decides nothing. It gives its process a log, builds the plain objects and forwards calls; the
+decisions are in `rollout.agent.loop` and are testable without Ray. Heavy imports happen inside the methods, after the
+environment of the process is set.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rollout.tasks.config import TaskSource
 from rollout.types import Group, Task
 
 ISSUE_POLL_S = 5.0
-"""How long a worker's slot waits at the gate before it asks again."""
+"""Seconds that a worker's slot waits at the gate before it asks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What a rollout worker needs of the recipe."""
+    """The parts of a recipe that a rollout worker needs."""
 
     model_path: str
     renderer: RendererSettings
@@ -40,7 +40,10 @@ class WorkerSpec:
 
 
 class WorkerActor:
-    """Runs agent loops: no weights, no GPU. `run` takes tasks from the buffer for ever; `evaluate` runs a given one."""
+    """Runs agent loops, without weights or a GPU.
+
+    `run` takes tasks from the buffer for ever; `evaluate` runs a given one.
+    """
 
     def __init__(
         self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
@@ -59,7 +62,7 @@ class WorkerActor:
         self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
 
     async def run(self) -> None:
-        """Every slot: wait at the gate, run a group, hand it over."""
+        """Run all slots for ever. Each waits at the gate for a task, runs its group and hands the group over."""
         async with asyncio.TaskGroup() as slots:
             for _ in range(self._spec.rollout.groups_per_worker):
                 slots.create_task(self._slot())
@@ -72,9 +75,10 @@ class WorkerActor:
                 await self._buffer.put.remote(await self._group(group_id, task, self._spec.rollout))
 
     async def evaluate(self, group_id: str, task: Task) -> Group:
-        """`samples_per_task` attempts at a held-out task, sampled as the evaluation says.
+        """Run `samples_per_task` attempts at a held-out task, with the evaluation's sampling settings.
 
-        No more run at once than in training; the others wait here, before the clock of their trajectories starts.
+        At most `groups_per_worker` such groups run at once. The others wait here, before the deadlines of their
+        trajectories begin to run.
         """
         async with self._evaluating:
             return await self._group(group_id, task, self._spec.evaluation.rollout(self._spec.rollout))

@@ -1,4 +1,4 @@
-"""One try at a task: its growing token streams, its readable messages, and what took how long."""
+"""One try at a task: its growing token streams, its readable messages, and the times of its stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rollout.types import Message, SamplingParams, Span, StopReason, Task, Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """What all attempts of a group share. `seed` is the run's."""
+    """The settings and services that all attempts of a group share. `seed` is the run's."""
 
     chat: Chat
     engine: Engine
@@ -39,7 +39,7 @@ class Agent:
 
 @dataclass(slots=True)
 class Episode:
-    """One try. The last of `streams` is what the model sees now; a fork adds one."""
+    """One try. The last of `streams` is the one that the model sees now; a fork adds a new one."""
 
     agent: Agent
     task: Task
@@ -51,18 +51,18 @@ class Episode:
     state_key: str | None = None
     """The name of the state that the next turn is taken in."""
     tool_s: list[float] = field(default_factory=list)
-    """Seconds of each tool call, without its waiting for a slot of the sandbox."""
+    """Seconds of each tool call, without the time that it waited for a slot of the sandbox."""
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("turns", "tool_calls", "tool_errors", "tokens_sampled"), 0)
     )
 
     @property
     def stream(self) -> TokenStream:
-        """What the model sees now."""
+        """The stream that the model sees now."""
         return self.streams[-1]
 
     async def act(self, environment: Environment, deadline: float) -> tuple[StopReason, str | None]:
-        """Loop until something ends it. Returns why, and the answer if there is one."""
+        """Run the agent loop until it ends. Return the reason, and the answer if there is one."""
         try:
             async with asyncio.timeout_at(deadline) as limit:
                 return await self._act(environment)
@@ -75,7 +75,7 @@ class Episode:
         raise InfrastructureError(f"trajectory_timeout_s={self.agent.config.trajectory_timeout_s:g} passed in {stage}")
 
     async def score(self, environment: Environment, source: Source, answer: str | None) -> Score:
-        """Score what has come of it."""
+        """Score the episode after it has ended."""
         ending = Ending(
             answer=answer,
             messages=self.messages,
@@ -126,7 +126,7 @@ class Episode:
         self.stream.observe(prompt)
 
     async def _speak(self, environment: Environment) -> tuple[AssistantTurn, bool]:
-        """One completion, appended as sampled. Returns what it says, and whether it was finished."""
+        """Append one completion as sampled. Return the parsed turn, and whether a stop token ended it."""
         request_id = f"{self.request_id}/{len(self.turns)}"
         with self.span("generate"):
             completion = await self.agent.engine.generate(request_id, self.stream.token_ids, self._sampling(request_id))
@@ -155,7 +155,7 @@ class Episode:
         )
 
     async def _react(self, environment: Environment, turn: AssistantTurn) -> list[Message]:
-        """The messages that follow a turn: tool results, or what the environment replies; none after an answer."""
+        """Return the messages that follow a turn: tool results, or a reply; an empty list after a final answer."""
         if turn.tool_calls:
             return [await self._call(environment, call) for call in turn.tool_calls]
         with self.span("environment"):
@@ -175,7 +175,7 @@ class Episode:
         return message
 
     def _observed(self, shown: str | Observation, role: str) -> Message:
-        """Note what the environment shows, and what it says of the turn that led there."""
+        """Record an observation: its message, the reward of the turn before it, and the state that it leads to."""
         observation = Observation(shown) if isinstance(shown, str) else shown
         if observation.reward is not None:
             self.turns[-1] = replace(self.turns[-1], reward=(self.turns[-1].reward or 0.0) + observation.reward)
@@ -185,12 +185,12 @@ class Episode:
         return message
 
     def _go_on(self, shown: Sequence[Message]) -> StopReason | None:
-        """Show messages to the model, in its stream or in a new one. Returns why that cannot be, if it cannot."""
+        """Show messages to the model, in its stream or in a new one. Return a stop reason if that is impossible."""
         config = self.agent.config
         try:
             bridge = self.agent.chat.bridge(self.stream.token_ids, shown, config.thinking)
         except ValueError as error:
-            # Nothing can follow what was sampled (a role marker within a turn, say): the policy's doing.
+            # The format cannot continue the sampled tokens (a role marker within a turn, say). The policy caused that.
             self.messages[-len(shown) - 1]["malformed"] = str(error)
             return "malformed"
         kept = 0 if bridge.kind == "fork" else len(self.stream)
@@ -203,7 +203,7 @@ class Episode:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Time a stage."""
+        """Record how long a stage takes."""
         start = time.monotonic()
         try:
             yield
@@ -215,7 +215,7 @@ class Episode:
         return sum(self.tool_s) >= half > max(self.tool_s, default=0.0)
 
     def metrics(self, attempt: int) -> dict[str, float]:
-        """What is counted and timed of this try, which is number `attempt` from 0."""
+        """Return the counts of this try and the seconds of its stages. `attempt` is its number, from 0."""
         seconds = dict.fromkeys(("generate", "environment", "reward"), 0.0)
         for span in self.spans:
             seconds[span.name] += span.end - span.start
@@ -228,12 +228,12 @@ class Episode:
 
 
 def _sampling_seed(seed: int, request_id: str) -> int:
-    """31 bits that depend on the run's seed and on group, member, try and turn (the parts of the request id) only."""
+    """Return 31 bits that depend only on the run's seed and the request id (group, member, try and turn)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{request_id}".encode()).digest()[:4]) >> 1
 
 
 def _message(turn: AssistantTurn) -> Message:
-    """A turn for people to read; nothing is ever rendered from it."""
+    """Return a turn as a message for people and rewards. No prompt is ever rendered from it."""
     message: Message = {"role": "assistant", "content": turn.content}
     if turn.reasoning:
         message["reasoning_content"] = turn.reasoning

@@ -3,14 +3,15 @@
     open ─▶ generate ─▶ parse ─▶ call tools, or reply ─▶ bridge ─▶ generate …   ─▶ score
             (engine)             (environment)                                    (environment, rewards)
 
-Every token enters a `TokenStream` once, as shown or as sampled. Failures are attributed here: what the policy caused
-is scored, anything an engine, environment or reward raises is retried with a fresh episode and then becomes an
-infra_error; nothing but a cancellation leaves these functions as an exception.
+Every token enters a `TokenStream` once, as shown or as sampled. Failures are attributed here. What the policy caused is
+scored. Anything that an engine, environment or reward raises is retried with a fresh episode; when no try is left, the
+trajectory becomes an infra_error. No exception but a cancellation leaves these functions.
 
-The deadline `trajectory_timeout_s` covers the acting of all tries together. The policy is to blame for passing it if
-this try's tool calls together took at least half of it and no single call did: the trajectory is truncated, and scored
-without an answer. Otherwise the machine is to blame (a slow engine, a stalled tool, an earlier try that failed, the
-queue for the sandbox): infra_error. Scoring has as much time again.
+A trajectory must stop acting `trajectory_timeout_s` after its first try began; later tries get no new deadline. The
+policy is to blame for passing the deadline if this try's tool calls together took at least half of that time and no
+single call did. Then the trajectory is truncated, and scored without an answer. Otherwise the machine is to blame (a
+slow engine, a stalled tool, an earlier try that failed, the queue for the sandbox), and the trajectory becomes an
+infra_error. Scoring has as much time again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TRUNCATED: frozenset[StopReason] = frozenset({"turn_limit", "token_limit", "time
 
 
 async def run_group(agent: Agent, source: Source, task: Task, group_id: str) -> Group:
-    """Run `group_size` attempts at `task` at the same time. Raises nothing but a cancellation."""
+    """Run `group_size` attempts at `task` at the same time. Raise nothing but a cancellation."""
     async with asyncio.TaskGroup() as members:
         running = [
             members.create_task(run_agent(agent, source, task, group_id, f"{group_id}/{member}"))
@@ -40,10 +41,10 @@ async def run_group(agent: Agent, source: Source, task: Task, group_id: str) -> 
 
 
 async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, request_id: str) -> Trajectory:
-    """One trajectory. After an infrastructure failure it starts over, `infra_retries` times.
+    """Run one trajectory. After an infrastructure failure it starts over, at most `infra_retries` times.
 
-    `request_id` is unique in the run; each try and turn derives its own id and sampling seed from it. Never raises but
-    for a cancellation, which reaches the caller after the environment is closed.
+    `request_id` is unique in the run; each try and turn derives its own id and sampling seed from it. Raises nothing
+    but a cancellation, which reaches the caller after the environment is closed.
     """
     deadline = asyncio.get_running_loop().time() + agent.config.trajectory_timeout_s
     failures: list[str] = []
@@ -51,7 +52,7 @@ async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, req
         episode = Episode(agent, task, f"{request_id}/{attempt}")
         try:
             return await _attempt(episode, source, group_id, deadline, attempt)
-        except Exception as error:  # the edge of a rollout: attributed, counted, kept as text
+        except Exception as error:  # the edge of a rollout: every error is kept as text
             failures.append(f"try {attempt + 1}: {type(error).__name__}: {error}")
             log.warning("trajectory %s: %s", request_id, failures[-1], exc_info=error)
         if asyncio.get_running_loop().time() >= deadline:
@@ -71,7 +72,7 @@ async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, req
 
 
 async def _attempt(episode: Episode, source: Source, group_id: str, deadline: float, attempt: int) -> Trajectory:
-    """Act and score once, with an environment of its own."""
+    """Act and score once, in a fresh environment."""
     environment = source.make(episode.task)
     try:
         stop_reason, answer = await episode.act(environment, deadline)

@@ -1,4 +1,4 @@
-"""A task source as a worker plays it: how an episode of its tasks is made, and how one that has ended is scored."""
+"""A task source in a rollout worker: it makes episodes of its tasks, and scores those that have ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Score:
 
 
 class Source:
-    """See the module's docstring. One serves all tasks of its source in a worker."""
+    """See the module's docstring. One object serves all tasks of its source in a worker."""
 
     def __init__(self, config: TaskSource, sandbox: Sandbox) -> None:
         """Raises ValueError for an environment or a reward that cannot be imported or made."""
@@ -40,7 +40,7 @@ class Source:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of all reward parts, the environment's first; one that is given twice is here twice."""
+        """The names of all reward parts, the environment's first. A name that two rewards give is listed twice."""
         own = self._spec.reward_parts * self._own
         return (*own, *(part for reward in self._rewards for part in reward.parts))
 
@@ -50,7 +50,7 @@ class Source:
         return self._spec.uses_sandbox or any(reward.uses_sandbox for reward in self._rewards)
 
     def make(self, task: Task) -> Environment:
-        """An episode of `task`."""
+        """Make an episode of `task`."""
         return self._spec.make(task, self._sandbox)
 
     async def score(self, environment: Environment, ending: Ending) -> Score:
@@ -69,5 +69,5 @@ class Source:
 
 
 def make_sources(configs: Sequence[TaskSource], sandbox: Sandbox) -> dict[str, Source]:
-    """The sources of a recipe by their labels."""
+    """Return the sources of a recipe by their labels."""
     return {config.label: Source(config, sandbox) for config in configs}

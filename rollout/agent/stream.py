@@ -1,4 +1,4 @@
-"""TokenStream: the one writer of mask, logprob and version.
+"""TokenStream: the only writer of mask, logprob and version.
 
 An agent loop appends what it was shown (`observe`) and what the policy sampled (`sampled`); nothing is ever decoded
 and encoded again. `finish` freezes the stream into a `Sample`.

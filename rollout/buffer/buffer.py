@@ -6,17 +6,19 @@ Who waits for whom (S = max_staleness, P = groups_per_step):
     take       the trainer waits for P groups that may go ................... until workers `put` them
     published  nobody waits
 
-The gate. A group is admitted from `issue` until the weights of the step that consumed it are *published*; at most
-(S + 1) * P are. That is AReaL's rule floor((N - 1) / B) <= i + eta (Fu et al. 2025, eq. 3; N rollouts begun so far,
-batch B, version i, bound eta), with N less the i * P that are consumed, and N not counting what was re-issued. A
-place is not freed at `take`: groups begun before the new weights are out would be one version too old at S = 0.
+The gate. A group is admitted from `issue` until the weights of the step that consumed it are *published*. At most
+(S + 1) * P groups are admitted at once. This is AReaL's rule floor((N - 1) / B) <= i + eta (Fu et al. 2025, eq. 3; N
+rollouts begun so far, batch B, version i, bound eta). Here the i * P consumed groups are subtracted from N, and issues
+that were re-issued are not counted in N. A place is not freed at `take`: groups begun before the new weights are out
+would be one version too old at S = 0.
 
-The order. A group begun at version b expires after step b + S. That no more than (S + 1) * P are admitted isn't enough:
-fast groups could overtake a slow one until it expires. So `take` goes by earliest deadline, and waits for a straggler
-rather than leave behind more than later steps can consume in time. Hence nothing is dropped as stale while versions
-come one by one; should it happen all the same (invariant 5), it is re-issued, and re-issues go first.
+The order. A group begun at version b expires after the step that trains version b + S. Limiting admission is not enough
+to prevent that: fast groups could be trained first, again and again, until a slow group is too old. So `take` goes by
+earliest deadline. It waits for a slow group if the groups left behind would be more than later steps can consume in
+time. Hence no group becomes stale while versions come one by one. If one does all the same, its task is re-issued, and
+re-issues go first.
 
-A plain object without clock, thread or Ray: the caller serialises its calls and does the waiting.
+The buffer is a plain object without clock, thread or Ray: the caller serialises its calls and does the waiting.
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ from rollout.tasks.config import TasksConfig
 from rollout.types import Group, Task
 
 MAX_FAILURES = 3
-"""A task whose groups are lost to infrastructure this often is dropped: one broken task must not be tried for ever."""
+"""A task is dropped after this many groups lost to infrastructure, so that a broken one is not tried for ever."""
 FAILURE_WINDOW = 100
-"""Trajectories over which the share of failures is taken."""
+"""Number of recent trajectories over which the share of failures is taken."""
 FAILURE_MINIMUM = 20
-"""Trajectories before that share means anything."""
+"""Number of trajectories before that share means anything."""
 NAMED = 4
-"""Issues that a message names one by one."""
+"""Number of issues that a message names one by one."""
 
 
 class TooManyFailures(RuntimeError):
@@ -48,7 +50,7 @@ class TooManyFailures(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferSpec:
-    """What the buffer's process needs of the recipe."""
+    """The parts of a recipe that the buffer's process needs."""
 
     tasks: TasksConfig
     max_staleness: int
@@ -59,7 +61,7 @@ class BufferSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferState:
-    """What a checkpoint keeps: the ledger as JSON, and the finished groups, so that nobody has to make them again."""
+    """The buffer in a checkpoint: the ledger as JSON, and the finished groups, so that they need not be made again."""
 
     ledger: Mapping[str, Any]
     groups: tuple[Group, ...]
@@ -69,12 +71,12 @@ class Buffer:
     """See the module's docstring.
 
     Args:
-        tasks: the source, gone through in its own order first, then again and again in orders shuffled by `seed`.
-        saved: where to go on, from a checkpoint; None: from the start. Its groups may still be trained, because no
-            token in them is of a later version than the checkpoint's; the gate judges them like any others.
+        tasks: the tasks of an epoch. The first epoch takes them in their own order, each later one shuffled by `seed`.
+        saved: the state from a checkpoint to go on from; None: start afresh. Its groups may still be trained, because
+            no token in them is of a later version than the checkpoint's. The gate treats them like any others.
 
     Raises:
-        ValueError: there are no tasks, or the bounds are out of range.
+        ValueError: there are no tasks, or max_staleness or groups_per_step is out of range.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Buffer:
         kept = {} if saved is None else {group.id: group for group in saved.groups}
         self.ledger = Ledger() if saved is None else Ledger.from_state_dict(saved.ledger, kept)
         self.arrivals = 0
-        """Groups put so far, usable or not."""
+        """Number of groups put so far, usable or not."""
         self._tasks = tasks
         self._seed = seed
         self._max_staleness = max_staleness
@@ -106,7 +108,7 @@ class Buffer:
         self._in_training = 0
 
     def issue(self) -> tuple[str, Task] | None:
-        """The next task with its issue id, which the group must carry as its `id`; None while the gate is shut."""
+        """Return the next task with its issue id, which its group must have as `id`; None while the gate is shut."""
         if self._version is None or self._admitted() >= self._places:
             return None
         issue = self.ledger.issue_next(self._version)
@@ -115,10 +117,10 @@ class Buffer:
     def put(self, group: Group) -> None:
         """Hand in the group of an issue, once.
 
-        Where every member is an infra_error its task is re-issued, or after MAX_FAILURES times dropped.
+        If every member is an infra_error, the task is re-issued, or dropped after MAX_FAILURES such groups.
 
         Raises:
-            ValueError: no such issue is under way.
+            ValueError: no issue of this id is under way.
         """
         issue = self.ledger.finish(group.id)
         self.arrivals += 1
@@ -131,7 +133,7 @@ class Buffer:
             self.ledger.drop(issue.id, "infra_error")
 
     def take(self, version: int) -> list[Group] | None:
-        """P groups for the step that trains `version`, earliest deadline first; None while they are not there.
+        """Return P groups for the step that trains `version`, earliest deadline first; None while the step must wait.
 
         Every trained token in them has a version >= version - S.
 
@@ -151,14 +153,14 @@ class Buffer:
         return [self._finished.pop(issue.id).group for issue in chosen]
 
     def mark_trained(self, issue_ids: Sequence[str], step: int) -> None:
-        """The optimizer step is done. The gate doesn't move: `published` does that."""
+        """Record that the optimizer step is done. This frees no place at the gate; `published` does."""
         self.ledger.mark_trained(issue_ids, step)
 
     def published(self, version: int) -> None:
-        """All engines hold `version`: what is issued from now on is sampled by it or a later one.
+        """Record that all engines hold `version`: groups issued from now on are sampled by it or a later one.
 
         Raises:
-            ValueError: it is older than the one published before.
+            ValueError: `version` is older than the one published before.
         """
         if self._version is not None and version < self._version:
             raise ValueError(f"version {version} published after version {self._version}")
@@ -167,12 +169,12 @@ class Buffer:
         self._version = version
 
     def state(self) -> BufferState:
-        """What a run resumed from here starts with. What is running or in training by then will be re-issued."""
+        """Return the state for a checkpoint. A run that resumes from it re-issues what is running or in training."""
         groups = tuple(finished.group for finished in self._finished.values())
         return BufferState(ledger=self.ledger.state_dict(), groups=groups)
 
     def waiting_for(self) -> str:
-        """One line for the watchdog: how far the gate and the next step are, and whom they wait for."""
+        """Return one line for the watchdog: the state of the gate and of the next step, and whom they wait for."""
         if self._version is None:
             return "the gate is shut until the first weights are published"
         running, finished = self.ledger.open("issued"), self.ledger.open("finished")
@@ -215,7 +217,10 @@ class Buffer:
                 self.ledger.reissue(issue.id, "stale")
 
     def _choose(self, version: int) -> list[Issue] | None:
-        """The P finished groups that expire first, unless going on without a running one would let some expire."""
+        """Return the P finished groups that expire first.
+
+        Return None if there are fewer, or if some of the groups left behind would then expire.
+        """
         count = self._groups_per_step
         admitted = sorted(
             self.ledger.open("issued", "finished"), key=lambda issue: (self._deadline(issue), issue.number)
@@ -235,11 +240,11 @@ class Buffer:
 class _Finished:
     group: Group
     deadline: int
-    """The last version whose step may train it: that of its oldest token, plus S."""
+    """The last version whose step may train the group: that of its oldest token, plus S."""
 
 
 class _Breaker:
-    """Trips when too large a share of the last trajectories was lost to infrastructure."""
+    """A circuit breaker that trips when too large a share of the last trajectories was lost to infrastructure."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -261,7 +266,7 @@ class _Breaker:
 
 @lru_cache(maxsize=4)
 def _order(size: int, seed: int, epoch: int) -> list[int]:
-    """The order of the tasks in a later epoch."""
+    """Return the order of the tasks in a later epoch."""
     order = list(range(size))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order

@@ -9,4 +9,4 @@ from rewards.strict import StrictModel
 
 class BufferConfig(StrictModel):
     max_staleness: int = Field(default=1, ge=0)
-    """S: at consumption every trained token's version is >= v - S. 0 is exactly on-policy."""
+    """S: a step that trains version v uses only tokens of versions >= v - S. 0 is exactly on-policy."""

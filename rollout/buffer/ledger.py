@@ -1,4 +1,4 @@
-"""The ledger: what became of every task that was handed out (invariant 6).
+"""The ledger: the record of what became of every task that was handed out.
 
     issue_next ──▶ issued ──▶ finished ──▶ taken ──▶ trained
                       │           │          │
@@ -6,12 +6,12 @@
                                              └─────▶ re-issued (reason): a new issue of the same task, with its parent
 
 An issue ends exactly once, so at any time  issued = open + trained + dropped + re-issued,  and each position of the
-task stream below the cursor is open, waiting to be re-issued, trained or dropped. Closed issues live on only as
-counts, so the state stays as small as what is under way, however long the run.
+task stream below the cursor is open, waiting to be re-issued, trained or dropped. Closed issues are kept only as
+counts, so the size of the state depends on the work under way and not on the length of the run.
 
-It is JSON inside a checkpoint. On resume a finished issue whose group was saved with it stays finished; everything else
-that was open is re-issued (it died with the process), and what was trained can't come back. The ledger knows positions
-and ids, neither tasks nor groups; `rollout.buffer.buffer` does.
+The ledger is saved as JSON in a checkpoint. On resume a finished issue whose group was saved with it stays finished.
+Every other open issue is re-issued, because it died with the process. A trained issue is never repeated. The ledger
+knows positions and ids, but neither tasks nor groups; `rollout.buffer.buffer` knows those.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Reason = Literal["stale", "infra_error", "interrupted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """One handing-out of a task that has not ended yet."""
+    """An open issue: one handing-out of a task, which has not ended yet."""
 
     id: str
     number: int
-    """Counts issues from 0: smaller is older."""
+    """Counts issues from 0; a smaller number is older."""
     position: int
-    """Of the task, in the endless stream of tasks; shared by all re-issues of it."""
+    """Index of the task in the infinite task stream. Re-issues of a task share it."""
     version: int
-    """The policy version published when it was issued: none of its tokens is older."""
+    """The policy version that was published when it was issued. None of its tokens is older."""
     failures: int
-    """How many earlier issues of this task ended as infra_error."""
+    """Number of earlier issues of this task that ended as infra_error."""
     parent: str | None
     """The issue that this one repeats."""
     state: State
@@ -52,7 +52,7 @@ class _Retry:
 
 
 class Ledger:
-    """See the module's docstring. A transition that the diagram lacks is a ValueError, never a silent correction."""
+    """See the module's docstring. A transition that is not in the diagram raises ValueError."""
 
     def __init__(self) -> None:
         self._open: dict[str, Issue] = {}
@@ -65,7 +65,7 @@ class Ledger:
         self._reissued: Counter[str] = Counter()
 
     def issue_next(self, version: int) -> Issue:
-        """Open the next issue: of what waits to be re-issued, oldest first, else of the next position."""
+        """Open the next issue: of the task that has waited longest to be re-issued, or else of the next position."""
         if self._retries:
             retry = self._retries.popleft()
         else:
@@ -85,19 +85,19 @@ class Ledger:
         return issue
 
     def finish(self, issue_id: str) -> Issue:
-        """Its group has arrived."""
+        """Record that the group of an issue has arrived."""
         return self._move(issue_id, ("issued",), "finished")
 
     def take(self, issue_ids: Iterable[str]) -> None:
-        """The trainer has them."""
+        """Record that the trainer has these issues."""
         for issue_id in issue_ids:
             self._move(issue_id, ("finished",), "taken")
 
     def mark_trained(self, issue_ids: Sequence[str], step: int) -> None:
-        """Close what optimizer step `step` (counted from 1) has consumed.
+        """Close the issues that optimizer step `step` (counted from 1) has consumed.
 
         Raises:
-            ValueError: an issue was not taken, or is closed already; or the step is not after the last one.
+            ValueError: an issue was not taken or is closed already, or the step is not after the last one.
         """
         if step <= self._last_step:
             raise ValueError(f"step {step} is in the ledger already (the last is {self._last_step}): trained twice?")
@@ -109,23 +109,26 @@ class Ledger:
         self._last_step = step
 
     def drop(self, issue_id: str, reason: Reason) -> None:
-        """Close it for good: its task is not tried again."""
+        """Close an issue for good: its position is not issued again."""
         self._close(issue_id)
         self._dropped[reason] += 1
 
     def reissue(self, issue_id: str, reason: Reason) -> None:
-        """Close it and let its task wait for a new issue. An infra_error counts as one more failure of the task."""
+        """Close an issue and queue its task for a new one. An infra_error counts as one more failure of the task."""
         issue = self._close(issue_id)
         failures = issue.failures + (reason == "infra_error")
         self._retries.append(_Retry(position=issue.position, failures=failures, parent=issue.id))
         self._reissued[reason] += 1
 
     def open(self, *states: State) -> list[Issue]:
-        """The open issues in these states, oldest first."""
+        """Return the open issues in these states, oldest first."""
         return [issue for issue in self._open.values() if issue.state in states]
 
     def counts(self) -> dict[str, int]:
-        """issued, open, trained, dropped, reissued; and `dropped/<reason>`, `reissued/<reason>` where there are any."""
+        """Return the number of issues that are issued, open, trained, dropped and reissued.
+
+        `dropped/<reason>` and `reissued/<reason>` are included where there are any.
+        """
         return {
             "issued": self._issued,
             "open": len(self._open),
@@ -137,7 +140,7 @@ class Ledger:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON."""
+        """Return the ledger as JSON values."""
         return {
             "cursor": self._cursor,
             "issued": self._issued,
@@ -151,8 +154,9 @@ class Ledger:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], kept: Collection[str] = ()) -> Ledger:
-        """The ledger of a resumed run: the issues `kept` stay finished, what was open besides waits to be re-issued,
-        before what waited already.
+        """Return the ledger of a resumed run. The issues `kept` stay finished.
+
+        Other open issues are queued for re-issue, ahead of those already queued.
 
         Raises:
             ValueError: one of `kept` was not finished.

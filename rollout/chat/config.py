@@ -1,4 +1,4 @@
-"""What a recipe's `model.renderer` is."""
+"""A recipe's `model.renderer` section."""
 
 from __future__ import annotations
 

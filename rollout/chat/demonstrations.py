@@ -11,12 +11,12 @@ from rollout.types import Message
 def render_demonstration(
     chat: Chat, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool
 ) -> tuple[list[int], list[int]]:
-    """Token ids and loss mask (1 where the assistant speaks) of a conversation; both of length L.
+    """Return token ids and loss mask (1 where the assistant speaks) of a conversation; both have length L.
 
-    Only the turns after the last user message are trained; those before are history, as the format shows history.
+    Only the turns after the last user message are trained. Those before are rendered as the format shows history.
 
     Raises:
-        ValueError: the conversation does not alternate as an agent loop does.
+        ValueError: assistant messages and tool results do not alternate as in an agent loop.
     """
     first = 1 + max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     if first == 0 or first == len(messages):
@@ -39,7 +39,7 @@ def render_demonstration(
 
 
 def _results_after(messages: Sequence[Message], position: int) -> list[Message]:
-    """The tool results that directly follow the assistant message at `position`."""
+    """Return the tool results that directly follow the assistant message at `position`."""
     if messages[position]["role"] != "assistant":
         raise ValueError(f"message {position} has role {messages[position]['role']!r} where the assistant should speak")
     end = position + 1

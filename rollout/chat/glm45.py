@@ -2,9 +2,9 @@
 
 A conversation is opened once and from then on only extended: what the policy sampled is never decoded and encoded
 again, and `bridge` refuses anything that is not an exact extension. There is one exception. GLM-4.5 shows a model its
-earlier turns without their reasoning as soon as the user speaks again; then `bridge` forks, to a prompt in which the
-reasoning is cut out of the tokens. What a system, user or tool message says is text: a special token spelled out in it
-is defused. Called by the agent loop and by the supervised stage, which must see the same tokens.
+earlier turns without their reasoning as soon as the user speaks again. Then `bridge` forks: it returns a new prompt, in
+which the reasoning is cut out of the tokens. Special tokens that a system, user or tool message spells out are defused,
+so that they stay text. The agent loop and the supervised stage both use this module and so see the same tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _MALFORMED = {
     ToolCallParseStatus.MISSING_NAME: "a tool call names no function",
     ToolCallParseStatus.MALFORMED_STRUCTURE: "a tool call's arguments are not <arg_key>…<arg_value>… pairs",
 }
-"""An unknown tool name or an argument of the wrong type parses: the environment answers those with an error text."""
+"""The parse errors, and how they are reported.
+
+An unknown tool name or an argument of the wrong type is not among them: the environment answers it with an error text.
+"""
 
 _TOO_DEEP = "a tool call's argument is nested too deeply"
 
@@ -37,7 +40,7 @@ class Glm45:
     def __init__(self, tokenizer: Any, settings: RendererSettings) -> None:
         """`tokenizer` is a fast Hugging Face tokenizer with GLM-4.5's special tokens.
 
-        Raises ValueError for one that lacks one of them.
+        Raises ValueError if one of them is missing.
         """
         self.tokenizer = tokenizer
         self._special = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
@@ -50,7 +53,7 @@ class Glm45:
             thinking: create_renderer(tokenizer, GLM45RendererConfig(enable_thinking=thinking))
             for thinking in (True, False)
         }
-        # Extends whatever follows: what it would have to drop is cut out before.
+        # For forks: it extends even where the format would drop reasoning. `_without_reasoning` drops that instead.
         self._keeping = create_renderer(tokenizer, GLM45RendererConfig(enable_thinking=True, thinking_retention="all"))
         self._stop = tuple(self._renderers[True].get_stop_token_ids())
         self._prompts = {
@@ -63,7 +66,7 @@ class Glm45:
         return self._stop
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
-        """The first prompt, ending where the assistant begins to speak."""
+        """Return the tokens of the first prompt, which end where the assistant begins to speak."""
         rendered = self._renderers[thinking].render_ids(
             [self._defused(_plain(m, keep_reasoning=thinking)) for m in messages],
             tools=list(tools) or None,
@@ -72,10 +75,10 @@ class Glm45:
         return list(rendered)
 
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> AssistantTurn:
-        """What one completion says. With `tools`, arguments are typed by their schemas; without, by JSON if possible.
+        """Parse one completion. With `tools`, arguments are typed by their schemas; without, by JSON if possible.
 
-        `malformed` is set when a tool call cannot be parsed or the reasoning is never closed; the turn then has no
-        tool calls, so that nothing half-read is executed.
+        `malformed` is set when a tool call cannot be parsed or the reasoning is never closed. The turn then has no tool
+        calls, so that no call is executed that was only half understood.
         """
         renderer = self._renderers[self._think in token_ids or self._end_think in token_ids]
         try:
@@ -92,9 +95,9 @@ class Glm45:
         return AssistantTurn(content=parsed.content.strip(), reasoning=reasoning, tool_calls=calls)
 
     def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
-        """Show tool results or a user's message, and let the assistant speak next.
+        """Return the tokens that show tool results or a user's message and let the assistant speak next.
 
-        A user's message forks where the model was thinking: all reasoning before it is dropped.
+        With `thinking`, a user's message forks: all reasoning before it is dropped.
 
         Raises:
             ValueError: there is nothing to show, or the format cannot extend these tokens exactly, e.g. after
@@ -113,19 +116,21 @@ class Glm45:
         return Continuation(kind="fork", token_ids=self._without_reasoning(ids) + extension)
 
     def say(self, message: Message, thinking: bool) -> list[int]:
-        """What an assistant samples to say `message`: its rendering without the generation prompt, and the role marker
-        of whoever speaks next."""
+        """Return the tokens that an assistant samples to say `message`.
+
+        These are its rendering without the generation prompt, and the role marker of the next speaker.
+        """
         prompt = self._prompts[thinking]
         whole = list(self._renderers[thinking].render_ids([*_BEFORE, _plain(message, keep_reasoning=thinking)]))
         assert whole[: len(prompt)] == prompt, "the renderer's generation prompt is no prefix of an assistant turn"
         return [*whole[len(prompt) :], self._observation if message.get("tool_calls") else self._user]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included; for people to read, never to encode again."""
+        """Return the text of tokens, special ones included. It is for people to read, never to encode again."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def _extend(self, ids: list[int], messages: Sequence[Message], renderer: Any) -> list[int]:
-        """The tokens to append after `ids`."""
+        """Return the tokens to append after `ids`."""
         split = len(ids) - ids[::-1].index(self._assistant)
         try:
             bridged = renderer.bridge_to_next_turn(ids[:split], ids[split:], [self._defused(m) for m in messages])
@@ -136,7 +141,7 @@ class Glm45:
         return list(bridged.token_ids[len(ids) :])
 
     def _without_reasoning(self, ids: list[int]) -> list[int]:
-        """The tokens with nothing between <think> and </think>: GLM-4.5's rendering of an earlier turn."""
+        """Return the tokens with nothing between <think> and </think>, which is how GLM-4.5 renders earlier turns."""
         kept: list[int] = []
         thinking = False
         for token in ids:
@@ -147,7 +152,10 @@ class Glm45:
         return kept
 
     def _defused(self, message: Message) -> Message:
-        """An assistant's message stays: its reasoning may stand in its content, in the format's own tokens."""
+        """Return the message with its special tokens defused.
+
+        An assistant's message is left as it is, because its content may hold reasoning in the format's own tokens.
+        """
         if message["role"] == "assistant":
             return message
         return {**message, "content": defused(message["content"], self._special)}

@@ -12,7 +12,7 @@ RENDERERS: Registry = {"glm-4.5": Entry("rollout.chat.glm45:Glm45")}
 
 
 def load_chat(settings: RendererSettings, model: str | Path) -> Chat:
-    """The chat format over the tokenizer of a model directory or Hugging Face name.
+    """Load the chat format over the tokenizer of a model directory or Hugging Face name.
 
     Raises:
         ValueError: there is no such format, or the tokenizer does not fit it.

@@ -1,4 +1,4 @@
-"""Text that a model must read as text, whatever it spells."""
+"""Text that must reach a model as plain text, even where it spells special tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def defused(text: str, special_tokens: Sequence[str]) -> str:
-    """`text` with every special token broken up by a space, so that nothing in it can forge a role marker.
+    """Return `text` with every special token broken up by a space, so that nothing in it can forge a role marker.
 
     `special_tokens` must be sorted with longer ones first. A lone surrogate, which no tokenizer takes, becomes "?".
     """

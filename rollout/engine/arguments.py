@@ -1,14 +1,15 @@
-"""Which vLLM engine arguments a recipe may set (`inference.engine_args`), and which environment vLLM is born into.
+"""The check of a recipe's vLLM arguments (`inference.engine_args`), and the environment variables that vLLM reads.
 
-Refuses what Sluice sets itself, and what would make the engine sample from another distribution than the one the
-trainer computes (invariant 9). Imports no vllm: the recipe is checked before anything heavy starts.
+Arguments that Sluice sets itself are refused, and so are those that would make the engine sample from another
+distribution than the one the trainer computes. This imports no vllm: recipes are checked before anything heavy starts.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any
+
+from rewards.extension import nearest
 
 OWNED = {
     "model": "model.path",
@@ -27,7 +28,7 @@ OWNED = {
     "override_generation_config": "rollout.sampling",
     "logprobs_mode": "nothing: it is always processed_logprobs",
 }
-"""Engine arguments that Sluice sets, and the recipe key that steers each."""
+"""Engine arguments that Sluice sets, and for each the recipe key that decides it, or the reason why none does."""
 
 UNMIRRORED = {
     "quantization": "quantized weights are not the trainer's weights",
@@ -48,10 +49,10 @@ UNMIRRORED = {
 
 
 def check_engine_args(arguments: Mapping[str, Any], known: Collection[str] = ()) -> None:
-    """Refuse what a recipe may not set; with `known` (vLLM's own names) also what vLLM does not have.
+    """Refuse arguments that a recipe may not set and, where `known` (vLLM's own names) is given, unknown ones.
 
     Raises:
-        ValueError: names the argument and the fix.
+        ValueError: an argument is refused. The message names it and the fix.
     """
     for name in arguments:
         if name in OWNED:
@@ -59,20 +60,18 @@ def check_engine_args(arguments: Mapping[str, Any], known: Collection[str] = ())
         if name in UNMIRRORED:
             raise ValueError(f"inference.engine_args.{name} is refused: {UNMIRRORED[name]}. Remove it")
         if known and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"inference.engine_args.{name} is no vLLM engine argument{hint}")
+            raise ValueError(f"inference.engine_args.{name} is no vLLM engine argument{nearest(name, [*known])}")
 
 
 def set_vllm_environment(environment: MutableMapping[str, str], device: str, threads: int, eager: bool) -> None:
-    """Set what vLLM and torch read while they are imported. `environment` is os.environ, before `import vllm`."""
+    """Set the variables that vLLM and torch read while they are imported: pass os.environ, before `import vllm`."""
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     environment["VLLM_NO_USAGE_STATS"] = "1"
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device == "cpu":
-        # Without OMP_NUM_THREADS vLLM cuts torch to one thread; pinned threads would fight with the trainer's.
+        # Without OMP_NUM_THREADS vLLM limits torch to one thread. Pinned threads would compete with the trainer's.
         environment["OMP_NUM_THREADS"] = str(threads)
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if eager:
-            # vLLM compiles two logprob helpers even in eager mode: 35 s of C++ at the first token, for nothing.
+            # vLLM compiles two logprob helpers even in eager mode: 35 s of C++ at the first token that gain nothing.
             environment["TORCH_COMPILE_DISABLE"] = "1"

@@ -11,7 +11,7 @@ from rewards.strict import StrictModel
 
 class InferenceConfig(StrictModel):
     replicas: int = Field(default=1, ge=1)
-    """Engines, each with a whole copy of the policy."""
+    """Number of engines, each with a whole copy of the policy."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one engine."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
@@ -19,7 +19,7 @@ class InferenceConfig(StrictModel):
     cpu_threads: int = Field(default=1, ge=1)
     """Threads of one engine's matrix products."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """Of one engine on CPU; null: 1. On a GPU set engine_args.gpu_memory_utilization instead."""
+    """GiB of one engine's KV cache on CPU; null: 1. On a GPU set engine_args.gpu_memory_utilization instead."""
     generate_timeout_s: float | None = Field(default=None, gt=0)
-    """Deadline of one turn's completion, after which the trajectory is tried again. null: only
+    """Seconds for the completion of one turn, after which the trajectory is tried again. null: there is only
     rollout.trajectory_timeout_s, which ends the trajectory."""

@@ -1,10 +1,10 @@
-"""One inference replica: a vLLM engine, the version of its weights, and the life of a weight version (DESIGN §5).
+"""One inference replica: a vLLM engine, the version of its weights, and the life cycle of a weight version.
 
     pause → begin_update → load_bucket … → finish_update(version) → [checksums] → resume
 
-Owns which weights the engine samples from. Refuses to sample before the first push, to resume on weights of which only
-a part was replaced, and settings that the trainer cannot mirror. A plain asyncio object; `rollout.actors.engine`
-puts it in a Ray actor, `rl.weights.publish` drives the life cycle.
+This module decides which weights the engine samples from. It refuses to sample before the first push, to resume when
+only a part of the weights was replaced, and to start with settings that the trainer cannot mirror. `Inference` is a
+plain asyncio object; `rollout.actors.engine` puts it in a Ray actor, `rl.weights.publish` drives the life cycle.
 
 **Exact versions.** `Completion.versions[i]` is the version whose weights sampled token i, also for requests that were
 running during a push, because of three facts. (1) One thread does everything to the engine: a step (schedule, forward,
@@ -39,7 +39,7 @@ class EngineError(InfrastructureError):
 
 
 class EngineDeadError(EngineError):
-    """The engine has died; every call fails with its cause. Only a new Inference helps."""
+    """The engine has died or was shut down; every call fails with the cause. Only a new Inference helps."""
 
 
 class WeightUpdateError(EngineError):
@@ -67,7 +67,7 @@ class _Update:
 
 
 class Inference:
-    """See the module. Make one with `await Inference.start(...)`."""
+    """See the module's docstring. Make one with `await Inference.start(...)`."""
 
     def __init__(self, thread: EngineThread, settings: EngineSettings, replica: int) -> None:
         self._thread = thread
@@ -87,7 +87,7 @@ class Inference:
         they are the checkpoint's own, and `version` says which policy version those are.
 
         Raises:
-            ValueError: an engine argument that is refused, or a device that this vLLM is not built for.
+            ValueError: an engine argument is refused, or this vLLM is not built for the device.
         """
         assert (settings.load_format == "auto") == (version is not None), "weights that are loaded have a version"
         thread = EngineThread(settings)
@@ -111,7 +111,7 @@ class Inference:
         `logprobs` are natural logs under the distribution sampled from. A sampled stop token is included.
 
         Raises:
-            ValueError: the prompt leaves no room in the context, or the id is running already.
+            ValueError: the prompt is empty or leaves no room in the context, or the id is running already.
             EngineError: no weights were pushed yet.
             EngineDeadError: the engine died.
         """
@@ -132,14 +132,14 @@ class Inference:
                 self._thread.abort(request_id, EngineError(f"request {request_id} was given up"))
 
     async def pause(self) -> None:
-        """Stop sampling between two steps and keep running requests. Idempotent."""
+        """Stop sampling between two steps and keep the running requests. Idempotent."""
         await self._result(self._thread.pause())
         self._paused = True
 
     async def begin_update(self, version: int, manifest: Sequence[WeightSpec]) -> None:
         """Open the update to `version`; `manifest` lists every tensor that will be sent.
 
-        Beginning again, after a failure or not, starts over.
+        Another call starts the update over, whether or not one failed before.
 
         Raises:
             WeightUpdateError: the engine is not paused, or `version` is older than its weights.
@@ -157,9 +157,9 @@ class Inference:
         """Load one bucket; repeating the last one does nothing.
 
         Raises:
-            WeightUpdateError: no update is open, names that were not announced or that the model does not have, a
-                tensor that does not fit or was damaged on the way (if the bucket carries digests), or a bucket that
-                was lost. Begin the update again.
+            WeightUpdateError: no update is open, a name was not announced, was sent twice or is unknown to the model,
+                a tensor does not fit or was damaged on the way (if the bucket carries digests), or a bucket was
+                lost. Begin the update again.
         """
         update = self._open_update("load_bucket")
         if bucket.sequence == update.last_sequence:
@@ -209,9 +209,10 @@ class Inference:
         self._paused = False
 
     async def checksums(self) -> dict[str, str]:
-        """sha256 of every weight as the engine computes with it, fused and packed.
+        """Return the sha256 of every weight as the engine computes with it, fused and packed.
 
-        By vLLM's name behind the worker's place (`dp0:pp0:pcp0:tp1:model.norm.weight`), so workers do not collide.
+        The keys are vLLM's names after the worker's place (`dp0:pp0:pcp0:tp1:model.norm.weight`), so that workers do
+        not collide.
         """
         workers = await self._call(lambda llm: llm.collective_rpc("sluice_checksums"))
         return {name: digest for worker in workers for name, digest in worker.items()}
@@ -231,7 +232,7 @@ class Inference:
         )
 
     async def watch(self) -> None:
-        """Wait for the engine's end: raises EngineDeadError if it dies, returns after `shutdown`."""
+        """Wait for the engine's end. Raise EngineDeadError if it dies; return after `shutdown`."""
         await self._result(self._thread.dead)
 
     async def shutdown(self) -> None:
@@ -260,7 +261,10 @@ class Inference:
             raise WeightUpdateError(self._damage) from error
 
     async def _join(self, version: int, membership: dict[str, Any] | None) -> None:
-        """Join the sender on its first bucket, all replicas at the same time; it may change what there is to join."""
+        """Join the sender before its first bucket, and again when a bucket names another group to join.
+
+        All replicas join at the same time.
+        """
         if membership is None or membership == self._membership:
             return
         info = {"membership": membership}
@@ -271,7 +275,7 @@ class Inference:
         return await self._result(self._thread.submit(command))
 
     async def _result(self, future: Future[T]) -> T:
-        """The future's result; when the engine is dead, its cause as EngineDeadError."""
+        """Return the future's result. If the engine is dead, raise EngineDeadError from the cause."""
         try:
             return await asyncio.wrap_future(future)
         except Exception as error:

@@ -1,9 +1,11 @@
-"""Workarounds for vLLM 0.32 on CPU, where a weight reload leaves packed copies of the old weights in use, silently.
+"""Workarounds for vLLM 0.32 on CPU, where a weight reload silently leaves wrong packed weights in use.
 
 Experts of a MoE layer: `UnquantizedFusedMoEMethod._setup_kernel` packs them into the CPU kernel's layout only while
-`moe_kernel` is None, so on a reload the plain layout is copied over the packed one. Forgetting the kernel before the
-reload makes the next load build and pack it again. A head that shares the embedding's weight: nothing is loaded into
-it, so its own packed copy is not made anew; that is done after the reload.
+`moe_kernel` is None, so on a reload the plain layout is copied over the packed one. `forget_packed_experts` removes the
+kernel before the reload, so that loading builds and packs it again.
+
+A head that shares the embedding's weight: nothing is loaded into it, so its own packed copy keeps the old weight.
+`repack_tied_heads` packs it again after the reload.
 
 tests/rollout/engine/test_prepack.py fails when vLLM no longer needs one of them; then delete it, and its one call
 in `rollout.engine.reload`.
@@ -23,10 +25,10 @@ TRIED_WITH = "0.32.0"
 
 
 def forget_packed_experts(modules: Iterable[nn.Module]) -> int:
-    """Make the coming reload pack the experts among `modules` anew. Returns their number; 0 where not on CPU.
+    """Make the coming reload pack the experts among `modules` anew. Return their number; 0 where not on CPU.
 
     Raises:
-        RuntimeError: the model has experts, and this vLLM is not the one that this was tried with.
+        RuntimeError: the model has experts, and this workaround was not tried with this vLLM.
     """
     if not current_platform.is_cpu():
         return 0
@@ -40,10 +42,10 @@ def forget_packed_experts(modules: Iterable[nn.Module]) -> int:
 
 
 def repack_tied_heads(modules: Iterable[nn.Module]) -> int:
-    """Pack the weights of embeddings and heads that an earlier one of `modules` owns. Returns their number.
+    """Pack again the embeddings and heads whose weight an earlier one of `modules` owns. Return their number.
 
     Raises:
-        RuntimeError: there are some, and this vLLM is not the one that this was tried with.
+        RuntimeError: there are some, and this workaround was not tried with this vLLM.
     """
     if not current_platform.is_cpu():
         return 0
@@ -61,7 +63,7 @@ def repack_tied_heads(modules: Iterable[nn.Module]) -> int:
 
 
 def check_version() -> None:
-    """Raise RuntimeError under a vLLM that this was not tried with."""
+    """Raise RuntimeError under a vLLM with which the workarounds were not tried."""
     if not vllm.__version__.startswith(TRIED_WITH):
         raise RuntimeError(
             f"vLLM {vllm.__version__}: reloading packed weights on CPU was tried with {TRIED_WITH} only. Run "

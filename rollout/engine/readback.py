@@ -1,8 +1,8 @@
-"""Digests of weights that vLLM's own checksums can't see: on CPU a linear layer packs its weight and keeps none.
+"""Digests of weights that vLLM's own checksums can't see: on CPU a linear layer keeps only a packed copy of its weight.
 
-`compute_weight_checksums` hashes parameters, and that of a packed layer has no elements; a head tied to the embedding
-has none of its own either. What such a layer computes with is read back through the layer: the identity matrix in, the
-transposed weight out.
+`compute_weight_checksums` hashes parameters. The parameter of a packed layer has no elements, and a head tied to the
+embedding has none of its own. So the weight is read back through the layer: applied to the identity matrix, the layer
+returns its transposed weight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SUFFIX = ".cpu_linear"
 
 
 def packed_digests(model: nn.Module) -> dict[str, str]:
-    """sha256 by module name and suffix; none where vLLM does not run on CPU."""
+    """Return the sha256 of each packed weight by module name and suffix; none where vLLM does not run on CPU."""
     if not current_platform.is_cpu():
         return {}
     return {name + _SUFFIX: digest(weight) for name, weight in _packed_weights(model)}
@@ -29,7 +29,7 @@ def packed_digests(model: nn.Module) -> dict[str, str]:
 
 @torch.inference_mode()
 def _packed_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Transposed, [inputs, outputs] each."""
+    """Yield the name of each packed layer and its transposed weight, [inputs, outputs]."""
     for name, layer in model.named_modules():
         if hasattr(layer, "cpu_linear") and not layer.weight.is_meta:
             yield name, layer.cpu_linear(torch.eye(_inputs(layer), dtype=layer.weight.dtype), layer.weight, None)

@@ -1,9 +1,10 @@
-"""One checkpoint-format reload of a vLLM model, made safe to fail and to repeat.
+"""The reload of a vLLM model from tensors in checkpoint format, made safe to fail and to repeat.
 
 vLLM's layer-wise reload buffers tensors until a layer is complete, then copies the processed layer over the running
-one; a layer that never completes is put back with a log line at most. Here a reload that was cut short is rolled back
-before the next one starts, and what is missing or unknown is an error that lists the names. Runs inside the worker
-process, called by our weight-transfer engines.
+one. At the end a layer without any tensor gets its old weights back, and one with only some is used as it is, each with
+at most a log line. Here missing and unknown weights are an error that lists their names, and the layers that a failed
+reload left incomplete get their old weights back before the next reload starts. This runs in the worker process;
+`rollout.engine.worker.TransferEngine` calls it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rollout.engine.prepack import forget_packed_experts, repack_tied_heads
 
 
 class LoadableModel(Protocol):
-    """A vLLM model: an nn.Module that takes checkpoint tensors and says which of its weights they went to."""
+    """A vLLM model: an nn.Module that takes checkpoint tensors and returns the names of the weights they filled."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]: ...
 
@@ -45,24 +46,24 @@ class Reload:
         self._untouched: set[str] = set()
 
     def begin(self, model: LoadableModel, model_config: ModelConfig) -> None:
-        """Undo a reload that was cut short, and start a new one."""
+        """Give the layers that a failed reload left incomplete their old weights back, and start a new reload."""
         self._roll_back(model, model_config)
         self._checked = set()
-        # Before the reload begins a shared weight (a tied head) is still one parameter, under its first name.
+        # Before the reload begins, a shared weight (a tied head) is still one parameter, under its first name.
         shared_once = {name for name, _ in model.named_parameters()}
         forget_packed_experts(model.modules())
         initialize_layerwise_reload(model)
-        # Parameters that the packing of a layer adds are not there now, and no checkpoint has them.
+        # Parameters that packing adds to a layer are gone now. No checkpoint has them, so they are not expected.
         self._untouched = shared_once & {name for name, _ in model.named_parameters()}
 
     def load(self, model: LoadableModel, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Load some tensors under checkpoint names.
 
-        A name is loaded alone the first time, to see whether the model takes it: vLLM's models skip names they do not
-        know, some without a word.
+        A name is loaded alone the first time, to see whether the model takes it. vLLM's models skip names that they do
+        not know, some without a word.
 
         Raises:
-            ValueError: names that the model does not know, or a shape that does not fit.
+            ValueError: the model does not know a name, or a shape does not fit.
         """
         known = [pair for pair in tensors if pair[0] in self._known_names]
         if known:
@@ -81,9 +82,10 @@ class Reload:
         """Complete the reload.
 
         Raises:
-            ValueError: weights of the model that nothing was loaded into.
+            ValueError: a weight of the model got no tensor, or not all of its parts.
         """
-        # Counting misses what vLLM loads in place (SKIP_LOAD_TENSORS: the router's bias), names miss parts of one.
+        # Names show a weight that got nothing. Counting elements shows one that lacks parts, but misses those that vLLM
+        # loads in place (SKIP_LOAD_TENSORS: the router's bias).
         missing = sorted(self._untouched) or incomplete_layers(model)
         if missing:
             raise ValueError(f"the engine's model got no complete weights for {listed(missing)}")
@@ -101,12 +103,12 @@ class Reload:
 
 
 def incomplete_layers(model: LoadableModel) -> list[str]:
-    """Weights of a model in the middle of a reload that still wait for tensors, as `module (parameters)`."""
+    """Return the weights that still wait for tensors in the middle of a reload, as `module (parameters)`."""
     missing = []
     owned: set[int] = set()
     for name, layer in model.named_modules():
         info = get_layerwise_info(layer)
-        # A weight that an earlier module has too (the router's bias, a tied head) is sent once, for that one.
+        # A weight that an earlier module has too (the router's bias, a tied head) is sent once, for that module.
         own = [parameter for parameter, tensor in _running_weights(layer, info).items() if id(tensor) not in owned]
         owned.update(id(tensor) for tensor in _running_weights(layer, info).values())
         if info.can_load() and not is_deferred_attention_layer(layer) and not _is_complete(layer, info, own):
@@ -117,7 +119,7 @@ def incomplete_layers(model: LoadableModel) -> list[str]:
 
 
 def _running_weights(layer: nn.Module, info: LayerReloadingInfo) -> dict[str, Tensor]:
-    """The parameters that the engine computes with: set aside while the layer waits for tensors."""
+    """Return the parameters that the engine computes with. vLLM sets them aside while the layer waits for tensors."""
     return dict(layer.named_parameters(recurse=False)) if info.kernel_tensors is None else info.kernel_tensors[0]
 
 
@@ -131,7 +133,7 @@ def _is_complete(layer: nn.Module, info: LayerReloadingInfo, own: Sequence[str])
 
 
 def _load_alone(model: LoadableModel, name: str, tensor: Tensor) -> set[str]:
-    """The model's parameters that took it; none when it does not know the name."""
+    """Load one tensor. Return the model's parameters that took it; none when the model does not know the name."""
     try:
         return model.load_weights([(name, tensor)])
     except KeyError:

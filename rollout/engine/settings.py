@@ -1,4 +1,4 @@
-"""What one engine is built from, as plain data: the driver makes it, the engine's process gets it."""
+"""The settings of one engine as plain data, which the driver makes and the engine's process receives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rollout.types import Device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """`load_format` is vLLM's: dummy (random weights, until the first push) or auto (the checkpoint's)."""
+    """All settings of one engine. `load_format` is vLLM's: dummy (random weights until the first push) or auto (the
+    checkpoint's)."""
 
     model_path: str
     dtype: str

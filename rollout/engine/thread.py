@@ -1,12 +1,13 @@
 """A vLLM engine and the one thread that touches it.
 
-The engine core runs in this process (vLLM's in-process LLMEngine) instead of behind AsyncLLM's sockets: it starts in
-3 s instead of 27 s on two cores because nothing is imported twice, one process fewer competes for them, and a step is
-an ordinary call, so what happens before and after it is certain. Pause, weight transfer and caches are vLLM's own
-(`pause_scheduler("keep")`, the worker's start/update/finish_weight_update, weight versions, `reset_prefix_cache`):
-what AsyncLLM's methods of the same names call. With tensor parallelism vLLM spawns its workers from here.
+The engine core runs in this process (vLLM's in-process LLMEngine) instead of behind AsyncLLM's sockets. On two cores
+that starts in 3 s instead of 27 s, because nothing is imported twice, and one process fewer competes for the cores. A
+step is then an ordinary call, so it is certain what happens before and after it. Pause, weight transfer and caches are
+vLLM's own (`pause_scheduler("keep")`, the worker's start/update/finish_weight_update, weight versions,
+`reset_prefix_cache`), and are what AsyncLLM's methods call as well. With tensor parallelism vLLM spawns its workers
+from here.
 
-Everything is done by the engine's thread: it runs queued commands between steps and steps while requests are running.
+The engine's thread does everything: it runs queued commands between steps, and steps while requests are running.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KV_CACHE_GIB = 1.0
-"""Of an engine on CPU whose recipe does not say."""
+"""KV cache of an engine on CPU if the recipe sets none."""
 _FINISH: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
 
 
 class EngineThread:
-    """Owns the engine. Every public method may be called from any thread and returns at once."""
+    """Owns the engine. Every public method may be called from any thread; all but `shutdown` return at once."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.dead: Future[None] = Future()
-        """Fails with what killed the engine; gets a result at an orderly shutdown."""
+        """Fails with the exception that killed the engine; gets a result at an orderly shutdown."""
         self.generated_tokens = 0
         self._settings = settings
         self._commands: queue.SimpleQueue[tuple[Callable[[LLMEngine], Any], Future[Any]]] = queue.SimpleQueue()
@@ -52,7 +53,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
 
     def start(self) -> Future[None]:
-        """Build the engine. The result arrives when it is ready; a failure is that of `dead` as well."""
+        """Build the engine. The future ends when the engine is ready; if building fails, it and `dead` fail."""
         started = self.submit(lambda engine: None)
         self._thread.start()
         return started
@@ -88,7 +89,7 @@ class EngineThread:
         return finished
 
     def abort(self, request_id: str, reason: Exception) -> Future[None]:
-        """Fail a request with `reason`; nothing when it has ended."""
+        """Fail a request with `reason`. Do nothing if it has ended."""
 
         def run(engine: LLMEngine) -> None:
             if request_id in self._requests:
@@ -98,7 +99,7 @@ class EngineThread:
         return self.submit(run)
 
     def pause(self) -> Future[None]:
-        """Stop stepping, keep requests. When done, every token sampled so far has its version and was delivered."""
+        """Stop stepping, keep requests. Afterwards every token sampled so far has its version and is in its request."""
 
         def run(engine: LLMEngine) -> None:
             core = engine_core(engine)
@@ -159,19 +160,19 @@ class EngineThread:
                 if request is not None:
                     _settle(request, completion)
         except Exception as error:
-            # Also when a command stepped: an engine that failed in a step has lost its requests' state.
+            # Close the engine even if a command made the step: a failed step loses the requests' state.
             self._closing = True
             self._end(error)
             raise
 
     def _worker_failed(self) -> None:
-        # Called by vLLM's monitor thread; the engine's own thread may be waiting for that worker or be idle.
+        # vLLM's monitor thread calls this. The engine's own thread may be waiting for that worker or be idle.
         self._end(RuntimeError("a vLLM worker process died"))
         self._closing = True
         self._commands.put((lambda engine: None, Future()))
 
     def _end(self, error: BaseException | None) -> None:
-        """Nobody waits for a dead engine: fail all that is open, once."""
+        """Mark the engine as dead, if it is not yet, and fail all open requests and commands, so that nobody waits."""
         with self._lock:
             if not self.dead.done():
                 self.dead.set_result(None) if error is None else self.dead.set_exception(error)
@@ -243,21 +244,21 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
     if settings.device == "cpu":
         # An explicit size also skips vLLM's profiling run.
         chosen["kv_cache_memory_bytes"] = int((settings.config.kv_cache_gib or KV_CACHE_GIB) * 2**30)
-        # vLLM rewinds the generator of a seeded request whose prompt was only partly computed in a step, and torch's
-        # CPU generators can't be rewound: the engine would die the first time a step is too small for all prompts.
+        # vLLM rewinds the generator of a seeded request whose prompt was only partly computed in a step. torch's CPU
+        # generators can't be rewound, so the engine would die the first time a step is too small for all prompts.
         chosen["enable_chunked_prefill"] = False
     return chosen | settings.config.engine_args
 
 
 def engine_core(engine: LLMEngine) -> EngineCore:
-    """The in-process core. LLMEngine has no pause of its own; AsyncLLM's calls this core's, through a socket."""
+    """Return the in-process core. LLMEngine has no pause itself; AsyncLLM's calls the core's through a socket."""
     return engine.engine_core.engine_core
 
 
 def add_request(
     engine: LLMEngine, request_id: str, prompt: Sequence[int], sampling: SamplingParams, cache_salt: str | None
 ) -> None:
-    """Queue one request. Every sampling parameter is given: nothing comes from a default of the engine or the model."""
+    """Queue one request. Every sampling parameter is given, so that no default of the engine or the model applies."""
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.inputs.engine import tokens_input
     from vllm.sampling_params import RequestOutputKind
@@ -286,7 +287,7 @@ def add_request(
 
 
 def to_completion(output: RequestOutput) -> Completion:
-    """vLLM's final output as ours: spans of weight versions become one version for every token."""
+    """Convert vLLM's final output to ours. Its spans of weight versions become one version for every token."""
     from vllm.logprobs import FlatLogprobs
 
     sampled = output.outputs[0]
@@ -314,7 +315,7 @@ def _release(engine: LLMEngine) -> None:
 
 
 def _settle(future: Future[T], result: T) -> None:
-    # The waiter may have been cancelled, or told of the engine's death, at this very moment.
+    # The future may have been cancelled, or failed by the engine's death, at this very moment.
     with suppress(InvalidStateError):
         future.set_result(result)
 

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's worker processes: our weight-transfer engine, and the worker methods that vLLM lacks.
+"""Code that runs inside vLLM's worker processes: our weight-transfer engine, and worker methods that vLLM lacks.
 
 vLLM imports `WorkerExtension` by name in every worker process (`worker_extension_cls`), also in spawned ones, before
 it builds the transfer engine. So registering the engine here needs no installed entry point.
@@ -32,7 +32,7 @@ BACKEND = "sluice"
 
 @dataclass
 class TransferInit(WeightTransferInitInfo):
-    """Either the transport, once after the engine was built, or what its receiver needs to join a sender."""
+    """Either the transport, once after the engine was built, or the data with which its receiver joins a sender."""
 
     transport: TransportSettings | None = None
     membership: dict[str, Any] | None = None
@@ -107,12 +107,12 @@ class WorkerExtension:
     _weight_update_active: bool
 
     def sluice_abandon_update(self) -> None:
-        """Forget a weight update that was not finished; the next one starts from the layers as they are."""
+        """Make vLLM accept a new weight update after one that was not finished. The layers stay as they are."""
         self._weight_update_active = False
         self.weight_transfer_engine.reset_weight_update_target()
 
     def sluice_checksums(self) -> dict[str, str]:
-        """vLLM's digests of the parameters, and ours of what the CPU's linear layers hold instead of one."""
+        """Return vLLM's digests of the parameters, and ours of the weights that linear layers on CPU hold packed."""
         prefix = self._weight_checksum_prefix()
         packed = packed_digests(self.model_runner.get_model())
         return self.compute_weight_checksums() | {prefix + name: found for name, found in packed.items()}

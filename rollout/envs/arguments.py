@@ -1,4 +1,4 @@
-"""Tools as JSON schemas, and a model's arguments held against them."""
+"""Tools as JSON schemas, and the check of a model's arguments against them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def function_tool(
 
 
 def checked_arguments(call: ToolCall, tools: Collection[ToolSpec]) -> dict[str, Any] | str:
-    """The call's arguments if they are what the tool's schema asks for, else the error text to show the model."""
+    """Return the call's arguments if they fit the tool's schema, or else an error text to show the model."""
     by_name = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     if call.name not in by_name:
         return f"error: unknown tool {call.name!r}; there are {', '.join(sorted(by_name))}"
@@ -49,7 +49,10 @@ def checked_arguments(call: ToolCall, tools: Collection[ToolSpec]) -> dict[str, 
 
 
 def _typed(value: Any, schema: Schema) -> Any:
-    """GLM-4.5 writes strings bare, so that 42 may have been meant as a string; and 1.0 is an integer to JSON."""
+    """Convert a value to the type that the schema asks for, where the value may have been meant so.
+
+    GLM-4.5 writes strings without quotes, so 42 may be meant as a string. To a JSON schema 1.0 is an integer.
+    """
     kind = schema.get("type")
     if kind == "string" and not isinstance(value, str):
         return json.dumps(value)

@@ -1,4 +1,4 @@
-"""What the generated environments share: the vocabulary, split-disjoint sampling, and messages.
+"""Parts that the generated environments share: the vocabulary, sampling in disjoint splits, and messages.
 
 A task's split is decided by the hash of what it asks (never by its seed or index), so train and eval are disjoint by
 construction, for every seed.
@@ -17,7 +17,7 @@ from rollout.types import Message, Split
 ITEMS = ("lamp", "chair", "clock", "candle", "hammer", "kettle", "ladder", "mirror")
 ANIMALS = ("cat", "dog", "horse", "eagle", "tiger", "rabbit", "otter", "camel")
 PLACES = ("attic", "barn", "cellar", "garage", "garden", "kitchen", "library", "office")
-"""Three kinds of words, disjoint: a slot of a question takes one kind, so a small model can tell slots apart."""
+"""Three disjoint kinds of words. No kind goes into two slots of a question, so a small model can tell slots apart."""
 
 Asked = TypeVar("Asked")
 
@@ -31,7 +31,10 @@ def draw(
     seed: int,
     split: Split,
 ) -> tuple[Asked, random.Random]:
-    """Something to ask from `split`, and the generator that chose it. A pure function of its arguments."""
+    """Draw something to ask from `split`. Return it and the random generator that drew it.
+
+    This is a pure function of its arguments.
+    """
     rng = random.Random(f"{environment}/{seed}/{split}/{index}")
     while True:
         asked = sample(rng)
@@ -40,12 +43,12 @@ def draw(
 
 
 def says(content: str, reasoning: str) -> Message:
-    """An assistant message that answers."""
+    """Return an assistant message that answers."""
     return {"role": "assistant", "content": content, "reasoning_content": reasoning}
 
 
 def calls(call: ToolCall, reasoning: str, result: str) -> list[Message]:
-    """An assistant message that calls one tool, and the tool's answer."""
+    """Return an assistant message that calls one tool, and the tool's result."""
     function = {"name": call.name, "arguments": call.arguments}
     spoken = {
         "role": "assistant",

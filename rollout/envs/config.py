@@ -1,4 +1,4 @@
-"""What a recipe's `tasks.sources.N.environment` is."""
+"""A recipe's `tasks.sources.N.environment` sections."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ class EnvironmentSettings(Named):
 
 class PythonSettings(EnvironmentSettings):
     max_observation: int = Field(default=400, ge=1)
-    """Characters of a program's output that the model is shown."""
+    """Maximum number of characters of a program's output that the model is shown."""

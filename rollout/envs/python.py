@@ -1,4 +1,4 @@
-"""Environment `python`: arithmetic and string questions, a `python` tool that runs the model's code in the sandbox.
+"""Environment `python`: arithmetic and string questions, with a tool that runs the model's code in the sandbox.
 
 The final answer is judged by executing a test program on it in the same sandbox (rewards.scorers.code). The oracle is a
 noisy demonstrator: it makes the mistakes below with the stated probabilities, so that a model trained on it succeeds
@@ -23,14 +23,14 @@ from rollout.types import Message, Split, Task
 TOOLS = (function_tool("python", "Run a Python program and return what it prints.", {"code": "string"}),)
 
 P_NO_TOOL = 0.4
-"""The oracle gives up without calling the tool."""
+"""Probability that the oracle gives up without calling the tool."""
 P_NO_ANSWER = 0.4
-"""Otherwise: it runs the right code and gives up on the result."""
+"""Probability that an oracle that runs the right code gives up on the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One kind of question about two words: how it is asked, the program that prints the answer, what it prints."""
+    """A kind of question about two words: its phrasings, the program that prints the answer, and that answer."""
 
     phrasings: tuple[str, ...]
     code: str
@@ -59,7 +59,7 @@ OPERATIONS = {
         lambda a, b: a + b,
     ),
 }
-"""Arithmetic on lengths, and strings; small results, which a small model can learn to copy."""
+"""Arithmetic on lengths, and joining of strings. The results are small, so a small model can learn to copy them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +78,16 @@ class Question:
         return rng.choice(OPERATIONS[self.kind].phrasings).format(a=self.a, b=self.b)
 
     def code(self) -> str:
-        """The program that prints the answer."""
+        """Return the program that prints the answer."""
         return OPERATIONS[self.kind].code.format(a=self.a, b=self.b)
 
     def answer(self) -> str:
-        """What the program prints."""
+        """Return the text that the program prints."""
         return str(OPERATIONS[self.kind].answer(self.a, self.b))
 
 
 class PythonQuestions(EnvironmentSpec):
-    """Where questions come from, how the oracle answers, how an episode is made."""
+    """Generates questions, the oracle's answers and episodes."""
 
     name = "python"
     reward_parts = ("code",)
@@ -109,7 +109,7 @@ class PythonQuestions(EnvironmentSpec):
         )
 
     def demonstrate(self, task: Task, rng: random.Random) -> list[Message]:
-        """The oracle's conversation. Its mistakes are drawn from `rng`; its tool results are what the code prints."""
+        """Return the oracle's conversation. Its mistakes are drawn from `rng`; tool results are the code's output."""
         question = Question(**task.payload["question"])
         if rng.random() < P_NO_TOOL:
             return [*task.messages, says("unknown", "I give up.")]
@@ -124,7 +124,7 @@ class PythonQuestions(EnvironmentSpec):
 
 
 class PythonEpisode(Environment):
-    """One question being answered. The sandbox is shared and not ours to close."""
+    """One question being answered. The sandbox is shared, so `close` leaves it alone."""
 
     tools = TOOLS
 

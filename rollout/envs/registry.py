@@ -13,7 +13,7 @@ ENVIRONMENTS: Registry = {
 
 
 def make_environment(settings: EnvironmentSettings) -> EnvironmentSpec:
-    """The specification of the environment that a task source names.
+    """Make the specification of the environment that a task source names.
 
     Raises:
         ValueError: there is no such environment, or it cannot be imported or made.

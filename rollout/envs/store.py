@@ -1,7 +1,7 @@
 """Environment `store`: a small stateful back end (who is where), judged on its final state (rewards.scorers.state).
 
 The model is asked for a change that may need several calls (read one name, write another). Names that the request does
-not mention must stay as they were. The oracle is a noisy demonstrator, see rollout.envs.registry.python.
+not mention must stay as they were. The oracle is a noisy demonstrator, see rollout.envs.python.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ BYSTANDERS = 2
 """Names in the store that the request does not mention."""
 
 P_FORGET = 0.4
-"""The oracle says it is done before the last call."""
+"""Probability that the oracle says it is done before the last call."""
 P_WRONG_TOOL = 0.4
-"""Otherwise: its last call only reads."""
+"""Probability that an oracle that makes the last call only reads in it."""
 
 PHRASINGS = {
     "set": ("Put {item} in {place}.", "Please put {item} in {place}."),
@@ -53,7 +53,7 @@ class Request:
         return phrasing.format(item=self.item, animal=self.animal, place=self.place)
 
     def plan(self, state: Mapping[str, str]) -> list[ToolCall]:
-        """The calls that fulfil the request."""
+        """Return the calls that fulfil the request."""
         if self.kind == "set":
             return [ToolCall(name="set", arguments={"name": self.item, "place": self.place})]
         if self.kind == "copy":
@@ -63,7 +63,7 @@ class Request:
 
 
 class StoreRequests(EnvironmentSpec):
-    """Where requests come from, how the oracle fulfils them, how an episode is made."""
+    """Generates requests, the oracle's conversations and episodes."""
 
     name = "store"
     reward_parts = ("state",)
@@ -83,7 +83,7 @@ class StoreRequests(EnvironmentSpec):
         )
 
     def demonstrate(self, task: Task, rng: random.Random) -> list[Message]:
-        """The oracle's conversation. Its mistakes are drawn from `rng`; its calls are applied to a real state."""
+        """Return the oracle's conversation. Its mistakes are drawn from `rng`; calls are applied to a real state."""
         state = dict(task.payload["state"])
         plan = Request(**task.payload["request"]).plan(state)
         if rng.random() < P_FORGET:
@@ -122,7 +122,7 @@ class StoreEpisode(Environment):
 
 
 def apply(state: dict[str, str], call: ToolCall) -> str:
-    """Carry out one well-formed call on `state`, in place, and say what happened."""
+    """Carry out one well-formed call on `state`, in place. Return the text that says what happened."""
     name = call.arguments["name"]
     if call.name == "set":
         state[name] = call.arguments["place"]
@@ -142,7 +142,7 @@ def _sample(rng: random.Random) -> Request:
 
 
 def _initial_state(request: Request, rng: random.Random) -> dict[str, str]:
-    """Places of the names that must be there, and of bystanders. A name to be written is not there yet."""
+    """Return places of the names that must be there, and of bystanders. A name to be written is not there yet."""
     others = rng.sample([n for n in (*ITEMS, *ANIMALS) if n not in (request.item, request.animal)], BYSTANDERS)
     needed = {"set": [], "copy": [request.item], "delete": [request.item, request.animal]}[request.kind]
     return {name: rng.choice(PLACES) for name in sorted([*needed, *others])}

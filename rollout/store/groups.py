@@ -1,4 +1,4 @@
-"""Groups as gzipped JSON lines: what a run directory keeps of every step, and a checkpoint of the buffer."""
+"""Groups as gzipped JSON lines. Run directories keep every step's groups in this form, checkpoints the buffer's."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rollout.types import Group, Sample, Span, Task, Trajectory, Turn
 
 
 def encode_groups(groups: Iterable[Group]) -> bytes:
-    """One JSON object a line, gzipped. The same groups give the same bytes. In ASCII, because a policy may write a lone
-    surrogate, which UTF-8 cannot.
+    """Encode groups as gzipped JSON, one object a line. Equal groups give equal bytes.
+
+    The JSON is ASCII, because a policy may write a lone surrogate, which UTF-8 cannot encode.
     """
     lines = "".join(json.dumps(asdict(group)) + "\n" for group in groups)
     return gzip.compress(lines.encode(), compresslevel=3, mtime=0)
 
 
 def decode_groups(content: bytes) -> list[Group]:
-    """The groups that `encode_groups` was given."""
-    # Not splitlines: it also splits at separators that JSON leaves unescaped inside strings.
+    """Return the groups that `encode_groups` was given."""
     return [_group(json.loads(line)) for line in gzip.decompress(content).decode().split("\n") if line]
 
 

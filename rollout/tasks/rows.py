@@ -11,9 +11,9 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def read_rows(dataset: str) -> list[Row]:
-    """All rows of `dataset`: a .jsonl or .parquet path, else a Hugging Face dataset name (its `train` split).
+    """Return all rows of `dataset`: a .jsonl or .parquet path, or else a Hugging Face name (its `train` split).
 
-    Raises ValueError naming the file and line that cannot be read.
+    Raises ValueError for a file that does not exist, and names the line of a .jsonl file that cannot be read.
     """
     if dataset.endswith(".jsonl"):
         return _read_jsonl(_existing(dataset))
@@ -27,7 +27,10 @@ def read_rows(dataset: str) -> list[Row]:
 
 
 def checked_messages(row: Row, where: str) -> list[dict[str, Any]]:
-    """The row's `messages` if they are a non-empty list of chat messages. Raises ValueError naming row and field."""
+    """Return the row's `messages`; one without content gets an empty one.
+
+    Raises ValueError, which names row and field, unless they are a non-empty list of chat messages.
+    """
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: field 'messages' must be a non-empty list, not {messages!r}")
@@ -42,7 +45,8 @@ def checked_messages(row: Row, where: str) -> list[dict[str, Any]]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: inside of JSON strings it would split at U+2028 and its like.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -63,7 +67,11 @@ def _existing(dataset: str) -> Path:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow tables give every object the keys of all others, as nulls: they were never written."""
+    """Drop every key whose value is null, at any depth.
+
+    Arrow tables give each object the keys of all others, with nulls as their values. A null that was written on purpose
+    cannot be told from those, so it is dropped as well.
+    """
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """Tasks by position: a deterministic mixture of generated environments and datasets, in disjoint splits.
 
-`task_stream` is a sequence: task i of a split is always the same, so a ledger needs only its index. Sources are mixed
-by weight in a fixed pattern, without chance: any stretch of the stream has the recipe's proportions.
+`task_stream` returns a sequence. Task i of a split is always the same, so the ledger needs only its index. Sources are
+mixed by weight in a fixed pattern and not at random, so any stretch of the stream has nearly the recipe's proportions.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from rollout.tasks.rows import Row, checked_messages, read_rows
 from rollout.types import Split, Task
 
 PATTERN = 1000
-"""Positions after which the mixture repeats: weights count in thousandths."""
+"""Approximate number of positions after which the mixture repeats. Weights are rounded to thousandths of their sum."""
 EVAL_SEED = 0
-"""The held-out tasks are the same for every run, so that runs with different seeds can be compared."""
+"""The seed of the held-out tasks. It is fixed, so that runs with different seeds can be compared."""
 
 
 def task_stream(config: TasksConfig, split: Split, seed: int) -> TaskStream:
-    """The tasks of a split. `seed` decides what environments generate and the order of a dataset's rows.
+    """Return the tasks of a split. `seed` decides what environments generate and the order of a dataset's rows.
 
     Raises:
-        ValueError: an unknown environment, or a bad dataset; names row and field.
+        ValueError: an environment is unknown, or a dataset is bad. The message names row and field.
     """
     size = config.train_size if split == "train" else config.eval_size
     return TaskStream([_source(s, seed, split) for s in config.sources], _pattern(config.sources), size)
 
 
 class TaskStream(Sequence[Task]):
-    """`len` tasks; made when asked for."""
+    """`size` tasks. Environments generate theirs each time they are asked for."""
 
     def __init__(self, sources: Sequence[_Generated | _Rows], pattern: Sequence[int], size: int) -> None:
         self._sources = sources
@@ -61,12 +61,12 @@ class TaskStream(Sequence[Task]):
         return self._sources[source].task(rank)
 
     def once(self) -> list[Task]:
-        """Every task once, in order: positions at which a dataset begins again are left out."""
+        """Return every task once, in order. Positions at which a dataset begins again are left out."""
         places = [self._place(index) for index in range(self._size)]
         return [self._sources[source].task(rank) for source, rank in places if rank < self._sources[source].distinct]
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The source of a position, and how many of the source's tasks come before it."""
+        """Return the index of a position's source, and the number of that source's tasks before the position."""
         period, place = divmod(index, len(self._pattern))
         source = self._pattern[place]
         return source, period * self._pattern.count(source) + self._rank[place]
@@ -93,7 +93,7 @@ class _Rows:
 
     @property
     def distinct(self) -> float:
-        """How many tasks there are before they come again."""
+        """The number of tasks after which they come again."""
         return len(self.tasks)
 
     def task(self, rank: int) -> Task:
@@ -131,7 +131,10 @@ def _row_task(row: Row, index: int, dataset: str, label: str, spec: EnvironmentS
 
 
 def _pattern(sources: Sequence[TaskSource]) -> list[int]:
-    """Source per place: each source's places lie as evenly as its share allows. Equal weights alternate."""
+    """Return the index of the source for each place.
+
+    Each source's places are spread as evenly as its share allows, so sources of equal weights alternate.
+    """
     total = sum(source.weight for source in sources)
     counts = [max(1, round(PATTERN * source.weight / total)) for source in sources]
     places = [((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count)]

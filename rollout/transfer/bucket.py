@@ -1,8 +1,8 @@
-"""What every weight transport shares: buckets, what they hash to, and what the two ends of a transport do.
+"""Parts that every weight transport shares: buckets, their digests, and the protocols of a transport's two ends.
 
 A *bucket* is a list of full tensors under Hugging Face checkpoint names. A `Sender` in trainer rank 0 turns it into a
-small picklable description (`Bucket`). The description travels to every engine, where a `Receiver` in each worker makes
-tensors of it again.
+small picklable description (`Bucket`). The description travels to every engine, where a `Receiver` in each worker turns
+it into tensors again.
 
 Importing this module needs torch but never vllm: the trainer's processes use it.
 """
@@ -27,32 +27,35 @@ Tensors = Sequence[tuple[str, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """The description of a bucket. A transport derives its own, and adds how a receiver gets at the bytes."""
+    """The description of a bucket. Each transport derives its own, which says how a receiver gets the bytes."""
 
     sequence: int
     """Counts the buckets of a sender from 0."""
     tensors: tuple[WeightSpec, ...]
     digests: tuple[str, ...] = ()
-    """What the tensors must hash to, in the same order; empty when the push is not verified."""
+    """The sha256 of each of `tensors`, in the same order; empty when the push is not verified."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.tensors)
 
     def join(self, replica: int) -> dict[str, Any] | None:
-        """What the receivers of a replica need in order to join the sender before they receive; None: nothing."""
+        """Return the data that a replica's receivers need to join the sender first; None if they need not join."""
         return None
 
 
 class Sender(Protocol):
-    """Rank 0's end of a transport. One bucket travels at a time: send(k+1) needs bucket k loaded everywhere."""
+    """Rank 0's end of a transport. One bucket travels at a time: every engine must have loaded it before the next."""
 
     def send(self, bucket: Tensors, verify: bool = False) -> Bucket:
-        """The description that makes an engine load the bucket; with `verify` it carries digests."""
+        """Return the description that makes an engine load the bucket. With `verify` it carries digests."""
         ...
 
     def abandon(self) -> Exception | None:
-        """A push failed: the last bucket may not be received any more. Returns what failed on this side, if it did."""
+        """Give up a failed push. After that the last bucket may not be received any more.
+
+        Return the exception of this side, if there was one.
+        """
         ...
 
     def close(self) -> None: ...
@@ -62,11 +65,11 @@ class Receiver(Protocol):
     """The end of a transport in one worker of an engine."""
 
     def join(self, membership: dict[str, Any]) -> None:
-        """Join the sender; again when it has made another group."""
+        """Join the sender. It is called again when the sender has made another group."""
         ...
 
     def receive(self, bucket: Any, load: Callable[[list[tuple[str, Tensor]]], None]) -> None:
-        """Hand every tensor of a bucket to `load`, in as many parts as is convenient, on any device."""
+        """Hand every tensor of a bucket to `load`, in any number of parts and on any device."""
         ...
 
     def close(self) -> None: ...
@@ -74,8 +77,10 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SenderPlace:
-    """Where a sender works: for a run and its `replicas` engines of `tensor_parallel` workers each. `address` is where
-    they reach this process."""
+    """The surroundings of a sender: its run, and `replicas` engines of `tensor_parallel` workers each.
+
+    `address` is the address at which the engines reach this process.
+    """
 
     run_id: str
     device: Device
@@ -87,14 +92,14 @@ class SenderPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiverPlace:
-    """Where a receiver works. `parallel_config` is vLLM's, of this worker."""
+    """The surroundings of a receiver. `parallel_config` is vLLM's, of this worker."""
 
     device: torch.device
     parallel_config: Any
 
 
 class Transport(Protocol):
-    """Both ends of a way for weights to travel; made with its settings in each process that has one of the ends."""
+    """A way for weights to travel. It makes both ends, and is made itself in each process that has one of them."""
 
     def __init__(self, settings: TransportSettings) -> None: ...
 
@@ -104,7 +109,7 @@ class Transport(Protocol):
 
 
 def describe(name: str, tensor: Tensor) -> WeightSpec:
-    """Raises ValueError for a dtype that weights do not travel in."""
+    """Return a tensor's name, dtype and shape. Raises ValueError for a dtype that weights do not travel in."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"{name} is {dtype}: weights travel as one of {', '.join(DTYPES)}")
@@ -112,21 +117,21 @@ def describe(name: str, tensor: Tensor) -> WeightSpec:
 
 
 def digest(tensor: Tensor) -> str:
-    """sha256 of the tensor's elements in row-major order, as hex; copies to the CPU what is not there."""
+    """Return the sha256 of the tensor's elements in row-major order, as hex. They are copied to the CPU first."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def digests(bucket: Tensors, verify: bool) -> tuple[str, ...]:
-    """The digests of a bucket for its description; none where the push is not verified."""
+    """Return the digests of a bucket for its description; none where the push is not verified."""
     return tuple(digest(tensor) for _, tensor in bucket) if verify else ()
 
 
 def check_digests(bucket: Bucket, received: Tensors) -> None:
-    """Compare received tensors, any part of the bucket, with what the sender held. Nothing where it sent no digests.
+    """Compare received tensors, any part of the bucket, with the sender's digests. Do nothing if there are none.
 
     Raises:
-        ValueError: a tensor differs: it was damaged, or exchanged with another one, on the way.
+        ValueError: a tensor differs, so it was damaged or exchanged with another one on the way.
     """
     if not bucket.digests:
         return

@@ -20,23 +20,24 @@ class TransportSettings(Named):
 
 class NcclSettings(TransportSettings):
     buffer_mb: float = Field(default=64.0, gt=0)
-    """What tensors are packed into on their way, at each end."""
+    """MiB of each buffer into which tensors are packed on their way, at both ends."""
 
 
 class WeightSyncConfig(StrictModel):
     transport: SerializeAsAny[TransportSettings] = TransportSettings(name=AUTO)
-    """auto: nccl where trainer and engines have GPUs, shm where all sit on one host without."""
+    """auto: nccl where trainer and engines have GPUs, and shm where they run on one host without GPUs."""
     bucket_mb: float = Field(default=64.0, gt=0)
-    """Upper bound of the full (gathered) tensors in flight at once; one larger tensor travels alone."""
+    """Upper bound, in MiB, of the full (gathered) tensors that travel at once; a larger tensor travels alone."""
     cache_policy: Literal["recompute", "keep"] = "recompute"
-    """What running requests do with their KV cache after a push: recompute it under the new weights, or keep it."""
+    """Running requests recompute their KV cache under the new weights after a push, or keep it."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Deadline of one stage of a push, to which seconds_per_gib is added for the bytes that it moves."""
+    """Deadline of one stage of a push, in seconds. seconds_per_gib is added for each GiB that is moved."""
     seconds_per_gib: float = Field(default=10.0, gt=0)
     verify_every: int = Field(default=0, ge=0)
-    """Pushes between verified ones: every worker compares what arrived with the sender's digests, and replicas compare
-    their checksums. The first push of a run, resumed or not, always is verified; 0: no other."""
+    """Steps from one verified push to the next: every worker compares the tensors that arrived with the sender's
+    digests, and the replicas' checksums are compared. The first push of a run, resumed or not, is always verified; 0:
+    only that one."""
 
     def deadline_s(self, moved_bytes: int) -> float:
-        """How long a stage that moves so many bytes may take."""
+        """Return the seconds that a stage which moves so many bytes may take."""
         return self.timeout_s + self.seconds_per_gib * moved_bytes / GIB

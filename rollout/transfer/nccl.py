@@ -1,9 +1,10 @@
 """Weight buckets from trainer rank 0 to GPU engines over NCCL, in the wire format of vLLM's own weight transfer.
 
-Tensors travel as packed chunks (`packed_nccl_broadcast_producer` and `_consumer`), one bucket at a time instead of
-vLLM's whole model at a time, so that the trainer never holds more than a gathered bucket, a copy on its way and what it
-is packed into. Both sides of a broadcast must run at once: `send` starts it on a thread and returns the description
-that makes the engines receive. Not run on GPUs yet; tests/rollout/transfer/test_nccl.py does where it finds two.
+Tensors travel as packed chunks (`packed_nccl_broadcast_producer` and `_consumer`). vLLM broadcasts the whole model at
+once. Here it is one bucket at a time, so that the trainer never holds more than a gathered bucket, the copy that is
+being sent and the buffers that it is packed into. Both sides of a broadcast must run at once, so `send` starts it on a
+thread and returns the description that makes the engines receive. This has not run on GPUs yet;
+tests/rollout/transfer/test_nccl.py runs it where it finds two.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NcclRendezvous:
-    """The sender is rank 0; the workers of the replicas follow, replica by replica."""
+    """The meeting point of a group. The sender is rank 0; the workers of the replicas follow, replica by replica."""
 
     address: str
     port: int
@@ -40,7 +41,7 @@ class NcclRendezvous:
         return 1 + self.replicas * self.tensor_parallel
 
     def first_rank(self, replica: int) -> int:
-        """The rank of a replica's first worker; vLLM adds a worker's own rank to it."""
+        """Return the rank of a replica's first worker. vLLM adds a worker's own rank to it."""
         return 1 + replica * self.tensor_parallel
 
 
@@ -51,7 +52,7 @@ class NcclBucket(Bucket):
     rendezvous: NcclRendezvous
 
     def join(self, replica: int) -> dict[str, Any]:
-        """The fields of vLLM's NCCLWeightTransferInitInfo for the workers of one replica."""
+        """Return the fields of vLLM's NCCLWeightTransferInitInfo for the workers of one replica."""
         return {
             "master_address": self.rendezvous.address,
             "master_port": self.rendezvous.port,
@@ -76,7 +77,7 @@ class Nccl:
 
 
 class NcclReceiver:
-    """One worker of an engine in the sender's group."""
+    """The receiver of one worker of an engine, as a member of the sender's group."""
 
     def __init__(self, place: ReceiverPlace) -> None:
         self._place = place
@@ -84,7 +85,7 @@ class NcclReceiver:
         self._buffer_bytes = self._buffers = 0
 
     def join(self, membership: dict[str, Any]) -> None:
-        """Join the sender's group, in the place of the one before."""
+        """Leave the group so far, if there is one, and join the sender's."""
         from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, worker_init_process_group
 
         self.close()
@@ -116,11 +117,11 @@ class Group(Protocol):
     """Rank 0's end of an open group."""
 
     def broadcast(self, bucket: Tensors) -> None:
-        """Blocks until every engine has received it."""
+        """Block until every engine has received the bucket."""
         ...
 
     def leave(self) -> None:
-        """From any thread, idempotent: ends a broadcast that hangs, too."""
+        """Leave the group, which also ends a broadcast that hangs. Idempotent; any thread may call it."""
         ...
 
 
@@ -159,7 +160,7 @@ class NcclGroup:
 class NcclSender:
     """Rank 0 of a group with every worker of every engine; the first bucket opens it, a failed push replaces it.
 
-    A broadcast that some engine did not take part in leaves a communicator that no later one can use. So `abandon`
+    After a broadcast that some engine did not take part in, no later broadcast can use the communicator. So `abandon`
     aborts it, and the next bucket names another rendezvous, where the engines join anew.
     """
 
@@ -173,16 +174,16 @@ class NcclSender:
         self._sequence = 0
 
     def send(self, bucket: Tensors, verify: bool = False) -> NcclBucket:
-        """Start the broadcast of the bucket, after the one before has ended.
+        """Start the broadcast of the bucket, after waiting for the end of the one before.
 
         Raises:
-            RuntimeError: the one before did not end, although every engine has it.
+            RuntimeError: the one before did not end in time, although every engine has it.
         """
         self._finish()
-        # Copies: the source's tensors are valid until it gathers the next bucket, which goes on beside the broadcast.
+        # Copy the tensors: they are valid only until the source gathers the next bucket, which it does meanwhile.
         own = [(name, tensor.detach().clone()) for name, tensor in bucket]
         if torch.cuda.is_available():
-            # They must be there before the broadcast's own stream reads them.
+            # The copies must be complete before the broadcast's own stream reads them.
             torch.cuda.current_stream().synchronize()
         self._running = self._membership.broadcast(own)
         sent = NcclBucket(
@@ -196,19 +197,22 @@ class NcclSender:
         return sent
 
     def abandon(self) -> Exception | None:
-        """Leave the group, whatever it is doing; the next bucket opens another one."""
+        """Leave the group, whatever it is doing; the next bucket opens another one.
+
+        Return the exception of the last broadcast if that has failed.
+        """
         failed = self._running.exception() if self._running is not None and self._running.done() else None
         self._membership.leave()
         self._membership, self._running = self._new_membership(), None
         return failed if isinstance(failed, Exception) else None
 
     def close(self) -> None:
-        """Leave the group. Idempotent; does not wait for engines that are gone."""
+        """Leave the group, without waiting for engines that are gone. Idempotent."""
         self._membership.leave()
         self._running = None
 
     def _finish(self) -> None:
-        """The engines have loaded what was broadcast last, so its end is not far."""
+        """Wait for the last broadcast to end. Every engine has loaded its bucket, so this does not take long."""
         if self._running is None:
             return
         try:
@@ -231,7 +235,7 @@ class NcclSender:
 
 
 class _Membership:
-    """One group and the one thread that talks to it; leaving it ends both, also while the group is still opening."""
+    """One group and the only thread that uses it. `leave` ends both, even while the group is still opening."""
 
     def __init__(self, rendezvous: NcclRendezvous, open_group: Callable[[NcclRendezvous], Group]) -> None:
         self.rendezvous = rendezvous
@@ -252,7 +256,7 @@ class _Membership:
     def _run(self, bucket: list[tuple[str, Tensor]]) -> None:
         if self._group is None:
             self._group = self._open_group(self.rendezvous)
-        # Seen here or in `leave`, whichever comes second.
+        # `leave` may be called while the group opens. Then whichever comes later, `leave` or this, leaves the group.
         if self._left:
             self._group.leave()
         else:

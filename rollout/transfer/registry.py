@@ -16,11 +16,11 @@ TRANSPORTS: Registry = {
     "shm": Entry("rollout.transfer.shm:Shm"),
     "nccl": Entry("rollout.transfer.nccl:Nccl", "rollout.transfer.config:NcclSettings"),
 }
-"""`auto` is here for its name; `resolve_transport` puts another in its place."""
+"""`auto` is listed only so that a recipe can name it; `resolve_transport` replaces it."""
 
 
 def resolve_transport(sync: WeightSyncConfig, device: Device) -> TransportSettings:
-    """`auto` is nccl where the engines have GPUs and shm where they have none.
+    """Return the settings of the transport to use: `auto` becomes nccl on GPUs, and shm on CPU.
 
     Raises:
         ValueError: nccl without GPUs.
@@ -33,6 +33,6 @@ def resolve_transport(sync: WeightSyncConfig, device: Device) -> TransportSettin
 
 
 def make_transport(settings: TransportSettings) -> Transport:
-    """The transport that `resolve_transport` chose, in the process of one of its ends."""
+    """Make the transport that `resolve_transport` chose, in a process that has one of its ends."""
     transport: Transport = make(TRANSPORTS, settings.name, settings)
     return transport

@@ -29,10 +29,10 @@ _HEADER = struct.Struct("<QQ")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShmBucket(Bucket):
-    """Where a bucket lies: file descriptor `fd` of process `pid`, which holds `size` bytes.
+    """A bucket in the file with descriptor `fd` of process `pid`, which holds `size` bytes.
 
     The file starts with (`nonce`, `sequence`), so a reader notices a recycled process id, and a segment that the
-    sender has reused too early. `offsets[i]` is where the bytes of `tensors[i]` begin.
+    sender has reused too early. The bytes of `tensors[i]` begin at `offsets[i]`.
     """
 
     pid: int
@@ -89,9 +89,10 @@ class ShmSender:
         for spec in specs:
             offsets.append(end)
             end = _aligned(end + spec.nbytes)
-        os.ftruncate(self._fd, end)
+        if os.fstat(self._fd).st_size < end:  # never shorter: who still reads the old bucket would die of SIGBUS
+            os.ftruncate(self._fd, end)
         with mmap.mmap(self._fd, end) as segment:
-            # The header is first: whoever still reads the bucket before the last one finds it changed.
+            # Write the header first, so that a receiver that still reads the bucket before this one finds it changed.
             segment[: _HEADER.size] = _HEADER.pack(self._nonce, self._sequence)
             for (_, tensor), spec, offset in zip(bucket, specs, offsets, strict=True):
                 _view(segment, spec, offset).copy_(tensor.detach())
@@ -109,7 +110,7 @@ class ShmSender:
         return sent
 
     def abandon(self) -> Exception | None:
-        """Nothing to undo: whoever reads the bucket after the next one was sent is told by its header."""
+        """Do nothing: a receiver that reads the bucket after the next one was sent notices it by the header."""
         return None
 
     def close(self) -> None:
@@ -120,9 +121,9 @@ class ShmSender:
 
 
 def read_bucket(bucket: ShmBucket) -> list[tuple[str, Tensor]]:
-    """Copies of the bucket's tensors, on CPU.
+    """Return copies of the bucket's tensors, on CPU.
 
-    Copies, because vLLM buffers what it was given until a layer is complete, longer than the segment stays unchanged.
+    vLLM buffers tensors until their layer is complete, which is longer than the segment stays unchanged.
 
     Raises:
         RuntimeError: the sender has exited, or has overwritten the bucket.

@@ -14,7 +14,7 @@ from rewards.contracts import Ending
 from rewards.errors import InfrastructureError
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Execution, Outcome, Sandbox
-from rewards.scorers.code import CodeReward, Judge, code_reward
+from rewards.scorers.code import CodeReward, Judge
 from rewards.scorers.config import RewardSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -25,7 +25,10 @@ sandbox_of = functools.cache(Sandbox)
 
 
 def score(tests: str, answer: str | None) -> float:
-    return asyncio.run(code_reward(sandbox_of(LIMITS), tests, answer))
+    async def judged() -> float:
+        return await Judge(sandbox_of(LIMITS))(tests, answer)
+
+    return asyncio.run(judged())
 
 
 def test_answers() -> None:
@@ -59,10 +62,10 @@ def test_broken_tests_are_the_tasks_error() -> None:
 
 
 def test_a_failing_sandbox_is_not_a_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sandbox = sandbox_of(LIMITS)
+    sandbox_of(LIMITS)  # made while bwrap can be found
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InfrastructureError, match="bwrap"):
-        asyncio.run(code_reward(sandbox, FORTY_TWO, "42"))
+        score(FORTY_TWO, "42")
 
 
 def test_the_reward_judges_the_answer_by_the_tasks_tests() -> None:

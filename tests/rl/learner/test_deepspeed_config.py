@@ -43,6 +43,30 @@ def test_overrides_are_merged_key_by_key() -> None:
     assert config["optimizer"]["params"]["torch_adam"] is False, "offloaded states need DeepSpeed's own kernel"
 
 
+def test_communication_overlaps_on_gpus_only() -> None:
+    assert build(GLM, device="cuda")["zero_optimization"] == {
+        "stage": 3,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+    }
+    assert build(GLM, device="cpu")["zero_optimization"]["overlap_comm"] is False
+    assert build(GLM)["optimizer"]["params"]["torch_adam"] is True, "needs no compiler on the machine"
+
+
+def test_parameters_and_experts_may_be_offloaded() -> None:
+    override = {"zero_optimization": {"offload_param": {"device": "cpu"}}}
+    config = build(GLM, deepspeed=override)
+    assert config["zero_optimization"] == build(GLM)["zero_optimization"] | override["zero_optimization"]
+    assert config["expert_parallel"] == build(GLM)["expert_parallel"]
+    assert config["optimizer"] == build(GLM)["optimizer"], "the optimizer's states stay where they are"
+
+
+@pytest.mark.parametrize("section", ["zero_optimization", "bf16", "optimizer"])
+def test_an_empty_section_is_judged_like_its_keys(section: str) -> None:
+    with pytest.raises(ValueError, match=f"trainer.deepspeed.{section} is set by"):
+        build(GLM, deepspeed={section: {}})
+
+
 @pytest.mark.parametrize(
     ("override", "owner"),
     [

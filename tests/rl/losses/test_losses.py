@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl.batch.micro_batch import PackedBatch, SftRow, TrainRow, filler
+from rl.batch.micro_batch import SftRow, TrainRow, filler
 from rl.batch.packing import pack
 from rl.batch.tensors import BatchTensors, TokenLoss, to_tensors
 from rl.corrections.config import CorrectionSettings
@@ -33,7 +33,6 @@ def tensors(mask: list[float], advantages: list[float], behaviour: list[float], 
     return BatchTensors(
         input_ids=zeros,
         position_ids=torch.arange(n),
-        cu_seqlens=torch.tensor([0, n], dtype=torch.int32),
         labels=zeros,
         loss_mask=torch.tensor(mask, dtype=torch.float32),
         weights=torch.tensor(mask, dtype=torch.float32),
@@ -142,7 +141,7 @@ def test_a_filler_has_no_weight_but_keeps_the_graph() -> None:
 def test_to_tensors_keeps_names_types_and_values() -> None:
     [[packed]] = pack([SftRow(token_ids=(4, 5, 6), loss_mask=(0, 1, 1))], ranks=1, token_budget=8)
     batch = to_tensors(packed, "cpu")
-    for name in PackedBatch.__slots__:
+    for name in BatchTensors.__slots__:
         array, tensor = getattr(packed, name), getattr(batch, name)
         assert tensor.numpy().dtype == array.dtype
         np.testing.assert_array_equal(tensor.numpy(), array)

@@ -68,6 +68,7 @@ def test_an_earlier_run_needs_resume(tmp_path: Path) -> None:
     with RunDir.open(tmp_path / "run", resume="auto", run_id="r2") as run:
         assert run.resumed
         assert run.previous_run_id == "r1"
+        (run.checkpoints / "step-000001").mkdir()
     with RunDir.open(tmp_path / "run", resume="must", run_id="r3") as run:
         assert run.previous_run_id == "r2"
 
@@ -83,10 +84,14 @@ def test_a_directory_in_which_nothing_started_is_taken_away_and_one_with_an_earl
     assert (tmp_path / "run").exists()
 
 
-def test_resume_must_needs_an_earlier_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="resume=must, but"):
+def test_resume_must_needs_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"resume=must, but .* holds no checkpoint"):
         RunDir.open(tmp_path / "run", resume="must", run_id="r1")
     assert not (tmp_path / "run").exists()
+    with RunDir.open(tmp_path / "run", resume="never", run_id="r1") as run:
+        (run.checkpoints / ".step-000001.partial").mkdir()
+    with pytest.raises(ValueError, match=r"resume=must, but .* holds no checkpoint"):
+        RunDir.open(tmp_path / "run", resume="must", run_id="r2")
 
 
 def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_the_closure_of_the_stage_has_what_it_runs_and_no_loss_of_another_stage(
     assert not {"rl/losses/clipped.py", "rl/losses/registry.py", "rl/config.py", "rl/run.py"} & names
 
 
+def test_a_closure_follows_relative_imports_of_a_users_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "mine"
+    (package / "below").mkdir(parents=True)
+    (package / "__init__.py").write_text("from . import other\n", encoding="utf-8")
+    (package / "other.py").write_text("from .below.deep import x\n", encoding="utf-8")
+    (package / "below" / "deep.py").write_text("from .. import again\nx = 1\n", encoding="utf-8")
+    (package / "again.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {str(path.relative_to(package)) for path in import_closure(["mine"])}
+    assert names == {"__init__.py", "other.py", "below/deep.py", "again.py"}
+
+
 def test_a_closure_follows_imports_within_the_package_of_what_is_named(tmp_path: Path) -> None:
     (tmp_path / "entry.py").write_text("import json\nfrom rewards.errors import listed\n", encoding="utf-8")
     assert import_closure([str(tmp_path / "entry.py")]) == sorted(

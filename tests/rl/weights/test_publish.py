@@ -112,6 +112,7 @@ def test_replicas_that_differ_are_named() -> None:
     engines = Engines(checksums=({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}))
     with pytest.raises(PublishError, match="engine 1 differs from engine 0 in b, c"):
         publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+    assert "resume" not in engines.stages(), "one of them would sample under a version that it does not have"
 
 
 def test_what_failed_at_the_senders_end_is_told_with_what_the_engines_said() -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rollout.buffer.buffer import FAILURE_MINIMUM, MAX_FAILURES, Buffer, BufferState, TooManyFailures
+from rollout.buffer.buffer import FAILURE_MINIMUM, FAILURE_WINDOW, MAX_FAILURES, Buffer, BufferState, TooManyFailures
 from rollout.store.groups import decode_groups, encode_groups
 from rollout.types import OBSERVED, Group, Sample, Task, Trajectory
 
@@ -190,6 +190,21 @@ def test_the_circuit_breaker_names_share_limit_and_last_error() -> None:
         TooManyFailures, match=r"11 of the last 20 .*\(rollout.failure_share_limit is 0.5\).*sandbox is gone"
     ):
         buffer.take(0)
+
+
+def test_the_circuit_breaker_forgets_an_outage_that_is_over() -> None:
+    buffer = make(staleness=0, step=2 * FAILURE_WINDOW, limit=0.6, count=2 * FAILURE_WINDOW)
+    buffer.published(0)
+    issued = issue_all(buffer)
+    outage, later = issued[: FAILURE_WINDOW // 2], issued[FAILURE_WINDOW // 2 :]
+    for issue in outage:
+        buffer.put(group(*issue, failed=True))  # two members each: the whole window
+    with pytest.raises(TooManyFailures, match=f"{FAILURE_WINDOW} of the last {FAILURE_WINDOW}"):
+        buffer.take(0)
+    for issue in later[: FAILURE_WINDOW // 2]:
+        buffer.put(group(*issue, 0))  # every second member failed: below the limit
+    assert buffer.take(0) is None
+    assert FAILURE_MINIMUM < FAILURE_WINDOW
 
 
 def test_tasks_wrap_around_in_a_new_order_each_epoch() -> None:

@@ -21,7 +21,7 @@ from rollout.engine.arguments import check_engine_args, set_vllm_environment
         ("hf_overrides", "config.json"),
         ("enable_expert_parallel", "every expert"),
         ("pipeline_parallel_size", "every layer"),
-        ("max_num_seq", "did you mean max_num_seqs"),
+        ("max_num_seq", "did you mean 'max_num_seqs'"),
     ],
 )
 def test_refused_arguments_name_the_fix(argument: str, says: str) -> None:
@@ -41,6 +41,21 @@ def test_threads_are_set_on_cpu_only() -> None:
     gpu: dict[str, str] = {}
     set_vllm_environment(gpu, "cuda", 3, eager=True)
     assert "OMP_NUM_THREADS" not in gpu and "TORCH_COMPILE_DISABLE" not in gpu
+    assert cpu["TORCH_COMPILE_DISABLE"] == "1"
+    for environment in (cpu, gpu):
+        assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_an_engine_that_compiles_may_do_so_on_cpu_too() -> None:
+    environment: dict[str, str] = {}
+    set_vllm_environment(environment, "cpu", 1, eager=False)
+    assert "TORCH_COMPILE_DISABLE" not in environment and environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_log_level_that_is_set_already_stays() -> None:
+    environment = {"VLLM_LOGGING_LEVEL": "DEBUG"}
+    set_vllm_environment(environment, "cpu", 1, eager=True)
+    assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"
 
 
 def test_the_engine_module_is_light_until_an_engine_starts() -> None:

@@ -87,6 +87,17 @@ def test_parquet_rows_become_tasks(tmp_path: Path) -> None:
     assert task.messages[0] == {"role": "user", "content": f"task {task.payload['n']}"}
 
 
+def test_a_row_ends_at_a_newline_and_at_no_other_separator(tmp_path: Path) -> None:
+    # U+2028 and U+0085 may stand unescaped in a JSON string, and str.splitlines splits at both.
+    contents = [f"task\u2028{i}\x85." for i in range(80)]
+    rows = [row(i) | {"messages": [{"role": "user", "content": content}]} for i, content in enumerate(contents)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    stream = task_stream(dataset(str(path)), "train", 0)
+    assert {task.messages[0]["content"] for task in stream} < set(contents)
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
