@@ -21,6 +21,8 @@ from rollout.envs.registry import make_environment
 from rollout.tasks.config import TaskSource
 
 if TYPE_CHECKING:
+    import pytest
+
     from rollout.chat.glm45 import Glm45
 
 MODEL = REPOSITORY / "recipes" / "models" / "tiny-glm4-moe"
@@ -60,3 +62,12 @@ def recipe_of(folder: Path, sections: dict[str, Any], *overrides: str) -> Recipe
     path = folder / "recipe.yaml"
     path.write_text(marked_yaml.dump(sections), encoding="utf-8")
     return load_recipe(path, overrides)
+
+
+def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an executable script into `folder`, which then comes first on PATH."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(script, encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")

@@ -67,9 +67,10 @@ class HfCheckpoint:
         missing = needed.keys() - self._file_of.keys()
         spare = self._file_of.keys() - needed.keys() - set(optional)
         unknown = [name for name in spare if not any(re.search(pattern, name) for pattern in ignored)]
-        if missing or unknown:
-            what = "lacks" if missing else "holds tensors that the model has no place for:"
-            raise ValueError(f"{self._directory} {what} {listed(missing or unknown)}")
+        problems = [f"lacks {listed(missing)}"] if missing else []
+        problems += [f"holds tensors that the model has no place for: {listed(unknown)}"] if unknown else []
+        if problems:
+            raise ValueError(f"{self._directory} {' and '.join(problems)}")
         for name, part in needed.items():
             shape = self._file_of[name].get_slice(name).get_shape()
             if shape != list(part.shape):

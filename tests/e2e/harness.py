@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+from safetensors.torch import load_file
 
 from rl.driver.processes import kill_run, processes_of_run, resource_prefix
 from rl.observe.metrics_log import read_metrics
@@ -146,6 +148,11 @@ def launch(directory: Path, cache: Path, *overrides: str, recipe: str = QUICKSTA
     """Run to the end."""
     with launched(directory, cache, *overrides, recipe=recipe) as run:
         return run.finish()
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of an exported model, by name."""
+    return {name: tensor for file in sorted(model.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def in_the_loop(run: Launched) -> None:

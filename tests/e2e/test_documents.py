@@ -62,8 +62,9 @@ def test_every_command_is_run_here_or_elsewhere() -> None:
 
 @pytest.mark.parametrize("command", SHORT)
 def test_a_command_does_what_it_says(command: str, tmp_path: Path, quickstart: Run, cold_start_cache: Path) -> None:
-    shutil.copytree(quickstart.directory, tmp_path / "quickstart")
     added, printed = SHORT[command]
+    if "{temp}/quickstart" in added:
+        shutil.copytree(quickstart.directory, tmp_path / "quickstart")
     words = shlex.split(f"{command} {added.format(temp=tmp_path, cache=cold_start_cache)}")
     settings = dict(word.split("=", 1) for word in words if re.fullmatch(r"[A-Z_]+=\S+", word))
     environment = os.environ | {"SLUICE_VENV": sys.prefix} | settings

@@ -22,7 +22,7 @@ from rl.observe.metrics_log import read_metrics
 from rl.paths import REPOSITORY
 from rl.rundir.directory import read_groups
 from rollout.types import Group, Trajectory
-from tests.e2e.harness import QUICKSTART, Run, launch
+from tests.e2e.harness import QUICKSTART, Run, launch, weights_of
 from tests.support import glm45
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -144,7 +144,7 @@ def test_the_transport_carries_every_push(extended: Extended) -> None:
     buckets, rest = divmod(len(files), STEPS + 1)
     assert buckets > 1 and rest == 0
     pushed = {name: tensor for file in files[-buckets:] for name, tensor in load_file(file).items()}
-    exported = weights(Path(extended.run.summary["hf_export"]))
+    exported = weights_of(Path(extended.run.summary["hf_export"]))
     assert pushed.keys() == exported.keys()
     assert all(torch.equal(pushed[name], exported[name]) for name in exported)
     assert extended.run.summary["mismatch_logprob_abs_mean"] < 1e-5
@@ -170,7 +170,3 @@ def discounted(t: Trajectory) -> list[float]:
     for turn in reversed(t.turns):
         values.insert(0, (turn.reward or 0.0) + DECAY * (values[0] if values else 0.0))
     return values
-
-
-def weights(model: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(model.glob("*.safetensors")) for name, tensor in load_file(file).items()}

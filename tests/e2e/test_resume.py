@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from rl.observe.metrics_log import read_metrics
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import read_groups
 from rl.rundir.runstate import read_buffer
-from tests.e2e.harness import check_end, in_the_loop, launch, launched
+from tests.e2e.harness import check_end, in_the_loop, launch, launched, weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -70,9 +69,9 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
         broken = check_end(run, 1, "engine-0", "logs/engine-0.log").summary
     assert broken["steps"] == 2 and broken["checkpoint"].endswith("step-000002")
     assert broken["eval_success_after"] is None
-    trained = weights(Path(broken["hf_export"]))
+    trained = weights_of(Path(broken["hf_export"]))
     for start in cold_start_cache.glob("sft-*"):
-        assert any(not torch.equal(trained[name], tensor) for name, tensor in weights(start).items())
+        assert any(not torch.equal(trained[name], tensor) for name, tensor in weights_of(start).items())
 
     finished = launch(directory, cold_start_cache, "run.steps=2", "resume=auto", *overrides)
     assert finished.code == 0, finished.output[-3000:]
@@ -91,14 +90,10 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
     more = ("run.steps=8", "resume=auto", "trainer.optimizer.lr=0", "tasks.eval_size=8")
     second = launch(directory, cold_start_cache, *overrides, *more)
     assert second.code == 0, second.output[-4000:]
-    exported = weights(Path(second.summary["hf_export"]))
+    exported = weights_of(Path(second.summary["hf_export"]))
     assert second.summary["hf_export"] != ended["hf_export"] and exported.keys() == trained.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in trained.items())
     gaps = second.column("mismatch/logprob_abs_mean")
     assert len(gaps) >= 5
     assert max(gaps) < 2e-6, f"the engine/trainer gap does not stay flat over pushes: {gaps}"
     assert second.summary["eval_success_before"] == ended["eval_success_before"]
-
-
-def weights(model: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(model.glob("*.safetensors")) for name, tensor in load_file(file).items()}

@@ -14,9 +14,9 @@ import pytest
 
 from rl.cli import TRAIN, VERBS, main
 from rl.exitcodes import DONE, FAILED, NOTHING_STARTED, STALLED
+from rl.paths import REPOSITORY
 from rl.recipe.machine import environment_error
 
-REPOSITORY = Path(__file__).parents[2]
 CLUSTER = str(REPOSITORY / "recipes" / "agent_rl.yaml")
 
 

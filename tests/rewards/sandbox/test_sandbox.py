@@ -20,12 +20,12 @@ import uvloop
 from rewards.sandbox import bubblewrap
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Execution, Outcome, Sandbox, queued_s
+from rl.paths import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
-ROOT = Path(__file__).parents[3]
 LIMITS = SandboxConfig(wall_s=20.0, cpu_s=2, memory_mb=96, processes=12, file_mb=1, output_kb=16)
-
+HOST = [sys.executable, "-m", "tests.rewards.sandbox.sandbox_hosts"]
 
 sandbox_of = functools.cache(Sandbox)
 
@@ -120,7 +120,7 @@ for family, address in ((socket.AF_INET, ("1.1.1.1", 53)), (socket.AF_INET, ("12
 def test_the_filesystem_is_hidden_and_read_only() -> None:
     code = f"""
 import os, sys
-hidden = [{str(ROOT)!r}, "/home", "/etc/passwd", "/root/.ssh", "/var", "/sys", "/run", {sys.prefix!r}]
+hidden = [{str(REPOSITORY)!r}, "/home", "/etc/passwd", "/root/.ssh", "/var", "/sys", "/run", {sys.prefix!r}]
 assert not [p for p in hidden if os.path.exists(p)], [p for p in hidden if os.path.exists(p)]
 for path in ("/x", "/usr/x", "/dev/x", os.path.join(sys.base_prefix, "x"), "/proc/sys/kernel/hostname"):
     try:
@@ -178,29 +178,15 @@ def test_a_second_cancellation_while_the_first_is_served(
 def test_this_process_is_never_forked() -> None:
     """A fork copies the locks that other threads hold at that moment, and nobody releases the copies: a worker once
     waited for ever."""
-    script = """
-import asyncio, ctypes, os, uvloop
-from rewards.sandbox.config import SandboxConfig
-from rewards.sandbox.sandbox import Sandbox
-forks = []
-before_fork = ctypes.CFUNCTYPE(None)(lambda: forks.append(1))
-assert ctypes.CDLL(None).__register_atfork(before_fork, None, None, None) == 0
-for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
-    with asyncio.Runner(loop_factory=factory) as runner:
-        print(runner.run(Sandbox(SandboxConfig()).run("print(6 * 7)")).stdout.strip())
-print(len(forks))
-if os.fork() == 0:
-    os._exit(0)
-print(len(forks))
-"""
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    command = [*HOST, "forks"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert shown.stdout.split() == ["42", "42", "0", "1"]
 
 
 @pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_no_descriptor_of_the_host_leaks(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """This holds under uvloop, too, which Ray's actors use and which does not close inheritable descriptors."""
-    leaky = os.open(ROOT / "pyproject.toml", os.O_RDONLY)
+    leaky = os.open(REPOSITORY / "pyproject.toml", os.O_RDONLY)
     os.set_inheritable(leaky, True)
     code = """
 import os
@@ -422,12 +408,7 @@ def test_cancellation_kills_the_tree_and_propagates() -> None:
 
 def test_a_killed_host_takes_its_sandboxes_with_it() -> None:
     marker = uuid.uuid4().hex
-    program = (
-        "import asyncio, sys\n"
-        "from rewards.sandbox.config import SandboxConfig\nfrom rewards.sandbox.sandbox import Sandbox\n"
-        "asyncio.run(Sandbox(SandboxConfig(wall_s=300)).run(sys.stdin.read()))"
-    )
-    host = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=ROOT, text=True)
+    host = subprocess.Popen([*HOST, "long"], stdin=subprocess.PIPE, cwd=REPOSITORY, text=True)
     assert host.stdin is not None
     host.stdin.write(respawn_with(marker) + "\ntime.sleep(600)")
     host.stdin.close()

@@ -16,20 +16,9 @@ from pathlib import Path
 import pytest
 
 from rewards.sandbox import bubblewrap
+from rl.paths import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
-
-ROOT = Path(__file__).parents[3]
-AS_USER = """
-import asyncio, os, sys
-from rewards.sandbox.config import SandboxConfig
-from rewards.sandbox.sandbox import Sandbox
-sys.base_prefix = sys.argv[1]
-if os.geteuid() == 0:
-    os.setgroups([]), os.setgid(12345), os.setuid(12345)
-result = asyncio.run(Sandbox(SandboxConfig()).run(sys.stdin.read()))
-print(result.stdout, result.stderr, result.outcome)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +44,12 @@ def prefix() -> Iterator[Path]:
 
 def run_as_user(code: str, prefix: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", AS_USER, str(prefix)], input=code, capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-m", "tests.rewards.sandbox.sandbox_hosts", "as_user", str(prefix)],
+        input=code,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

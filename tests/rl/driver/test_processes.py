@@ -27,6 +27,7 @@ from rl.driver.processes import (
     sweep_files,
 )
 from rl.paths import REPOSITORY
+from tests.rl.driver.guarded_drivers import TREE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -87,7 +88,7 @@ def test_nothing_survives_however_the_driver_ends(
 ) -> None:
     runs.append(run := GuardedRun(tmp_path, driver))
     assert run.guardian.wait(60) == code
-    assert len(run.tree()) == 4
+    assert len(run.tree()) == TREE
     assert run.survivors() == []
 
 
@@ -165,7 +166,7 @@ def test_the_next_start_finds_what_a_double_kill_left(tmp_path: Path, runs: list
     run.guardian.kill()
     os.kill(run.driver, signal.SIGKILL)
     run.guardian.wait(60)
-    assert len([pid for pid in run.tree() if _lives(pid)]) == 4
+    assert len([pid for pid in run.tree() if _lives(pid)]) == TREE
     assert {process.pid for process in processes_of_run(run.run_id)} >= set(run.tree())
     assert kill_run(run.run_id, grace_s=0.2) == []
     assert [pid for pid in run.tree() if _lives(pid)] == []

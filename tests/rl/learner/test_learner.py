@@ -85,9 +85,10 @@ def test_a_second_step_agrees_over_ranks_and_packings(kind, results: Results) ->
 
 
 def test_expert_load_counts_every_token(results: Results) -> None:
-    """All tokens of the skewed model go to 4 of 8 experts, so the largest load is at least twice the mean."""
+    """All tokens of the skewed model go to 4 of 8 experts, so the largest load is at least twice the mean. An expert
+    can get every token, and the mean expert gets 2 of 8 of them, so it is at most four times the mean."""
     (case,) = [case for case in CASES[2] if case[0] == "glm-skewed"]
-    assert results[2][0][case]["stats"]["moe/load_max_over_mean"] >= 2.0
+    assert 2.0 <= results[2][0][case]["stats"]["moe/load_max_over_mean"] <= 4.0
 
 
 @pytest.mark.parametrize(("world", "case"), EVERY_CASE)
@@ -177,5 +178,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(models: Path) -> None:
 
 
 def test_no_rank_compiles_an_extension(results: Results, models: Path) -> None:
-    for log in models.glob("world*/log-*.txt"):
+    logs = list(models.glob("world*/log-*.txt"))
+    assert len(logs) == sum(results)
+    for log in logs:
         assert "built successfully" not in log.read_text()

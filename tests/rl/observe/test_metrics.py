@@ -12,8 +12,7 @@ from rl.config import Recipe
 from rl.observe.bottleneck import BOTTLENECKS, bottleneck
 from rl.observe.metrics import REGISTRY, check_names, docs_page, metric_for
 from rl.observe.metrics_log import MetricsLog, read_metrics
-
-REPOSITORY = Path(__file__).parents[3]
+from rl.paths import REPOSITORY
 
 
 def test_the_docs_page_is_the_generated_one() -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from rl.advantages.config import GrpoSettings, ReinforceSettings
 from rl.losses.config import ClippedSettings, LossSettings
+from rl.paths import REPOSITORY
 from rl.recipe.load import RecipeError, load_recipe
 from rl.recipe.resolved import derived, resolved_text, save_resolved
 
-REPOSITORY = Path(__file__).parents[3]
 SMALL = """\
 model:
   path: owner/name

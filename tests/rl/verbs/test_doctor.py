@@ -12,15 +12,13 @@ import pytest
 
 from rl.recipe.machine import chosen_device, cpu_count, environment_error, gpu_names, sandbox_error
 from rl.verbs.doctor import doctor, lock_differences, wanted_pins
+from tests.support import program
 
 TWO_GPUS = "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-a)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-b)'\n"
 
 
-def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = folder / name
-    path.write_text(script, encoding="utf-8")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+@pytest.fixture(autouse=True)
+def no_gpu_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -83,16 +81,19 @@ def test_lock_differences_name_both_versions() -> None:
     ]
 
 
-def test_on_cpus_either_build_of_torch_will_do(tmp_path: Path) -> None:
-    base = metadata.version("torch").partition("+")[0]
-    pins = {"cpu.txt": "six==1\n", "gpu.txt": "six==2\n", "torch.txt": f"nvidia-x==1\ntorch=={base}\n"}
+def test_on_cpus_either_build_of_torch_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = {"cpu.txt": "six==1\n", "gpu.txt": "six==2\n", "torch.txt": "nvidia-x==1\ntorch==9.9\n"}
     for name, text in pins.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     assert wanted_pins("cuda", tmp_path) == {"six": "2"}
-    if metadata.version("torch") == f"{base}+cpu":
-        assert wanted_pins("cpu", tmp_path) == {"six": "1", "torch": f"{base}+cpu"}
-    (tmp_path / "torch.txt").write_text("nvidia-x==1\ntorch==0.1\n", encoding="utf-8")
-    assert wanted_pins("cpu", tmp_path) == {"six": "1", "nvidia-x": "1", "torch": "0.1"}
+    ordinary = {"six": "1", "nvidia-x": "1", "torch": "9.9"}
+    for installed, wanted in (
+        ("9.9+cpu", {"six": "1", "torch": "9.9+cpu"}),
+        ("9.9", ordinary),
+        ("9.8+cpu", ordinary),
+    ):
+        monkeypatch.setattr(metadata, "version", {"torch": installed}.__getitem__)
+        assert wanted_pins("cpu", tmp_path) == wanted
 
 
 def test_a_machine_says_what_it_is(

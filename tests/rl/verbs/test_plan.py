@@ -10,11 +10,11 @@ import pytest
 from rl.config import Recipe
 from rl.families.family import ModelSize
 from rl.families.glm4_moe import GLM_45, GLM_45_AIR
+from rl.paths import REPOSITORY
 from rl.recipe.hardware import Wants, missing_hardware, resolve_device, wants
 from rl.recipe.load import load_recipe
 from rl.verbs.plan import describe, model_size
 
-REPOSITORY = Path(__file__).parents[3]
 CLUSTER = REPOSITORY / "recipes" / "agent_rl.yaml"
 QUICKSTART = REPOSITORY / "recipes" / "quickstart.yaml"
 SHRUNK = (

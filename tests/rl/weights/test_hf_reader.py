@@ -80,12 +80,25 @@ def put(name: str, tensor: Tensor):
     return lambda tensors: tensors.update({name: tensor})
 
 
+def rename(old: str, new: str):
+    return lambda tensors: tensors.update({new: tensors.pop(old)})
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    tensors = other.state_dict()
+    return all(torch.equal(tensor, tensors[name]) for name, tensor in one.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (drop("model.layers.1.mlp.experts.7.up_proj.weight"), "lacks model.layers.1.mlp.experts.7.up_proj.weight"),
         (drop("model.layers.1.mlp.gate.e_score_correction_bias"), "lacks .*e_score_correction_bias"),
         (put("model.layers.1.extra.weight", torch.zeros(2)), "no place for: model.layers.1.extra.weight"),
+        (
+            rename("model.norm.weight", "norm.weight"),
+            "lacks model.norm.weight and holds tensors that the model has no place for: norm.weight",
+        ),
         (put("model.norm.weight", torch.zeros(3)), r"model.norm.weight in .* is \[3\], the model wants \[64\]"),
     ],
 )
@@ -100,12 +113,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_placed(edi
 def test_tensors_that_the_models_class_leaves_out_are_ignored(saved: Path, tmp_path: Path) -> None:
     """GLM-4.5's checkpoints carry a layer for multi-token prediction (46 in Air, 92 in the large one)."""
     edit = put("model.layers.46.eh_proj.weight", torch.zeros(2))
-    read(edited(saved / "glm", tmp_path / "edited", edit))
+    assert same_weights(read(edited(saved / "glm", tmp_path / "edited", edit)), read(saved / "glm"))
 
 
 def test_rotary_frequencies_in_an_older_checkpoint_are_ignored(saved: Path, tmp_path: Path) -> None:
     edit = put("model.layers.0.self_attn.rotary_emb.inv_freq", torch.zeros(8))
-    read(edited(saved / "llama", tmp_path / "edited", edit))
+    model, plain = read(edited(saved / "llama", tmp_path / "edited", edit)), read(saved / "llama")
+    assert same_weights(model, plain)
+    assert torch.equal(model.model.rotary_emb.inv_freq, plain.model.rotary_emb.inv_freq)
+    assert plain.model.rotary_emb.inv_freq.all()
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

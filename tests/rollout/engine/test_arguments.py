@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from rl.paths import REPOSITORY
 from rollout.engine.arguments import check_engine_args, set_vllm_environment
 
 
@@ -60,7 +60,5 @@ def test_a_log_level_that_is_set_already_stays() -> None:
 
 def test_the_engine_module_is_light_until_an_engine_starts() -> None:
     script = "import sys, rollout.engine.inference; print(sorted({'vllm', 'transformers', 'ray'} & set(sys.modules)))"
-    shown = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
-    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert shown.stdout.strip() == "[]"

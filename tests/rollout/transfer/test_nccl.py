@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl.paths import REPOSITORY
 from rollout.transfer.bucket import ReceiverPlace, SenderPlace, describe, digest
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.nccl import NcclBucket, NcclReceiver, NcclRendezvous, NcclSender
@@ -180,22 +181,6 @@ def test_what_arrives_over_nccl_passes_the_checks_of_every_push(monkeypatch: pyt
         engine_receives("known", torch.ones(2), torch.zeros(2))
 
 
-ENGINE = """
-import asyncio, pickle, sys
-from rollout.engine.inference import Inference
-
-async def serve():
-    engine = await Inference.start(pickle.load(sys.stdin.buffer))
-    while (call := pickle.load(sys.stdin.buffer)) is not None:
-        result = await getattr(engine, call[0])(*call[1:])
-        sys.stdout.buffer.write(pickle.dumps(result))
-        sys.stdout.buffer.flush()
-    await engine.shutdown()
-
-asyncio.run(serve())
-"""
-
-
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -205,11 +190,11 @@ def test_a_push_over_nccl_equals_a_fresh_load(tmp_path: Path) -> None:
     support.make_llama(tmp_path / "llama")
     weights = {name: tensor.cuda(0) for name, tensor in support.checkpoint_weights(tmp_path / "llama").items()}
     with subprocess.Popen(
-        [sys.executable, "-c", ENGINE],
+        [sys.executable, "-m", "tests.rollout.transfer.nccl_engine"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
-        cwd=Path(__file__).parents[3],
+        cwd=REPOSITORY,
     ) as child:
         assert child.stdin is not None and child.stdout is not None
 

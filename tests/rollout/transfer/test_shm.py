@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl.paths import REPOSITORY
 from rollout.transfer.bucket import ReceiverPlace, SenderPlace, check_digests, describe
 from rollout.transfer.config import NcclSettings, TransportSettings, WeightSyncConfig
 from rollout.transfer.registry import make_transport, resolve_transport
@@ -94,20 +94,10 @@ def test_closing_frees_the_memory_and_is_idempotent() -> None:
         sender.send([("w", torch.zeros(8))])
 
 
-SENDER_SCRIPT = """
-import sys, time, torch
-from rollout.transfer.shm import ShmSender
-bucket = ShmSender("test").send([("w", torch.arange(6.0))])
-print(bucket.pid, bucket.fd, bucket.nonce, bucket.size, bucket.offsets[0], "vllm" in sys.modules, flush=True)
-time.sleep(60)
-"""
-
-
 def test_a_killed_sender_leaves_nothing_and_the_receiver_is_told() -> None:
     shared = set(os.listdir("/dev/shm"))
-    with subprocess.Popen(
-        [sys.executable, "-c", SENDER_SCRIPT], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
-    ) as child:
+    command = [sys.executable, "-m", "tests.rollout.transfer.shm_sender"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as child:
         assert child.stdout is not None
         pid, fd, nonce, size, offset, imports_vllm = child.stdout.readline().split()
         assert imports_vllm == "False"
