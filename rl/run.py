@@ -35,7 +35,7 @@ from rollout.types import Group
 
 
 def run(recipe: Recipe, run_id: str) -> int:
-    """Run the driver to its end and return the exit code (rl.driver.drive). The parent is rl.driver.guardian."""
+    """Run the driver to its end and return the exit code (rl.driver.drive). The parent is rl.processes.guardian."""
     return drive(recipe, run_id, train)
 
 

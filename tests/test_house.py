@@ -28,7 +28,7 @@ TIERS: dict[str, list[set[str]]] = {
         {"learner", "losses"},
         {"weights", "advantages", "corrections"},
         {"families", "batch", "observe"},
-        {"rundir"},
+        {"rundir", "processes"},
         {"paths", "exitcodes"},
     ],
     "rollout": [

@@ -20,11 +20,11 @@ import ray
 from ray.actor import ActorHandle
 
 from rl.driver.placement import Place, trainer_places
-from rl.driver.processes import TEMP, resource_prefix
 from rl.driver.specs import TrainerSpec
 from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
 from rl.paths import REPOSITORY
+from rl.processes.tree import TEMP, resource_prefix
 from rollout.actors.buffer import BufferActor
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.actors.worker import WorkerActor, WorkerSpec

@@ -6,7 +6,7 @@ summary.json.
     0          finished
     1          the run failed
     2          nothing was started: the run directory or the hardware does not fit, or no Ray cluster answers
-    75         stalled (rl.driver.watchdog)
+    75         stalled (rl.processes.watchdog)
     130 / 143  SIGINT / SIGTERM
 """
 
@@ -23,15 +23,16 @@ from typing import Any
 from rl.config import Recipe
 from rl.driver.cluster import Cluster, NoCluster
 from rl.driver.health import Diverged
-from rl.driver.processes import kill_run, signal_handlers_kept
 from rl.driver.session import STALE, Session, StepRecord
-from rl.driver.stopping import Stopped
 from rl.driver.waiting import ProcessFailure
-from rl.driver.watchdog import Watchdog
 from rl.exitcodes import NOTHING_STARTED, STALLED
 from rl.observe.console import Console, duration
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
+from rl.processes.signals import signal_handlers_kept
+from rl.processes.stopping import Stopped
+from rl.processes.tree import kill_run
+from rl.processes.watchdog import Watchdog
 from rl.recipe import marked_yaml
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device

@@ -18,10 +18,10 @@ from ray.actor import ActorHandle
 from rl.config import Recipe
 from rl.driver.cluster import Cluster
 from rl.driver.waiting import Calls, Started
-from rl.driver.watchdog import Watchdog
 from rl.observe.console import Console
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
+from rl.processes.watchdog import Watchdog
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress

@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from rl.driver.stopping import StopRequest
+from rl.processes.stopping import StopRequest
 
 POLL_S = 0.5
 PING_S = 2.0

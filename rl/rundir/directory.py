@@ -44,7 +44,7 @@ class RunDir:
     def open(cls, path: Path, *, resume: Resume, run_id: str) -> Self:
         """Create or re-enter `path` and lock it until `close` or the end of the process.
 
-        `run_id` names this process tree (rl.driver.processes); the next run here reads it to look for leftovers.
+        `run_id` names this process tree (rl.processes.tree); the next run here reads it to look for leftovers.
 
         Raises:
             ValueError: it is not a run directory, another run is using it, it holds an earlier run and `resume` is

@@ -22,8 +22,8 @@ def train(argv: Sequence[str]) -> int:
         return NOTHING_STARTED
     if lacking := _lacking(recipe):
         return refuse("\n".join(lacking))
-    from rl.driver.guardian import run_guarded
-    from rl.driver.processes import new_run_id
+    from rl.processes.guardian import run_guarded
+    from rl.processes.tree import new_run_id
 
     run_id = new_run_id()
 

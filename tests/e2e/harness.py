@@ -19,9 +19,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from rl.driver.processes import kill_run, processes_of_run, resource_prefix
 from rl.observe.metrics_log import read_metrics
 from rl.paths import REPOSITORY
+from rl.processes.tree import kill_run, processes_of_run, resource_prefix
 
 QUICKSTART = "recipes/quickstart.yaml"
 DEADLINE_S = 900.0

@@ -8,9 +8,9 @@ import time
 
 import rl.driver.cluster
 from rl.driver.drive import drive
-from rl.driver.guardian import run_guarded
-from rl.driver.processes import new_run_id
 from rl.driver.session import STALE, Session
+from rl.processes.guardian import run_guarded
+from rl.processes.tree import new_run_id
 from rl.recipe.load import load_recipe
 from rl.run import train
 

@@ -16,9 +16,9 @@ import ray
 from rewards.errors import InfrastructureError
 from rl.driver.cluster import Cluster
 from rl.driver.placement import Place
-from rl.driver.processes import kill_run, new_run_id
 from rl.driver.specs import worker_spec
 from rl.driver.waiting import ProcessFailure
+from rl.processes.tree import kill_run, new_run_id
 from rl.recipe.load import load_recipe
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, EngineClient, InferenceActor
 from rollout.actors.process import enter_role

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from rl.driver.processes import RUN_ID_VARIABLE, kill_run, new_run_id, processes_of_run
 from rl.observe.config import WandbConfig
 from rl.observe.tracking import ID_FILE, Tracker, resolve_mode
 from rl.paths import REPOSITORY
+from rl.processes.tree import RUN_ID_VARIABLE, kill_run, new_run_id, processes_of_run
 from tests.rl.observe.wandb_records import records
 
 PROGRAM = [sys.executable, "-m", "tests.rl.observe.tracked_run"]

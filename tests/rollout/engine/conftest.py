@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.driver.processes import new_run_id, resource_prefix, sweep_files
+from rl.processes.tree import new_run_id, resource_prefix, sweep_files
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl.driver.processes import (
+from rl.paths import REPOSITORY
+from rl.processes.signals import signal_handlers_kept
+from rl.processes.tree import (
     RUN_ID_VARIABLE,
     SHARED_MEMORY,
     kill_run,
@@ -23,15 +25,13 @@ from rl.driver.processes import (
     processes_of_run,
     resource_prefix,
     shared_memory_of,
-    signal_handlers_kept,
     sweep_files,
 )
-from rl.paths import REPOSITORY
-from tests.rl.driver.guarded_drivers import TREE
+from tests.rl.processes.guarded_drivers import TREE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-PROGRAM = [sys.executable, "-m", "tests.rl.driver.guarded_drivers"]
+PROGRAM = [sys.executable, "-m", "tests.rl.processes.guarded_drivers"]
 
 
 class GuardedRun:

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl.driver.watchdog import Stall, Watchdog, process_table, role_of
 from rl.exitcodes import STALLED
 from rl.paths import REPOSITORY
+from rl.processes.watchdog import Stall, Watchdog, process_table, role_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 def stall(logs: Path, *python: str, **environment: str) -> tuple[str, str]:
     """Run a driver that stalls. Return what it printed and the stacks that it wrote."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.rl.driver.stalled_driver", str(logs), *python],
+        [sys.executable, "-m", "tests.rl.processes.stalled_driver", str(logs), *python],
         cwd=REPOSITORY,
         env=os.environ | environment,
         capture_output=True,

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from rl.driver.processes import RUN_ID_VARIABLE, TEMP, become_subreaper, die_with_parent, kill_run, resource_prefix
+from rl.processes.tree import RUN_ID_VARIABLE, TEMP, become_subreaper, die_with_parent, kill_run, resource_prefix
 
 SHOW_CURSOR = "\x1b[?25h"
 """The control sequence that shows the cursor. A progress bar hides it, and a killed driver cannot show it again."""

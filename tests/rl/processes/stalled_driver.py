@@ -1,4 +1,4 @@
-"""A driver that stalls and has a worker that stalls: `python -m tests.rl.driver.stalled_driver LOGS [PYTHON]`.
+"""A driver that stalls and has a worker that stalls: `python -m tests.rl.processes.stalled_driver LOGS [PYTHON]`.
 
 PYTHON becomes the driver's `sys.executable`. The test gives one that has no py-spy beside it.
 """
@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from rl.driver.watchdog import Stall, Watchdog
+from rl.processes.watchdog import Stall, Watchdog
 from rollout.actors.process import enter_role
 
 EXIT_AFTER_S = 0.5
@@ -32,7 +32,7 @@ def worker(logs: Path) -> None:
 
 
 def driver(logs: Path) -> None:
-    stuck = subprocess.Popen([sys.executable, "-m", "tests.rl.driver.stalled_driver", "worker", str(logs)])
+    stuck = subprocess.Popen([sys.executable, "-m", "tests.rl.processes.stalled_driver", "worker", str(logs)])
     while not (logs / "up").exists():
         time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""Drivers that end in every way, under a guardian: `python -m tests.rl.driver.guarded_drivers NAME RUN_ID GRACE_S`.
+"""Drivers that end in every way, under a guardian: `python -m tests.rl.processes.guarded_drivers NAME RUN_ID GRACE_S`.
 
 Most of them first start a tree of processes that are hard to end, and append their ids to the file $PIDS.
 """
@@ -16,8 +16,8 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
-from rl.driver.guardian import run_guarded
-from rl.driver.processes import install_signal_handlers
+from rl.processes.guardian import run_guarded
+from rl.processes.signals import install_signal_handlers
 
 TREE = 4
 """Number of processes that `tree` starts."""

@@ -23,8 +23,8 @@ from typing import Self
 
 import psutil
 
-from rl.driver.processes import descendants
 from rl.exitcodes import STALLED
+from rl.processes.tree import descendants
 
 _PY_SPY_S = 20.0
 _SIGNAL_ANSWER_S = 1.0

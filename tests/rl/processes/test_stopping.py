@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rl.driver.stopping import Stopped, StopRequest
+from rl.processes.stopping import Stopped, StopRequest
 
 
 def test_the_first_request_is_raised_by_the_next_check() -> None:
