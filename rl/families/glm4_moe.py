@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from rl.families import experts
-from rl.families.family import Family, ModelSize
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from rl.families.experts import MixtureOfExperts
+from rl.families.family import ModelSize
 
 GLM_45 = ModelSize(parameters=355 * 10**9, layers=92, hidden=5120)
 GLM_45_AIR = ModelSize(parameters=106 * 10**9, layers=46, hidden=4096)
-_ROUTER = {
-    ".mlp.router.gate.weight": ".mlp.gate.weight",
-    ".mlp.router.e_score_correction_bias": ".mlp.gate.e_score_correction_bias",
-}
 
 
-class Glm4Moe(Family):
+class Glm4Moe(MixtureOfExperts):
     """The family `glm4_moe`."""
 
     model_types = ("glm4_moe",)
@@ -28,6 +21,10 @@ class Glm4Moe(Family):
     # group-limited top-k, shared experts.
     autoep_preset = "deepseek_v3"
     float32_router = True
+    router_names: Mapping[str, str] = {
+        ".mlp.router.gate.weight": ".mlp.gate.weight",
+        ".mlp.router.e_score_correction_bias": ".mlp.gate.e_score_correction_bias",
+    }
     # From the GLM-4.5 report (arXiv:2508.06471, table 1), without the multi-token-prediction layer.
     published: Mapping[str, ModelSize] = {
         "zai-org/GLM-4.5": GLM_45,
@@ -44,15 +41,6 @@ class Glm4Moe(Family):
         layers = model_config["num_hidden_layers"]
         extra = range(layers, layers + (model_config.get("num_nextn_predict_layers") or 0))
         return [*super().ignored(model_config), *(rf"^model\.layers\.{layer}\." for layer in extra)]
-
-    def stored_parts(self, model_name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:
-        return experts.stored_parts(model_name, full)
-
-    def checkpoint_name(self, engine_name: str) -> str:
-        return experts.renamed(engine_name, _ROUTER)
-
-    def expert_pattern(self, engine_name: str) -> str | None:
-        return experts.expert_pattern(engine_name)
 
     def exported_config(self, model_config: dict[str, Any]) -> dict[str, Any]:
         """The config without multi-token-prediction layers, which are neither trained nor exported."""
