@@ -74,6 +74,13 @@ def test_counts_of_groups_that_leave_the_loss() -> None:
     assert counts == {"rollout/groups_unusable": 0.5, "rollout/groups_zero_variance": 0.25}
 
 
+def test_a_group_with_two_members_left_is_usable_however_many_failed() -> None:
+    rows, counts = train_rows([group(1.0, 0.0, FAILED, FAILED)], PLAIN, TOKEN)
+    assert advantages(rows) == [[0.5, 0.5], [-0.5, -0.5]]
+    assert counts == {"rollout/groups_unusable": 0.0, "rollout/groups_zero_variance": 0.0}
+    assert train_rows([group(1.0, 1.0)], PLAIN, TOKEN)[1]["rollout/groups_zero_variance"] == 1.0
+
+
 def test_groups_of_one_are_usable_where_the_estimator_takes_them() -> None:
     settings = ReinforceSettings(name="reinforce", normalize_std=False)
     rows, counts = train_rows([group(1.0), group(0.0)], settings, TOKEN)

@@ -67,6 +67,14 @@ def test_a_packed_row_by_hand() -> None:
     assert batch.tokens == 6
 
 
+def test_best_fit_packs_what_longest_to_emptiest_cannot() -> None:
+    """Two bins of 10. Spread evenly, both hold 9 when the 2 comes; best fit gives 6 + 4 and 5 + 3 + 2."""
+    lengths = [6, 5, 4, 3, 2]
+    rows = [SftRow(token_ids=(1,) * length, loss_mask=(0,) + (1,) * (length - 1)) for length in lengths]
+    [batches] = pack(rows, ranks=1, token_budget=10)
+    assert [sorted(np.diff(batch.cu_seqlens).tolist()) for batch in batches] == [[4, 6], [2, 3, 5]]
+
+
 def test_array_types_are_the_contract() -> None:
     batch = filler()
     assert {name: getattr(batch, name).dtype for name in PackedBatch.__slots__} == {

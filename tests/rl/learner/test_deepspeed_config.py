@@ -26,10 +26,32 @@ def test_experts_are_split_by_autoep_whenever_there_are_any() -> None:
 
 
 def test_the_optimizer_and_precision_are_the_recipes() -> None:
-    config = build(GLM)
-    assert config["gradient_clipping"] == 0.5
-    assert config["optimizer"]["params"]["lr"] == 3e-4
-    assert config["bf16"] == {"enabled": False} and "data_types" not in config
+    """One accumulation window of any number of micro-batches: each counts as 1, and the learner ends the window."""
+    config = build(DENSE)
+    assert config.pop("steps_per_print") > 10**6, "the console prints the steps"
+    assert config == {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": 0.5,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": 3e-4,
+                "betas": list(OPTIMIZER.betas),
+                "eps": OPTIMIZER.eps,
+                "weight_decay": 0.1,
+                "torch_adam": True,
+            },
+        },
+        "bf16": {"enabled": False},
+        "zero_optimization": {
+            "stage": 3,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": False,
+        },
+    }
     half = build(GLM, dtype="bfloat16")
     assert half["bf16"] == {"enabled": True} and half["data_types"] == {"grad_accum_dtype": "fp32"}
 

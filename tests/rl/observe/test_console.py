@@ -39,7 +39,16 @@ def test_metrics_that_are_absent_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(8.26, "8.3 s"), (47.4, "47 s"), (192, "3 min 12 s"), (7500, "2 h 05 min"), (59.7, "1 min 00 s")],
+    [
+        (8.26, "8.3 s"),
+        (47.4, "47 s"),
+        (192, "3 min 12 s"),
+        (7500, "2 h 05 min"),
+        (59.7, "1 min 00 s"),
+        (10, "10 s"),
+        (3600, "1 h 00 min"),
+        (7200, "2 h 00 min"),
+    ],
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -62,8 +71,22 @@ def test_a_pipe_gets_plain_unwrapped_lines_and_nothing_redrawn() -> None:
 def test_the_summary_says_before_and_after() -> None:
     stream = io.StringIO()
     with Console(steps=1, stream=stream) as console:
-        show(console)
-    assert re.search(r"held-out success\s+31% →\s+86%\s+\+55 points", stream.getvalue())
+        console.summary(
+            "finished in 3 s",
+            before={"held-out success": 0.31, "held-out success, store": 0.9},
+            after={"held-out success": 0.86, "held-out success, store": 0.8, "held-out success, new": 0.5},
+            facts={"policy version": "1"},
+            places={"run directory": "/a"},
+        )
+    lines = stream.getvalue().splitlines()
+    assert [line.replace(" " * 2, "").strip() for line in lines[:2]] == ["", "finished in 3 s"]
+    assert [re.split(r" {2,}", line) for line in lines[2:] if line] == [
+        ["", "held-out success", "31% →", "86%", "+55 points"],
+        ["", "held-out success, store", "90% →", "80%", "-10 points"],
+        ["", "held-out success, new", "50%"],
+        ["", "policy version", "1"],
+        ["", "run directory", "/a"],
+    ]
 
 
 def test_a_failed_phase_is_marked_and_raises() -> None:

@@ -144,8 +144,9 @@ def test_an_evaluation_that_infrastructure_spoiled_is_no_success_of_zero() -> No
     assert eval_metrics(half) == {"eval/success": 1.0, "eval/success/store": 1.0, "eval/infra_share": 0.5}
     assert eval_metrics([spoiled]) == {"eval/infra_share": 1.0}
     check_eval_failures(half, limit=0.5)
-    with pytest.raises(TooManyFailures, match=r"2 of 3 .*\(rollout.failure_share_limit is 0.5\); .* no answer"):
-        check_eval_failures([spoiled, *half], limit=0.5)
+    earlier = group(trajectory(None, (), error="refused"), source="python")
+    with pytest.raises(TooManyFailures, match=r"2 of 3 .*\(rollout.failure_share_limit is 0.5\); .* no answer$"):
+        check_eval_failures([earlier, *half], limit=0.5)
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "mismatch"])

@@ -25,6 +25,14 @@ def test_an_interrupt_is_raised_at_once_while_the_run_is_interruptible() -> None
     stop.interrupt("SIGTERM", 143)  # afterwards it only notes the request
 
 
+def test_an_interrupt_before_or_after_interruptible_code_is_raised_by_the_next_check() -> None:
+    stop = StopRequest()
+    stop.interrupt("SIGTERM", 143)
+    with pytest.raises(Stopped, match="SIGTERM") as stopped:
+        stop.check()
+    assert stopped.value.code == 143
+
+
 def test_inside_deferred_code_an_interrupt_waits_for_its_end_or_its_check() -> None:
     stop = StopRequest()
     reached = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaConfig
 
@@ -30,22 +31,30 @@ class TwoTensors:
             yield [(spec.name, self.tensors[spec.name]) for spec in bucket]
 
 
-@pytest.mark.parametrize(("shard_bytes", "files"), [(1000, 1), (24, 2)])
+ONE = ["model.safetensors"]
+TWO = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize(("shard_bytes", "files"), [(1000, ONE), (24, TWO)])
 def test_an_export_holds_every_tensor_config_and_tokenizer_but_no_old_weights(tmp_path, shard_bytes, files) -> None:
     origin, target = tmp_path / "origin", tmp_path / "target"
     origin.mkdir()
     for name in ("tokenizer.json", "chat_template.jinja", "model.safetensors", "model.safetensors.index.json"):
         (origin / name).write_text("{}")
     write_hf_export(target, TwoTensors(), LlamaConfig(vocab_size=7), origin, 0, shard_bytes)  # type: ignore[arg-type]
+    write_hf_export(target, TwoTensors(), LlamaConfig(vocab_size=7), origin, 0, shard_bytes)  # type: ignore[arg-type]
     shards = sorted(target.glob("*.safetensors"))
-    assert len(shards) == files
+    assert [shard.name for shard in shards] == files
+    for shard in shards:
+        with safe_open(shard, "pt") as opened:
+            assert opened.metadata() == {"format": "pt"}, "transformers refuses files without"
     loaded = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     assert all(torch.equal(loaded[name], tensor) for name, tensor in TwoTensors.tensors.items())
     assert json.loads((target / "config.json").read_text())["vocab_size"] == 7
     assert (target / "tokenizer.json").is_file() and (target / "chat_template.jinja").is_file()
     index = target / "model.safetensors.index.json"
-    assert index.exists() == (files > 1)
-    if files > 1:
+    assert index.exists() == (files == TWO)
+    if files == TWO:
         assert json.loads(index.read_text()) == {
             "metadata": {"total_size": 40},
             "weight_map": {name: shard.name for shard in shards for name in load_file(shard)},

@@ -12,7 +12,8 @@ from rl.weights.publish import PublishError, publish
 from rollout.transfer.config import WeightSyncConfig
 from rollout.types import WeightSpec
 
-CONFIG = WeightSyncConfig(bucket_mb=1.0)
+CONFIG = WeightSyncConfig(bucket_mb=1.5)
+BUCKET_BYTES = 1_572_864
 
 
 class Source:
@@ -20,11 +21,13 @@ class Source:
 
     def __init__(self) -> None:
         self.walked = 0
+        self.max_bytes = 0
 
     def manifest(self) -> list[WeightSpec]:
         return [WeightSpec(name=f"w{i}", dtype="float32", shape=(2,)) for i in range(3)]
 
     def buckets(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        self.max_bytes = max_bytes
         for i in range(3):
             self.walked += 1
             yield [(f"w{i}", torch.full((2,), float(i)))]
@@ -33,13 +36,15 @@ class Source:
 class Sender:
     """A transport with one slot: a bucket that is sent while the last one is still loading would overwrite it."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
+    def __init__(self, failure: Exception | None = None, unsendable: str | None = None) -> None:
         self.loading = self.verifies = False
         self.abandoned = 0
-        self._failure = failure
+        self._failure, self._unsendable = failure, unsendable
 
     def send(self, bucket: Any, verify: bool) -> Any:
         assert not self.loading, "a bucket was sent before every engine had loaded the one before"
+        if bucket[0][0] == self._unsendable:
+            raise OSError("no space left")
         self.loading, self.verifies = True, verify
         return [name for name, _ in bucket]
 
@@ -59,6 +64,7 @@ class Engines:
         sender: Sender | None = None,
     ) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.waits: list[tuple[str, float]] = []
         self._failing, self._checksums = failing, checksums
         self.sender = sender or Sender()
 
@@ -67,6 +73,7 @@ class Engines:
         return method
 
     def wait(self, started: str, timeout_s: float) -> list[Any]:
+        self.waits.append((started, timeout_s))
         if started == self._failing:
             raise RuntimeError("boom")
         if started == "load_bucket":
@@ -91,16 +98,26 @@ def test_the_stages_run_in_order_and_every_bucket_arrives() -> None:
         "resume",
     ]
     assert [call[1] for call in engines.calls if call[0] == "load_bucket"] == [["w0"], ["w1"], ["w2"]]
+    assert engines.calls[0] == ("pause",)
+    assert engines.calls[1] == ("begin_update", 7, source.manifest())
     assert ("finish_update", 7) in engines.calls
+    assert engines.waits == [(stage, CONFIG.deadline_s(24)) for stage in engines.stages()], "each is waited for once"
+    assert source.max_bytes == BUCKET_BYTES
     assert report is not None and (report.version, report.bytes, report.buckets) == (7, 24, 3)
+    assert 0.0 <= report.paused_s < 60.0
     assert engines.sender.verifies and engines.sender.abandoned == 0
 
 
 @pytest.mark.parametrize("stage", ["pause", "begin_update", "load_bucket", "finish_update", "resume"])
 def test_an_error_names_version_and_stage_after_the_collective_has_ended(stage: str) -> None:
     engines, source = Engines(failing=stage), Source()
-    with pytest.raises(PublishError, match=rf"version 7.*stage {stage}.*boom"):
+    with pytest.raises(PublishError) as raised:
         publish(source, 7, CONFIG, engines, engines.sender, verify=False)
+    deadline = f"{CONFIG.deadline_s(24):.0f}"
+    assert str(raised.value) == (
+        f"weights version 7: stage {stage} failed (deadline {deadline} s, 0.0 MiB): RuntimeError: boom"
+    )
+    assert isinstance(raised.value.__cause__, RuntimeError)
     assert engines.sender.abandoned == 1 and not engines.sender.verifies
     assert source.walked == 3, "other ranks would wait in the gather of a bucket that rank 0 never reaches"
     assert engines.stages()[-1] == "resume"
@@ -110,7 +127,7 @@ def test_an_error_names_version_and_stage_after_the_collective_has_ended(stage: 
 
 def test_replicas_that_differ_are_named() -> None:
     engines = Engines(checksums=({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}))
-    with pytest.raises(PublishError, match="engine 1 differs from engine 0 in b, c"):
+    with pytest.raises(PublishError, match="stage verify failed .*engine 1 differs from engine 0 in b, c"):
         publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
     assert "resume" not in engines.stages(), "one of them would sample under a version that it does not have"
 
@@ -124,4 +141,37 @@ def test_what_failed_at_the_senders_end_is_told_with_what_the_engines_said() -> 
 def test_other_ranks_walk_the_collective_and_send_nothing() -> None:
     source = Source()
     assert publish(source, 1, CONFIG, None, None, verify=True) is None
+    assert (source.walked, source.max_bytes) == (3, BUCKET_BYTES)
+
+
+def test_a_bucket_that_cannot_be_sent_ends_the_push_but_not_the_collective() -> None:
+    engines, source = Engines(sender=Sender(unsendable="w1")), Source()
+    with pytest.raises(PublishError, match=r"stage send failed .*: OSError: no space left$"):
+        publish(source, 1, CONFIG, engines, engines.sender, verify=True)
     assert source.walked == 3
+    assert engines.stages() == ["pause", "begin_update", "load_bucket", "resume"]
+
+
+def test_an_error_at_the_last_bucket_is_named_too() -> None:
+    class LastFails(Engines):
+        def wait(self, started: str, timeout_s: float) -> list[Any]:
+            if started == "load_bucket" and ("load_bucket", ["w2"]) in self.calls:
+                raise TimeoutError("no answer")
+            return super().wait(started, timeout_s)
+
+    engines = LastFails()
+    with pytest.raises(PublishError, match="stage load_bucket failed .*TimeoutError: no answer"):
+        publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages()[-2:] == ["load_bucket", "resume"]
+
+
+def test_a_push_that_is_not_verified_compares_no_replicas() -> None:
+    engines = Engines(checksums=({"a": "1"}, {"a": "2"}))
+    assert publish(Source(), 1, CONFIG, engines, engines.sender, verify=False) is not None
+    assert "checksums" not in engines.stages()
+
+
+def test_a_weight_that_only_the_first_replica_has_is_a_difference() -> None:
+    engines = Engines(checksums=({"a": "1", "b": "2"}, {"a": "1"}))
+    with pytest.raises(PublishError, match="engine 1 differs from engine 0 in b"):
+        publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)

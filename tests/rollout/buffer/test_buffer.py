@@ -10,7 +10,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rollout.buffer.buffer import FAILURE_MINIMUM, FAILURE_WINDOW, MAX_FAILURES, Buffer, BufferState, TooManyFailures
+from rollout.buffer.buffer import (
+    FAILURE_MINIMUM,
+    FAILURE_WINDOW,
+    MAX_FAILURES,
+    NAMED,
+    Buffer,
+    BufferState,
+    TooManyFailures,
+)
 from rollout.store.groups import decode_groups, encode_groups
 from rollout.types import OBSERVED, Group, Sample, Task, Trajectory
 
@@ -285,6 +293,16 @@ def test_waiting_for_says_who_holds_whom_up() -> None:
     buffer.put(group(*issued[1], 0))
     buffer.take(0)
     assert "workers wait for the trainer to publish version 1" in buffer.waiting_for()
+
+
+def test_waiting_for_names_the_oldest_groups_and_counts_the_others() -> None:
+    buffer = make(staleness=0, step=NAMED + 2)
+    buffer.published(0)
+    issued = [buffer.issue() for _ in range(NAMED)]
+    names = ", ".join(f"{issue[0]} ({issue[1].id}, since version 0)" for issue in issued if issue)
+    assert buffer.waiting_for().endswith(f"running are {names}")
+    issue_all(buffer)
+    assert buffer.waiting_for().endswith(f"running are {names} and 2 more")
 
 
 class Pipeline(RuleBasedStateMachine):

@@ -28,6 +28,22 @@ TOOLS = (
 )
 
 
+def test_a_tool_is_described_as_the_chat_template_shows_it() -> None:
+    tool = function_tool("f", "Does it.", {"text": "string", "what": {"type": "object"}}, optional=("what",))
+    assert tool == {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "description": "Does it.",
+            "parameters": {
+                "type": "object",
+                "properties": {"text": {"type": "string"}, "what": {"type": "object"}},
+                "required": ["text"],
+            },
+        },
+    }
+
+
 def check(**arguments: Any) -> dict[str, Any] | str:
     return checked_arguments(ToolCall(name="f", arguments={"text": "t", "count": 1, **arguments}), TOOLS)
 
