@@ -127,7 +127,7 @@ def test_an_error_names_version_and_stage_after_the_collective_has_ended(stage: 
 
 def test_replicas_that_differ_are_named() -> None:
     engines = Engines(checksums=({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}))
-    with pytest.raises(PublishError, match="stage verify failed .*engine 1 differs from engine 0 in b, c"):
+    with pytest.raises(PublishError, match=r"stage verify failed .*engine 1 differs from engine 0 in b, c"):
         publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
     assert "resume" not in engines.stages(), "one of them would sample under a version that it does not have"
 
@@ -160,7 +160,7 @@ def test_an_error_at_the_last_bucket_is_named_too() -> None:
             return super().wait(started, timeout_s)
 
     engines = LastFails()
-    with pytest.raises(PublishError, match="stage load_bucket failed .*TimeoutError: no answer"):
+    with pytest.raises(PublishError, match=r"stage load_bucket failed .*TimeoutError: no answer"):
         publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
     assert engines.stages()[-2:] == ["load_bucket", "resume"]
 
