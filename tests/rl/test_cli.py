@@ -93,8 +93,10 @@ def test_a_sandbox_that_cannot_isolate_is_told_before_anything_starts(tmp_path: 
     refused = start()
     assert refused.returncode == 2 and "no namespaces here" in refused.stderr
     assert "sandbox: unsafe-none" in refused.stderr
-    unsafe = start("sandbox=unsafe-none")
-    assert "namespaces" not in unsafe.stderr and "is a file" in unsafe.stdout + unsafe.stderr
+    # Nothing is isolated by request, or nothing runs code.
+    for overrides in ("sandbox=unsafe-none", "tasks.sources=[{environment: store}]"):
+        passed = start(overrides)
+        assert "namespaces" not in passed.stderr and "is a file" in passed.stdout + passed.stderr
 
 
 def test_a_run_on_gpus_from_the_cpu_environment_is_refused(

@@ -312,17 +312,22 @@ def test_the_resolved_recipe_says_what_follows_from_it(recipe_file: Path, tmp_pa
 
 
 def test_derived_arithmetic_by_hand(recipe_file: Path) -> None:
-    numbers = derived(load_recipe(recipe_file, ["buffer.max_staleness=2", "run.steps=10"]))
+    overrides = ["buffer.max_staleness=2", "run.steps=10", "inference.replicas=3", "inference.tensor_parallel=2"]
+    numbers = derived(load_recipe(recipe_file, [*overrides, "trainer.token_budget=1500"]))
     assert numbers == {
         "trajectories_per_step": 24,  # 6 groups × 4
         "tokens_per_step_max": 24 * 512,
-        "micro_batches_per_rank_max": 6,  # 2 full trajectories in 1024 tokens, 2 ranks: 24 / 4
+        "micro_batches_per_rank_max": 6,  # 2 full trajectories in 1500 tokens, 2 ranks: 24 / 4
         "gate_groups": 18,  # 6 × (1 + 2)
         "trajectories_in_flight_max": 32,  # 1 worker × 8 groups × 4
         "trajectories_total": 240,
         "training_devices": 2,
-        "inference_devices": 1,
+        "inference_devices": 6,
     }
+    odd = derived(load_recipe(recipe_file, ["trainer.token_budget=512", "trainer.groups_per_step=5"]))
+    assert odd["micro_batches_per_rank_max"] == 10  # 20 of one trajectory each, on 2 ranks
+    uneven = derived(load_recipe(recipe_file, ["trainer.token_budget=1536", "trainer.groups_per_step=5"]))
+    assert uneven["micro_batches_per_rank_max"] == 4  # 20 / (2 × 3), rounded up
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.name)
