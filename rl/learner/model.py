@@ -3,7 +3,7 @@
 Owns loading (from a local directory or a hub name; with random weights from a seed if a directory holds only a config)
 and `PolicyModel`, the one module that DeepSpeed wraps. Its parameters keep their Hugging Face names, so weights move
 between engine, checkpoint and inference copy without prefixes. It refuses models that are not a plain `model` with an
-`lm_head` without bias.
+`lm_head` without bias, and those that change the logits after it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from rl.families.family import Family
 from rl.learner.attention import PACKED_ATTENTION
 from rl.learner.logprobs import ChunkedLMHead
 from rl.weights.hf_reader import HfCheckpoint, has_weights
+
+CHANGES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
+"""Keys of a config.json with which some models scale or bound the logits after the head."""
 
 
 def resolve_model(path: str) -> Path:
@@ -108,7 +111,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class PolicyModel(nn.Module):
-    """A decoder under its Hugging Face parameter names (`model.*`, `lm_head.weight`), returning log-probabilities."""
+    """A decoder under its Hugging Face parameter names (`model.*`, `lm_head.weight`), returning log-probabilities.
+
+    Raises:
+        ValueError: the logits of `causal_lm` are not just its decoder's output times a matrix.
+    """
 
     def __init__(self, causal_lm: PreTrainedModel, chunk: int) -> None:
         super().__init__()
@@ -117,6 +124,11 @@ class PolicyModel(nn.Module):
             raise ValueError(
                 f"{type(causal_lm).__name__} has no plain `model` + `lm_head`; "
                 "supported are decoders of the Llama/Qwen/GLM-4.5 kind"
+            )
+        values = {key: getattr(causal_lm.config, key, None) for key in CHANGES_LOGITS}
+        if changing := [f"{key}={value}" for key, value in values.items() if value not in (None, 1.0)]:
+            raise ValueError(
+                f"{type(causal_lm).__name__} changes its logits by {', '.join(changing)}, which the trainer does not"
             )
         self.config: PreTrainedConfig = causal_lm.config
         self.model: nn.Module = causal_lm.base_model

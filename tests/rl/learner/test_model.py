@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedModel
 
 from rl.families.registry import family_of
 from rl.learner.model import PolicyModel, load_model
@@ -69,3 +69,17 @@ def test_paths_that_are_no_models_are_refused(tmp_path: Path, name: str, message
 def test_other_architectures_are_refused() -> None:
     with pytest.raises(ValueError, match="GPT2LMHeadModel has no plain"):
         PolicyModel(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9)), chunk=1)
+
+
+@pytest.mark.parametrize("model_type", ["granite", "cohere"])
+def test_a_model_that_changes_its_logits_after_the_head_is_refused(model_type: str) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    key = {"granite": "logits_scaling", "cohere": "logit_scale"}[model_type]
+
+    def model(value: float) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **heads, **{key: value}))
+
+    PolicyModel(model(1.0), chunk=3)
+    with pytest.raises(ValueError, match=f"changes its logits by {key}=8.0"):
+        PolicyModel(model(8.0), chunk=3)
