@@ -69,13 +69,20 @@ def test_an_unregistered_name_writes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
+def test_a_step_may_have_several_lines_and_the_first_step_is_0(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.log(0, {"eval/success": 0.5})
+        log.log(0, {"reward/mean": 0.25})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [(0, {"eval/success": 0.5}), (0, {"reward/mean": 0.25})]
+
+
 def test_resuming_drops_the_steps_beyond_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
         for step in range(1, 6):
             log.log(step, {"reward/mean": float(step)})
     with MetricsLog(path) as log:
-        with pytest.raises(ValueError, match="step 4 after step 5"):
+        with pytest.raises(ValueError, match=r"step 4 after step 5 .*truncate_after\(3\) to go back"):
             log.log(4, {"reward/mean": 0.0})
         log.truncate_after(3)
         log.log(4, {"reward/mean": 40.0})
@@ -87,13 +94,13 @@ def test_resuming_drops_the_steps_beyond_the_checkpoint(tmp_path: Path) -> None:
 def test_a_half_written_last_line_is_removed(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
     with MetricsLog(path) as log:
-        for step in (1, 2):
+        for step in (1, 2, 3):
             log.log(step, {"reward/mean": 0.123456789, "time/step_s": 9.87654321})
     path.write_bytes(path.read_bytes()[:-cut])
-    assert [step for step, _ in read_metrics(path)] == [1]
-    with MetricsLog(path) as log:
-        log.log(2, {"reward/mean": 1.0})
     assert [step for step, _ in read_metrics(path)] == [1, 2]
+    with MetricsLog(path) as log:
+        log.log(3, {"reward/mean": 1.0})
+    assert [step for step, _ in read_metrics(path)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ TALK = [
 ]
 
 
-def recipe(dataset: str, rows: int = 12, seed: int = 0, thinking: bool = True) -> Recipe:
+def recipe(dataset: str, rows: int = 12, seed: int = 0, thinking: bool = True, train_size: int = 100) -> Recipe:
     with tempfile.TemporaryDirectory() as folder:
         return recipe_of(
             Path(folder),
@@ -31,7 +31,7 @@ def recipe(dataset: str, rows: int = 12, seed: int = 0, thinking: bool = True) -
                 "run": {"seed": seed},
                 "model": {"path": str(MODEL), "dtype": "float32"},
                 "sandbox": "unsafe-none",
-                "tasks": {"sources": [{"environment": "python"}, {"environment": "store"}]},
+                "tasks": {"sources": [{"environment": "python"}, {"environment": "store"}], "train_size": train_size},
                 "sft": {"dataset": dataset, "rows": rows, "optimizer": {"lr": 1e-3}},
                 "rollout": {"thinking": thinking},
                 "trainer": {"optimizer": {"lr": 1e-3}},
@@ -56,6 +56,7 @@ def test_the_oracle_of_every_source_demonstrates_and_the_same_recipe_gives_the_s
     assert rows != sft_rows(recipe("oracle", seed=1))
     text = [glm45().decode(r.token_ids) for r in rows]
     assert sum('"name": "python"' in t for t in text) == sum('"name": "set"' in t for t in text) == 6
+    assert sft_rows(recipe("oracle", train_size=2)) == rows, "an epoch of reinforcement does not bound the oracle"
 
 
 def test_a_conversation_gives_one_row_per_user_message_with_history_as_the_format_shows_it(tmp_path: Path) -> None:

@@ -134,6 +134,20 @@ def test_memory_of_the_cluster_recipe_by_hand(cluster: Recipe) -> None:
     assert "5.8 GiB for the inputs of 46 layers" in text  # 46 × 16384 tokens × 4096 × 2 bytes / 2**30
 
 
+def test_a_plan_ends_with_whether_the_recipe_can_start(cluster: Recipe, tiny_model: Path) -> None:
+    here = describe(cluster, cpus=68, gpus=64)
+    assert "── hardware ──\nrun.device=cuda: wants 64 GPUs (32 trainer, 32 inference) and 68 CPU cores\n" in here
+    assert "here: 64 GPUs, 68 CPU cores\ncan start here" in here
+    assert "here: 63 GPUs, 68 CPU cores\nthis recipe wants 64 GPUs" in describe(cluster, cpus=68, gpus=63)
+    joined = describe(load_recipe(CLUSTER, ["run.ray_address=auto"]), cpus=2, gpus=0)
+    assert "the Ray cluster at auto is asked when the run starts" in joined and "can start" not in joined
+    small = describe(load_recipe(CLUSTER, [f"model={tiny_model}", *SHRUNK]), cpus=2, gpus=0)
+    assert "run.device=cpu: runs on CPU\nhere: 0 GPUs, 2 CPU cores\ncan start here" in small
+    assert "0.0 M parameters in float32" in small
+    titles = ["resolved recipe", "derived", "memory", "hardware"]
+    assert [line.strip("─ ") for line in here.splitlines() if line.startswith("──")][:4] == titles
+
+
 def test_memory_without_gradient_checkpointing_names_what_it_saves(tiny_model: Path) -> None:
     overrides = (f"model={tiny_model}", *SHRUNK, "trainer.gradient_checkpointing=false")
     text = describe(load_recipe(CLUSTER, overrides), cpus=2, gpus=0)
