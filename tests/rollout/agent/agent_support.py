@@ -20,7 +20,13 @@ from rollout.contracts import AssistantTurn, Continuation, Environment, Observat
 from rollout.types import Completion, Message, SamplingParams, Task, Trajectory
 
 STOP, TOOL, ASSISTANT, USER = 256, 257, 258, 259
-TASK = Task(id="t", environment="counter", messages=({"role": "user", "content": "count to 2"},))
+TASK = Task(
+    id="t",
+    environment="counter",
+    messages=({"role": "user", "content": "count to 2"},),
+    payload={"goal": 2},
+    metadata={"kind": "easy"},
+)
 CONFIG = RolloutConfig(
     group_size=3,
     max_turns=4,
@@ -32,26 +38,33 @@ CONFIG = RolloutConfig(
 
 
 class ByteChat:
-    """A chat format whose tokens are bytes and four markers. `CALL name {json}` lines are tool calls."""
+    """A chat format whose tokens are bytes and four markers. `CALL name {json}` lines are tool calls, what stands
+    before a `|` is reasoning, and no message can follow a `!`. It keeps the tools and modes that it is asked for."""
 
     stop_token_ids = (STOP,)
 
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
+        self.asked.append(("open", tools, thinking))
         return [*"\n".join(str(m["content"]) for m in messages).encode(), ASSISTANT]
 
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec]) -> AssistantTurn:
-        text = bytes(t for t in token_ids if t < 256).decode(errors="replace")
+        self.asked.append(("parse", tools))
+        reasoning, _, text = bytes(t for t in token_ids if t < 256).decode(errors="replace").rpartition("|")
         lines = [line for line in text.split("\n") if line.startswith("CALL ")]
         try:
             calls = tuple(ToolCall(name=n, arguments=json.loads(a)) for n, a in (x[5:].split(" ", 1) for x in lines))
         except ValueError as error:
             return AssistantTurn(content=text, malformed=str(error))
-        return AssistantTurn(content=text, tool_calls=calls)
+        return AssistantTurn(content=text, reasoning=reasoning, tool_calls=calls)
 
     def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
         """Append the messages. If the first begins with `fork`, the model forgets all it saw but the first token."""
-        if token_ids[-1] != STOP:
-            raise ValueError("the turn is not closed")
+        self.asked.append(("bridge", thinking))
+        if ord("!") in token_ids:
+            raise ValueError("nothing can follow")
         marks = {"tool": TOOL, "user": USER}
         shown = [token for m in messages for token in (marks[m["role"]], *m["content"].encode())] + [ASSISTANT]
         if messages[0]["content"].startswith("fork"):
@@ -75,6 +88,8 @@ class Counter(Environment):
     closed: int = 0
     answers: list[str | None] = field(default_factory=list)
     replies: list[str | Observation | Exception] = field(default_factory=list)
+    tools: tuple[ToolSpec, ...] = ({"type": "function", "function": {"name": "add"}},)
+    first_state_key: str | None = "s0"
 
     async def call(self, call: ToolCall) -> str | Observation:
         if call.name == "wait":
@@ -106,6 +121,9 @@ class Counter(Environment):
         assert not self.closed
         self.answers.append(answer)
         return {"right": float(answer == str(self.count)), "counted": float(self.count)}
+
+    def final_state(self) -> dict[str, int]:
+        return {"count": self.count}
 
     async def close(self) -> None:
         self.closed += 1
@@ -146,18 +164,20 @@ class ScriptedEngine:
 
 @dataclass
 class Counters:
-    """A source of `Counter` environments. It keeps those that it made."""
+    """A source of `Counter` environments. It keeps those that it made, and what it scored."""
 
     weights: dict[str, float] = field(default_factory=lambda: {"counted": 0.0})
     environment: type[Counter] = Counter
     how: dict[str, Any] = field(default_factory=dict)
     made: list[Counter] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
 
     def make(self, task: Task) -> Counter:
         self.made.append(self.environment(**self.how))
         return self.made[-1]
 
     async def score(self, environment: Environment, ending: Ending) -> Score:
+        self.endings.append(ending)
         parts = await environment.score(ending.answer)
         reward = compose(parts, self.weights)
         return Score(reward=reward, parts=parts, success=reward >= 1.0)

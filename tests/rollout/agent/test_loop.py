@@ -259,12 +259,12 @@ def test_turns_are_where_the_policy_spoke_and_know_their_reward_and_state() -> N
         assert all(sample.loss_mask[turn.start : turn.stop])
     assert sum(len(turn) for turn in trajectory.turns) == sample.trained_tokens
     assert [turn.reward for turn in trajectory.turns] == [1.0, 0.5, None], "of all calls of a turn together"
-    assert [turn.state_key for turn in trajectory.turns] == [None, "s2", "s3"]
+    assert [turn.state_key for turn in trajectory.turns] == ["s0", "s2", "s3"]
 
 
 def test_a_reply_may_say_what_the_turn_earned() -> None:
     trajectory, _, _ = act(["1", "2"], replies=[Observation("warm", reward=-0.25, state_key="near")])
-    assert [(turn.reward, turn.state_key) for turn in trajectory.turns] == [(-0.25, None), (None, "near")]
+    assert [(turn.reward, turn.state_key) for turn in trajectory.turns] == [(-0.25, "s0"), (None, "near")]
 
 
 def test_a_fork_that_does_not_fit_ends_the_trajectory() -> None:

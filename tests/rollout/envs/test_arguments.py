@@ -97,14 +97,3 @@ def test_missing_and_surplus_arguments_are_told_with_what_there_is() -> None:
     assert check(more=1) == told
     assert checked_arguments(ToolCall(name="g", arguments={}), TOOLS) == "error: g takes exactly x"
     assert checked_arguments(ToolCall(name="h"), TOOLS) == "error: unknown tool 'h'; there are f, g"
-
-
-def test_a_tool_is_in_openai_form() -> None:
-    assert TOOLS[1] == {
-        "type": "function",
-        "function": {
-            "name": "g",
-            "description": "d",
-            "parameters": {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]},
-        },
-    }

@@ -10,6 +10,7 @@ import pytest
 
 from rollout.tasks.config import TasksConfig
 from rollout.tasks.stream import task_stream
+from rollout.types import Split, Task
 from tests.support import task_source
 
 BOTH = (task_source("python", weight=3), task_source("store", weight=1))
@@ -64,6 +65,41 @@ def test_dataset_rows_become_tasks_in_disjoint_splits_and_each_row_once_an_epoch
     assert len(set(train[: len(distinct)])) == len(distinct)
 
 
+def test_a_source_of_little_weight_has_a_place_and_keeps_it() -> None:
+    config = TasksConfig(sources=(task_source("python", weight=5000), task_source("store", weight=1)), train_size=2002)
+    environments = [task.environment for task in task_stream(config, "train", 0)]
+    assert environments.count("store") == 2 and environments[1001:] == environments[:1001]
+
+
+def test_a_row_may_name_itself_and_bring_metadata_but_need_not(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    for given, identity, payload, metadata in (
+        ({"id": 7, "metadata": {"level": 2}, "payload": {"n": 1}}, "7", {"n": 1}, {"level": 2}),
+        ({}, "store-{path}-0", {}, {}),
+    ):
+        path = write(tmp_path / "t.jsonl", [{"messages": messages} | given])
+        tasks = [task for split in ("train", "eval") for task in _tasks_or_none(path, split)]
+        assert tasks[0].id == identity.format(path=path)
+        assert (tasks[0].payload, tasks[0].metadata) == (payload, metadata)
+
+
+def _tasks_or_none(path: str, split: Split) -> list[Task]:
+    try:
+        return [task_stream(dataset(path), split, 0)[0]]
+    except ValueError:  # the row is in the other split
+        return []
+
+
+def test_the_order_of_a_rows_keys_does_not_change_its_split(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(40)]
+    turned = [{"messages": [dict(reversed(m.items())) for m in r["messages"]]} for r in rows]  # type: ignore[attr-defined]
+    held_out = [
+        {task.messages[0]["content"] for task in task_stream(dataset(write(tmp_path / name, made)), "eval", 0)}
+        for name, made in (("a.jsonl", rows), ("b.jsonl", turned))
+    ]
+    assert held_out[0] == held_out[1]
+
+
 def test_a_held_out_row_is_evaluated_once_however_large_the_evaluation_is(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [row(i) for i in range(80)])
     sources = (task_source("store", dataset=path), task_source("python"))
@@ -106,6 +142,7 @@ def test_a_row_ends_at_a_newline_and_at_no_other_separator(tmp_path: Path) -> No
         ('{"messages": [{"role": "user", "content": 3}]}', r"field 'messages\[0\].content' must be a string"),
         ('{"messages": [{"role": "user", "content": "x"}], "payload": 3}', r"row 0: field 'payload' must be an object"),
         ("{oops", r"t.jsonl:1: not JSON"),
+        ('{"messages": [{"role": "user", "content": "x"}], "metadata": []}', r"row 0: field 'metadata' must be an obj"),
         ("[1]", r"t.jsonl:1: a row must be a JSON object, not list"),
     ],
 )
