@@ -34,6 +34,7 @@ NEED_MORE = (
     *(
         "rl/learner",
         "rl/losses",
+        "rl/families",
         "rl/weights",
         "rl/sft",
         "rl/driver",

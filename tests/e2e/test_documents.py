@@ -23,7 +23,7 @@ ELSEWHERE = {
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
 }
-COLLECT = "--collect-only -q"
+COLLECT = "--collect-only -q tests/rollout/transfer"
 SHORT = {
     "./launch.sh --help": ("", "./launch.sh RECIPE [key=value …]"),
     "./launch.sh plan recipes/agent_rl.yaml": ("", "this recipe wants 64 GPUs"),
@@ -32,7 +32,8 @@ SHORT = {
     "./launch.sh test tests/rl/batch/test_packing.py": ("", " passed in "),
     "SLUICE_DEVICE=cuda ./launch.sh test -m gpu": (COLLECT, "tests/rollout/transfer/test_nccl.py::"),
     "./launch.sh recipes/quickstart.yaml run.steps=4 run.dir=runs/mine": (
-        "tasks.eval_size=8 run.steps=1 run.dir={temp}/run run.cache_dir={cache}",
+        "run.dir={temp}/run run.cache_dir={cache} run.steps=1 tasks.eval_size=4 "
+        "trainer.ranks=1 trainer.expert_parallel=1",
         "finished in",
     ),
     "./launch.sh recipes/quickstart.yaml run.dir=DIR resume=auto": (

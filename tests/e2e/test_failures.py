@@ -13,7 +13,8 @@ from tests.e2e.harness import SHORT, check_end, in_the_loop, launch, launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-ENDLESS = ("run.steps=500", "tasks.eval_size=8", "checkpoint.every=1000")
+SMALL = ("tasks.eval_size=4", "trainer.groups_per_step=2", "rollout.group_size=4")
+ENDLESS = ("run.steps=500", "checkpoint.every=1000", *SMALL)
 ONE_RANK = ("trainer.ranks=1", "trainer.expert_parallel=1")
 """For tests in which the number of trainers makes no difference: one process less to start."""
 
@@ -42,7 +43,7 @@ def test_a_process_is_killed(tmp_path: Path, cold_start_cache: Path, role: str) 
 
 def test_a_stall_dumps_all_stacks_and_says_who_waits(tmp_path: Path, cold_start_cache: Path) -> None:
     """The engine is halted as soon as it has started. Wherever the run then waits for it, the watchdog ends the run."""
-    with launched(tmp_path / "run", cold_start_cache, *ENDLESS, *ONE_RANK, "run.stall_s=20") as run:
+    with launched(tmp_path / "run", cold_start_cache, *ENDLESS, *ONE_RANK, "run.stall_s=15") as run:
         run.wait_until(lambda: run.has_role("engine-0") and run.has_role("worker-0"), "the processes")
         os.kill(run.pid_of("engine-0"), signal.SIGSTOP)
         ended = run.finish()

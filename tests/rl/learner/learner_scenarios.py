@@ -103,7 +103,9 @@ def resume_first(directory: Path) -> dict[str, Any]:
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
     step(learner)
     learner.save(directory.parent / "checkpoint")
-    return after_checkpoint(learner)
+    results = after_checkpoint(learner)
+    learner.close()
+    return results
 
 
 def resume_second(directory: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""One rank of a learner under test: `python -m tests.rl.learner.learner_worker SCENARIO RANK_DIR`.
+"""One rank of a learner under test: `python -m tests.rl.learner.learner_worker RANK_DIR SCENARIO…`.
 
 The torch.distributed environment is set by `run_ranks` below, which also owns the deadline and the clean-up. A
-scenario is a function of `tests.rl.learner.learner_scenarios`; what it returns is saved as `result-<rank>.pt`.
+scenario is a function of `tests.rl.learner.learner_scenarios`; what they return is saved as `result-<rank>.pt`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from rollout.ports import free_port
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def run_ranks(scenario: str, ranks: int, directory: Path, deadline_s: float = 240.0) -> list[Any]:
-    """Run a scenario in `ranks` fresh processes and return their results in rank order. If one fails, show all logs."""
+def run_ranks(scenarios: Sequence[str], ranks: int, directory: Path, deadline_s: float = 300.0) -> list[dict[str, Any]]:
+    """Run scenarios one after the other in `ranks` fresh processes. Return each rank's results by scenario. If a rank
+    fails, show all logs."""
     directory.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(ranks))
     environment.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     processes = []
     for rank in range(ranks):
         with open(directory / f"log-{rank}.txt", "w") as log:
-            command = [sys.executable, "-m", "tests.rl.learner.learner_worker", scenario, str(directory)]
+            command = [sys.executable, "-m", "tests.rl.learner.learner_worker", str(directory), *scenarios]
             processes.append(
                 subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": str(rank)}, stdout=log, stderr=log)
             )
@@ -38,16 +40,16 @@ def run_ranks(scenario: str, ranks: int, directory: Path, deadline_s: float = 24
             process.kill()
             process.wait()
     logs = "\n".join(f"--- rank {r}\n{(directory / f'log-{r}.txt').read_text()[-4000:]}" for r in range(ranks))
-    assert codes == [0] * ranks, f"{scenario} ended with {codes}\n{logs}"
+    assert codes == [0] * ranks, f"{scenarios} ended with {codes}\n{logs}"
     return [torch.load(directory / f"result-{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
 def main() -> None:
     from tests.rl.learner import learner_scenarios
 
-    scenario, directory = sys.argv[1], Path(sys.argv[2])
-    result = getattr(learner_scenarios, scenario)(directory)
-    torch.save(result, directory / f"result-{os.environ['RANK']}.pt")
+    directory, scenarios = Path(sys.argv[1]), sys.argv[2:]
+    results = {scenario: getattr(learner_scenarios, scenario)(directory) for scenario in scenarios}
+    torch.save(results, directory / f"result-{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":
