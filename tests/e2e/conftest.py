@@ -17,10 +17,10 @@ def cold_start_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
-    """The quickstart with half of its steps, which is enough to see it learn. A benchmark runs the full length over
-    several seeds."""
+    """The quickstart with fewer steps, but enough to see it learn. A benchmark runs the full length over several
+    seeds."""
     directory = tmp_path_factory.mktemp("quickstart") / "run"
-    run = launch(directory, cold_start_cache, "run.steps=24", "checkpoint.every=8")
+    run = launch(directory, cold_start_cache, "run.steps=20", "checkpoint.every=8")
     assert run.code == 0, run.output[-4000:]
     return run
 

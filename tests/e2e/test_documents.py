@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rl.paths import REPOSITORY
-from tests.e2e.harness import Run
+from tests.e2e.harness import COLD_START, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -32,12 +32,12 @@ SHORT = {
     "./launch.sh test tests/rl/batch/test_packing.py": ("", " passed in "),
     "SLUICE_DEVICE=cuda ./launch.sh test -m gpu": (COLLECT, "tests/rollout/transfer/test_nccl.py::"),
     "./launch.sh recipes/quickstart.yaml run.steps=4 run.dir=runs/mine": (
-        "run.dir={temp}/run run.cache_dir={cache} run.steps=1 tasks.eval_size=4 "
+        f"run.dir={{temp}}/run run.cache_dir={{cache}} run.steps=1 tasks.eval_size=4 {COLD_START} "
         "trainer.ranks=1 trainer.expert_parallel=1",
         "finished in",
     ),
     "./launch.sh recipes/quickstart.yaml run.dir=DIR resume=auto": (
-        "run.dir={temp}/quickstart run.cache_dir={cache} run.steps=24",
+        "run.dir={temp}/quickstart run.cache_dir={cache} run.steps=20",
         "this run is finished: there is nothing to resume",
     ),
 }

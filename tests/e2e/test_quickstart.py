@@ -35,7 +35,7 @@ SUMMARY_KEYS = {
 def test_it_learns_and_says_so(quickstart: Run) -> None:
     summary = quickstart.summary
     assert summary.keys() >= SUMMARY_KEYS
-    assert summary["exit_reason"] == "finished" and summary["steps"] == summary["policy_version"] == 24
+    assert summary["exit_reason"] == "finished" and summary["steps"] == summary["policy_version"] == 20
     gain = summary["eval_success_after"] - summary["eval_success_before"]
     assert gain >= 0.15, f"held-out success rose by {gain:.2f}"
     assert "held-out success" in quickstart.output and summary["hf_export"] in quickstart.output
@@ -106,9 +106,9 @@ def test_the_export_is_what_was_trained(quickstart: Run) -> None:
 
 def test_metrics_are_there_for_people_and_for_wandb(quickstart: Run) -> None:
     lines = [json.loads(line) for line in (quickstart.directory / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "time/step_s" in line] == list(range(1, 25))
+    assert [line["step"] for line in lines if "time/step_s" in line] == list(range(1, 21))
     assert list((quickstart.directory / "wandb").glob("offline-run-*/*.wandb"))
-    assert "24/24" in quickstart.output and "→" in quickstart.output
+    assert "20/20" in quickstart.output and "→" in quickstart.output
     assert (quickstart.directory / "config.yaml").exists()
 
 

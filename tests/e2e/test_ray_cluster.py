@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, QUICKSTART, REPOSITORY, SHORT, Run, launch
+from tests.e2e.harness import COLD_START, DEADLINE_S, QUICKSTART, REPOSITORY, SHORT, Run, launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -37,12 +37,12 @@ exit $code
 def test_a_run_joins_a_cluster_by_address_and_leaves_it_running(tmp_path: Path, cold_start_cache: Path) -> None:
     directory = tmp_path / "run"
     ray_dir = tempfile.mkdtemp(prefix="sluice-ray-", dir="/tmp")  # short: Ray's socket paths have 107 bytes at most
-    overrides = (f"run.dir={directory}", f"run.cache_dir={cold_start_cache}", "run.ray_address=127.0.0.1:6399", *SHORT)
+    overrides = (f"run.dir={directory}", f"run.cache_dir={cold_start_cache}", "run.ray_address=127.0.0.1:6399")
     environment = os.environ | {"SLUICE_VENV": sys.prefix, "PYTHON": sys.executable, "RAY_DIR": ray_dir}
     try:
         done = subprocess.run(
             ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", HOST, "host",
-             QUICKSTART, *overrides],
+             QUICKSTART, COLD_START, *overrides, *SHORT],
             cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S, check=False,
         )  # fmt: skip
