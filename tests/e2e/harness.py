@@ -31,6 +31,8 @@ END_S = 120.0
 only prints the time."""
 COLD_START = "sft.steps=300"
 """A shorter cold start than the quickstart's. It is the same in all runs, so that they share its result."""
+ONE_RANK = ("trainer.ranks=1", "trainer.expert_parallel=1")
+"""For tests in which the number of trainers makes no difference: one process less to start."""
 SHORT = ("run.steps=2", "tasks.eval_size=8", "checkpoint.every=1")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rl.paths import REPOSITORY
-from tests.e2e.harness import COLD_START, Run
+from tests.e2e.harness import COLD_START, ONE_RANK, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,6 +23,7 @@ ELSEWHERE = {
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
 }
+SMALLEST = " ".join(("run.steps=1", "tasks.eval_size=4", COLD_START, *ONE_RANK))
 COLLECT = "--collect-only -q tests/rollout/transfer"
 SHORT = {
     "./launch.sh --help": ("", "./launch.sh RECIPE [key=value …]"),
@@ -32,8 +33,7 @@ SHORT = {
     "./launch.sh test tests/rl/batch/test_packing.py": ("", " passed in "),
     "SLUICE_DEVICE=cuda ./launch.sh test -m gpu": (COLLECT, "tests/rollout/transfer/test_nccl.py::"),
     "./launch.sh recipes/quickstart.yaml run.steps=4 run.dir=runs/mine": (
-        f"run.dir={{temp}}/run run.cache_dir={{cache}} run.steps=1 tasks.eval_size=4 {COLD_START} "
-        "trainer.ranks=1 trainer.expert_parallel=1",
+        f"run.dir={{temp}}/run run.cache_dir={{cache}} {SMALLEST}",
         "finished in",
     ),
     "./launch.sh recipes/quickstart.yaml run.dir=DIR resume=auto": (

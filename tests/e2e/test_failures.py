@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import SHORT, check_end, in_the_loop, launch, launched
+from tests.e2e.harness import ONE_RANK, SHORT, check_end, in_the_loop, launch, launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SMALL = ("tasks.eval_size=4", "trainer.groups_per_step=2", "rollout.group_size=4")
 ENDLESS = ("run.steps=500", "checkpoint.every=1000", *SMALL)
-ONE_RANK = ("trainer.ranks=1", "trainer.expert_parallel=1")
-"""For tests in which the number of trainers makes no difference: one process less to start."""
 
 
 def test_ctrl_c(tmp_path: Path, cold_start_cache: Path) -> None:
@@ -35,7 +33,8 @@ def test_sigterm_while_ray_is_starting(tmp_path: Path, cold_start_cache: Path) -
 
 @pytest.mark.parametrize("role", ["worker-0", "trainer-1"])
 def test_a_process_is_killed(tmp_path: Path, cold_start_cache: Path, role: str) -> None:
-    with launched(tmp_path / "run", cold_start_cache, *ENDLESS) as run:
+    ranks = ONE_RANK if role == "worker-0" else ()
+    with launched(tmp_path / "run", cold_start_cache, *ENDLESS, *ranks) as run:
         in_the_loop(run)
         os.kill(run.pid_of(role), signal.SIGKILL)
         check_end(run, 1, role, f"logs/{role}.log")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import COLD_START, DEADLINE_S, QUICKSTART, REPOSITORY, SHORT, Run, launch
+from tests.e2e.harness import COLD_START, DEADLINE_S, ONE_RANK, QUICKSTART, REPOSITORY, SHORT, Run, launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -42,7 +42,7 @@ def test_a_run_joins_a_cluster_by_address_and_leaves_it_running(tmp_path: Path, 
     try:
         done = subprocess.run(
             ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", HOST, "host",
-             QUICKSTART, COLD_START, *overrides, *SHORT],
+             QUICKSTART, COLD_START, *overrides, *SHORT, *ONE_RANK],
             cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S, check=False,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from rl.observe.metrics_log import read_metrics
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import read_groups
 from rl.rundir.runstate import read_buffer
-from tests.e2e.harness import check_end, in_the_loop, launch, launched, weights_of
+from tests.e2e.harness import ONE_RANK, check_end, in_the_loop, launch, launched, weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -60,7 +60,8 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
     """The engine's death costs no step. A resumed run goes on from the checkpoint's weights: with a learning rate of 0
     it exports the same weights, and over many pushes engine and trainer agree on every fresh token.
     """
-    directory, overrides = tmp_path / "run", ("tasks.eval_size=48", "checkpoint.every=1000")
+    directory = tmp_path / "run"
+    overrides = ("tasks.eval_size=48", "checkpoint.every=1000", *ONE_RANK)
     with launched(directory, cold_start_cache, "run.steps=2", *overrides) as run:
         in_the_loop(run)
         engine = run.pid_of("engine-0")
