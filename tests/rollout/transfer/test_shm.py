@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -78,6 +79,22 @@ def test_another_file_under_the_same_number_is_noticed() -> None:
     with pytest.raises(RuntimeError, match="overwritten"):
         read_bucket(replace(bucket, fd=strange.fd))
     other.close()
+    sender.close()
+
+
+def test_a_receiver_of_an_overwritten_bucket_is_told_and_not_killed_by_a_segment_that_shrank() -> None:
+    sender = ShmSender("test")
+    large = sender.send([("w", torch.ones(1 << 16))])
+    with (
+        open(f"/proc/{large.pid}/fd/{large.fd}", "rb") as file,
+        mmap.mmap(file.fileno(), large.size, prot=mmap.PROT_READ) as mapped,
+    ):
+        small = sender.send([("w", torch.ones(1))])
+        assert small.size < large.size
+        mapped[large.size - 1]  # a page beyond the end of a file raises SIGBUS
+    with pytest.raises(RuntimeError, match="overwritten"):
+        read_bucket(large)
+    assert torch.equal(read_bucket(small)[0][1], torch.ones(1))
     sender.close()
 
 
