@@ -1,8 +1,10 @@
-"""Skips tests marked `gpu` on machines without an NVIDIA GPU, and sets no time limit for Hypothesis' examples."""
+"""For all tests: those marked `gpu` are skipped on machines without one, those of a folder stay together under
+pytest-xdist, and Hypothesis' examples have no time limit."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -13,6 +15,13 @@ from rl.recipe.machine import gpu_names
 settings.register_profile("sluice", deadline=None)
 settings.register_profile("few", deadline=None, max_examples=10)  # used by tests/test_interpreters.py
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sluice"))
+
+
+@pytest.hookimpl(optionalhook=True)  # tests/test_interpreters.py has no pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.by_folder import ByFolder
+
+    return ByFolder(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,12 +16,15 @@ CHECKS = (
     ("ruff", "check", "."),
     ("mypy", *PACKAGES),
 )
+WHOLE_SUITE = ("-n", "2", "--no-loadscope-reorder")
+"""Two processes, and folders in their order: tests/e2e, the longest, comes first and has one of them to itself."""
 
 
 def test(argv: Sequence[str]) -> int:
-    """Run pytest with these arguments, in place of this process: signals and the exit code are pytest's own."""
+    """Run pytest with these arguments, else the whole suite. It replaces this process, so that signals and the exit
+    code are pytest's own."""
     os.chdir(REPOSITORY)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *argv])
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *(argv or WHOLE_SUITE)])
 
 
 def check(argv: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 import yaml
 
 from rl.paths import REPOSITORY
-from rl.verbs.develop import PACKAGES
+from rl.verbs import develop
+from rl.verbs.develop import PACKAGES, WHOLE_SUITE
 
 
 def test_the_commit_hook_is_the_check_verb_and_downloads_nothing() -> None:
@@ -66,3 +69,34 @@ def test_a_test_that_hangs_fails_alone(tmp_path: Path) -> None:
     ]
     done = subprocess.run([*command, "test_two.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout.splitlines()[-1]
+
+
+def test_the_whole_suite_runs_in_two_processes_and_a_folder_stays_in_one(tmp_path: Path) -> None:
+    """Tests of one folder share what they have started. Arguments are pytest's own, and one process is its default."""
+    text = "from tests.conftest import pytest_xdist_make_scheduler\n__all__ = ['pytest_xdist_make_scheduler']\n"
+    (tmp_path / "conftest.py").write_text(text, encoding="utf-8")
+    notes = "import os, pathlib\ndef test_one():\n    place = pathlib.Path(__file__).parent\n"
+    notes += "    (place / os.environ['PYTEST_XDIST_WORKER']).touch()\n"
+    for name in ("a/test_1.py", "a/test_2.py", "a/test_3.py", "b/test_1.py", "b/test_2.py", "b/test_3.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(notes, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-c", REPOSITORY / "pyproject.toml", "--rootdir", tmp_path]
+    done = subprocess.run(
+        [*command, *WHOLE_SUITE, tmp_path / "a", tmp_path / "b"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0 and "6 passed" in done.stdout.splitlines()[-1], done.stdout + done.stderr
+    assert [path.name for folder in "ab" for path in (tmp_path / folder).glob("gw*")] == ["gw0", "gw1"]
+
+
+def test_without_arguments_the_test_verb_runs_the_whole_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    monkeypatch.chdir(REPOSITORY)
+    develop.test([])
+    develop.test(["-x", "tests/rl"])
+    pytest_command = [sys.executable, "-m", "pytest"]
+    assert started == [[*pytest_command, *WHOLE_SUITE], [*pytest_command, "-x", "tests/rl"]]
