@@ -24,13 +24,15 @@ def publish(run: Session, *, verify: bool) -> None:
     arguments = (version, cluster.engines, verify)
     with run.timed("weight_sync"):
         try:
-            run.calls.ask_all(cluster.trainers, "publish", *arguments, what=f"publishing weights version {version}")
+            what = f"publishing weights version {version}"
+            reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=what)
         except ProcessFailure as error:
             if not isinstance(error.cause, PublishError):
                 raise
             run.console.warn(f"{error}; trying once more")
             again = f"publishing weights version {version} again"
-            run.calls.ask_all(cluster.trainers, "publish", *arguments, what=again)
+            reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=again)
+    run.step.values["policy/verified_engines"] = float(reports[0].verified)
 
 
 def open_gate(run: Session) -> None:

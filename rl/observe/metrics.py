@@ -36,6 +36,11 @@ _METRICS = (
     Metric("reward/std", "reward", "Standard deviation of those rewards."),
     Metric("reward/part/<name>", "reward", "Mean of one named part of the reward, before its weight."),
     Metric("policy/version", "count", "Weight version after the step; the cold-started policy is version 0."),
+    Metric(
+        "policy/verified_engines",
+        "count",
+        "Engines that proved to hold that version: hashes as sent, all engines equal; 0: not verified.",
+    ),
     Metric("policy/entropy", "nats", "Mean entropy of the policy's next-token distribution at trained tokens."),
     Metric("policy/clip_fraction", "share", "Trained tokens whose importance ratio was clipped."),
     Metric("policy/rejected_fraction", "share", "Trained tokens that the correction left out of the loss."),

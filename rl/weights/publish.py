@@ -61,11 +61,15 @@ class PublishError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport:
-    """One push: `bytes` of full tensors in `buckets` messages, and the seconds from `pause` to the end of `resume`."""
+    """One push: `bytes` of full tensors in `buckets` messages, and the seconds from `pause` to the end of `resume`.
+
+    `verified` is the number of replicas that were found equal, with every tensor as it was sent; 0 without `verify`.
+    """
 
     version: int
     bytes: int
     buckets: int
+    verified: int
     paused_s: float
 
 
@@ -94,7 +98,7 @@ class _Push:
         self._bytes = sum(spec.nbytes for spec in self._manifest)
         self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
-        self._differ = False
+        self._verified, self._differ = 0, False
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
         started = time.monotonic()
@@ -111,7 +115,11 @@ class _Push:
         if self._error is not None:
             raise self._error
         return PublishReport(
-            version=self._version, bytes=self._bytes, buckets=count, paused_s=time.monotonic() - started
+            version=self._version,
+            bytes=self._bytes,
+            buckets=count,
+            verified=self._verified,
+            paused_s=time.monotonic() - started,
         )
 
     def _stage(self, method: str, *args: Any) -> list[Any]:
@@ -169,6 +177,7 @@ class _Push:
             if names:
                 self._differ = True
                 self._fail("verify", ValueError(f"engine {replica} differs from engine 0 in {listed(names)}"))
+        self._verified = len(checksums)
 
     def _resume(self) -> None:
         try:

@@ -36,7 +36,7 @@ class WeightSyncConfig(StrictModel):
     verify_every: int = Field(default=0, ge=0)
     """Steps from one verified push to the next: every worker compares the tensors that arrived with the sender's
     digests, and the replicas' checksums are compared. The first push of a run, resumed or not, is always verified; 0:
-    only that one."""
+    only that one. The metric policy/verified_engines says of each step whether its push was."""
 
     def deadline_s(self, moved_bytes: int) -> float:
         """Return the seconds that a stage which moves so many bytes may take."""

@@ -78,6 +78,7 @@ def test_shrunk_its_whole_path_runs(tmp_path: Path, cold_start: Path) -> None:
     assert run.code == 0, run.output[-4000:]
     assert run.summary["steps"] == 2 and run.summary["staleness_max"] <= 2
     assert run.summary["trained_tokens"] > 0 and run.summary["mismatch_logprob_abs_mean"] < 1e-5
+    assert run.column("policy/verified_engines") == [2.0, 2.0], "both engines, after every step, the last one too"
     assert len(run.column("eval/success")) == 3
     assert "supervised cold start 5/5" in run.output
     assert run.leftovers == ()

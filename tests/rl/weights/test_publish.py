@@ -103,7 +103,8 @@ def test_the_stages_run_in_order_and_every_bucket_arrives() -> None:
     assert ("finish_update", 7) in engines.calls
     assert engines.waits == [(stage, CONFIG.deadline_s(24)) for stage in engines.stages()], "each is waited for once"
     assert source.max_bytes == BUCKET_BYTES
-    assert report is not None and (report.version, report.bytes, report.buckets) == (7, 24, 3)
+    assert report is not None
+    assert (report.version, report.bytes, report.buckets, report.verified) == (7, 24, 3, 2)
     assert 0.0 <= report.paused_s < 60.0
     assert engines.sender.verifies and engines.sender.abandoned == 0
 
@@ -167,7 +168,8 @@ def test_an_error_at_the_last_bucket_is_named_too() -> None:
 
 def test_a_push_that_is_not_verified_compares_no_replicas() -> None:
     engines = Engines(checksums=({"a": "1"}, {"a": "2"}))
-    assert publish(Source(), 1, CONFIG, engines, engines.sender, verify=False) is not None
+    report = publish(Source(), 1, CONFIG, engines, engines.sender, verify=False)
+    assert report is not None and report.verified == 0
     assert "checksums" not in engines.stages()
 
 
