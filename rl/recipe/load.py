@@ -106,9 +106,8 @@ def _validate(data: dict[str, Any], origins: Mapping[KeyPath, str]) -> Recipe:
         details = error.errors()
         # A tuple with one bad entry is also reported as too short; the entry's own message is the useful one.
         deeper = {d["loc"][:end] for d in details for end in range(len(d["loc"]))}
-        raise RecipeError(
-            [_describe(d, data, origins) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)]
-        ) from None
+        told = [_describe(d, data, origins) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)]
+        raise RecipeError(list(dict.fromkeys(told))) from None
     recipe = _with_family_format(_resolve_paths(recipe))
     problems = [*cross_field_problems(recipe), *source_problems(recipe)]
     found = [f"{_origin(parts(problem.key), origins)}: {problem.text}" for problem in problems]
@@ -130,7 +129,7 @@ def _describe(detail: ErrorDetails, data: Any, origins: Mapping[KeyPath, str]) -
         return f"{origin}: {dotted(path)}: {detail['ctx']['error']}"
     section = model_at(path, data)
     expected = detail["msg"].replace("Input should be ", "expected ", 1)
-    if section is not None and detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+    if section is not None and detail["type"] == "model_type":
         expected = f"expected a mapping with the keys {', '.join(section.model_fields)}"
     quote = detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float)
     hint = " (put it in quotes)" if quote else ""

@@ -70,13 +70,14 @@ def unknown_key(parent: KeyPath, key: str, data: Any) -> str:
 
 
 def leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all keys that hold a value, not a section."""
+    """The dotted names of all keys that hold a value, not a section; N stands for a position in a list."""
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is None:
             yield prefix + name
         else:
-            yield from leaf_names(section, f"{prefix}{name}.")
+            entry = ".N" if get_origin(field.annotation) is tuple else ""
+            yield from leaf_names(section, f"{prefix}{name}{entry}.")
 
 
 def dotted(path: KeyPath) -> str:

@@ -63,12 +63,20 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"rollout": {"sampling": {"max_tokens": 2048}}}, "rollout.sampling.max_tokens", "max_context=2048"),
         ({"trainer": {"token_budget": 1000}}, "trainer.token_budget", "use trainer.token_budget>=2048"),
         ({"trainer": {"ranks": 6, "expert_parallel": 4}}, "trainer.expert_parallel", "use one of [1, 2, 3, 6]"),
-        ({"model": {"dtype": "bfloat16"}}, "model.dtype", "use model.dtype=float32"),
-        ({"inference": {"tensor_parallel": 2}}, "inference.tensor_parallel", "use inference.tensor_parallel=1"),
+        (
+            {"model": {"dtype": "bfloat16"}},
+            "model.dtype",
+            "model.dtype=bfloat16 on CPU: engine and trainer agree on CPUs in float32 only; use model.dtype=float32",
+        ),
+        (
+            {"inference": {"tensor_parallel": 2}},
+            "inference.tensor_parallel",
+            "an engine is one process there; use inference.tensor_parallel=1 and more inference.replicas",
+        ),
         (
             {"inference": {"engine_args": {"enable_chunked_prefill": True}}},
             "inference.engine_args.enable_chunked_prefill",
-            "remove it",
+            "=true on CPU: vLLM would rewind a request's random generator there, which torch can't; remove it",
         ),
         ({"weight_sync": {"transport": "nccl"}}, "weight_sync.transport", "use weight_sync.transport=auto"),
         ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
@@ -149,6 +157,7 @@ def test_what_a_local_config_forbids(
         {"n_routed_experts": 8, "max_position_embeddings": 2048},
         {"max_position_embeddings": 1024, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
         {"max_position_embeddings": 1024, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        {"max_position_embeddings": 1024, "rope_scaling": {"type": "linear", "factor": 4.0}},
     ],
 )
 def test_what_a_local_config_allows(tmp_path: Path, config: dict[str, Any]) -> None:

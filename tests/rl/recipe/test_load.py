@@ -45,6 +45,7 @@ def recipe_file(tmp_path: Path) -> Path:
 def messages(path: Path, *overrides: str) -> tuple[str, ...]:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
+    assert str(caught.value) == "\n".join(caught.value.messages)
     return caught.value.messages
 
 
@@ -101,6 +102,8 @@ def test_missing_keys_point_at_their_section(recipe_file: Path) -> None:
     changed(recipe_file, "  optimizer:\n    lr: 1e-3\n", "")
     assert messages(recipe_file) == (f"{recipe_file}:13: trainer needs the key 'optimizer'",)
     assert messages(recipe_file, "sft.steps=3")[0] == "override sft.steps=3: sft needs the key 'dataset'"
+    changed(recipe_file, "trainer:", "wandb: {}\nxtrainer:")
+    assert messages(recipe_file)[0] == f"{recipe_file}:1: the recipe needs the key 'trainer'"
 
 
 @pytest.mark.parametrize(
@@ -259,6 +262,19 @@ def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
         ("loss=no/such.py:loss", "loss: no/such.py cannot be imported: FileNotFoundError"),
         ("loss=json:lods", "loss: json has no 'lods'; did you mean 'loads'?"),
         ("tasks.sources=[]", "tasks.sources: "),
+        ("run.lr=1", "unknown key 'run.lr'; the nearest is 'sft.optimizer.lr'"),
+        ("run.weights=1", "unknown key 'run.weights'; the nearest is 'tasks.sources.N.weights'"),
+        ("run.cache_dir.x=1", "run.cache_dir is a single value and has no key 'x'"),
+        (
+            "tasks.sources.0.environment.max_observatoin=1",
+            "the nearest is 'tasks.sources.0.environment.max_observation'",
+        ),
+        ("trainer=3", "trainer: expected a mapping with the keys ranks, expert_parallel, groups_per_step, "),
+        ("inference.engine_args=3", "inference.engine_args: expected an object, got 3"),
+        ("trainer.optimizer.betas=[0.9]", "trainer.optimizer.betas has too few entries"),
+        ("trainer.optimizer.betas=[]", "trainer.optimizer.betas has too few entries"),
+        ("run.steps=Jürgen", 'run.steps: expected a valid integer, got "Jürgen"'),
+        ("run.steps=a=b", 'run.steps: expected a valid integer, got "a=b"'),
     ],
 )
 def test_a_bad_override_is_named(recipe_file: Path, override: str, words: str) -> None:

@@ -43,11 +43,13 @@ def test_dropped_tasks_do_not_come_back() -> None:
         ledger.drop(ledger.issue_next(0).id, "infra_error")
     assert ledger.issue_next(0).position == 2
     assert ledger.counts()["dropped/infra_error"] == ledger.counts()["dropped"] == 2
+    assert through_json(ledger).counts()["dropped/infra_error"] == 2
 
 
 def test_transitions_that_do_not_exist_are_errors() -> None:
     ledger = Ledger()
     issue = ledger.issue_next(0)
+    assert (issue.number, issue.parent) == (0, None)
     with pytest.raises(ValueError, match="issue g000000 is issued, expected taken"):
         ledger.mark_trained([issue.id], step=1)
     with pytest.raises(ValueError, match="issue g000000 is issued, expected finished"):
@@ -61,6 +63,8 @@ def test_transitions_that_do_not_exist_are_errors() -> None:
         ledger.mark_trained([issue.id], step=2)
     with pytest.raises(ValueError, match="not open"):
         ledger.finish("g999999")
+    with pytest.raises(ValueError, match="expected issued or finished or taken"):
+        ledger.drop("g999999", "stale")
 
 
 def test_a_step_is_entered_once_and_entirely() -> None:

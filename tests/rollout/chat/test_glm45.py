@@ -82,6 +82,17 @@ def test_parse_says_what_is_malformed_and_executes_nothing_of_it(text: str, reas
     assert turn.tool_calls == ()
 
 
+def test_a_malformed_turn_keeps_what_was_said() -> None:
+    turn = CHAT.parse(ids("\n<think>why</think>\nI look.\n<tool_call>set\n<arg_key>key</arg_key>"), TOOLS)
+    assert turn.malformed is not None and (turn.content, turn.reasoning) == ("I look.", "why")
+
+
+def test_a_schema_decides_the_type_of_an_argument() -> None:
+    spoken = ids("\n<tool_call>set\n<arg_key>place</arg_key>\n<arg_value>7</arg_value>\n</tool_call><|observation|>")
+    assert CHAT.parse(spoken, TOOLS).tool_calls[0].arguments == {"place": "7"}
+    assert CHAT.parse(spoken).tool_calls[0].arguments == {"place": 7}
+
+
 def test_an_unknown_tool_is_not_malformed_but_the_environments_to_answer() -> None:
     turn = CHAT.parse(ids("\n<tool_call>fly\n</tool_call><|observation|>"), TOOLS)
     assert turn.malformed is None and turn.tool_calls == (ToolCall(name="fly"),)
@@ -185,6 +196,7 @@ def test_arguments_nested_too_deeply_are_malformed() -> None:
     spoken = [*ids(call), *ids("<|observation|>")]
     turn = CHAT.parse(spoken, TOOLS)
     assert turn.tool_calls == () and turn.malformed is not None and "nested too deeply" in turn.malformed
+    assert turn.content == CHAT.decode(spoken)
     with pytest.raises(ValueError, match="nested too deeply"):
         CHAT.bridge(CHAT.open([USER], TOOLS, True) + spoken, results("7"), True)
 

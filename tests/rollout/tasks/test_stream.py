@@ -134,9 +134,21 @@ def test_a_row_ends_at_a_newline_and_at_no_other_separator(tmp_path: Path) -> No
     assert {task.messages[0]["content"] for task in stream} < set(contents)
 
 
+def test_messages_without_content_get_an_empty_one_nulls_are_dropped_and_blank_lines_skipped(tmp_path: Path) -> None:
+    called = {"role": "assistant", "tool_calls": [{"name": "set", "arguments": {"place": None, "name": "cat"}}]}
+    row = {"messages": [{"role": "user", "content": "put"}, called], "payload": {"gone": None}}
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n\n" for _ in range(40)), encoding="utf-8")
+    tasks = task_stream(TasksConfig(sources=(task_source("store", dataset=str(path)),), train_size=40), "train", 0)[:]
+    wanted = {"role": "assistant", "content": "", "tool_calls": [{"name": "set", "arguments": {"name": "cat"}}]}
+    assert all(task.messages[1] == wanted and task.payload == {} for task in tasks)
+    assert max(int(task.id.rpartition("-")[2]) for task in tasks) > 0
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        ('{"messages": ["hello"]}', r"field 'messages\[0\].role' is None; use one of system, user, assistant, tool$"),
         ('{"messages": []}', r"row 0: field 'messages' must be a non-empty list"),
         ('{"messages": [{"role": "robot"}]}', r"row 0: field 'messages\[0\].role' is 'robot'"),
         ('{"messages": [{"role": "user", "content": 3}]}', r"field 'messages\[0\].content' must be a string"),

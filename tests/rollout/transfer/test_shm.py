@@ -46,10 +46,12 @@ def test_non_contiguous_tensors_arrive() -> None:
 
 def test_a_bucket_takes_the_place_of_the_one_before() -> None:
     sender = ShmSender("test")
-    first, second = (sender.send([("w", torch.full((1000,), float(i)))]) for i in range(2))
-    with pytest.raises(RuntimeError, match="bucket 0 was overwritten"):
-        read_bucket(first)
-    assert read_bucket(second)[0][1][0] == 1
+    first, second, third = (sender.send([("w", torch.full((1000,), float(i)))]) for i in range(3))
+    assert [first.sequence, second.sequence, third.sequence] == [0, 1, 2]
+    for bucket in (first, second):
+        with pytest.raises(RuntimeError, match=f"bucket {bucket.sequence} was overwritten"):
+            read_bucket(bucket)
+    assert read_bucket(third)[0][1][0] == 2
     sender.close()
 
 
