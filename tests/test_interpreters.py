@@ -21,7 +21,7 @@ from rl.paths import REPOSITORY
 from rl.recipe.machine import LOCKS, SUPPORTED_PYTHONS
 from rl.verbs.lock import FOLDER, read_pins
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in SUPPORTED_PYTHONS["cpu"] if version != THIS]

@@ -15,7 +15,7 @@ import pytest
 from rl.paths import REPOSITORY
 from tests.e2e.harness import COLD_START, ONE_RANK, Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ELSEWHERE = {
     "./launch.sh recipes/quickstart.yaml": "the fixture `quickstart` runs it, with fewer steps",

@@ -20,7 +20,7 @@ from rollout.ports import free_port
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def run_ranks(scenarios: Sequence[str], ranks: int, directory: Path, deadline_s: float = 300.0) -> list[dict[str, Any]]:
+def run_ranks(scenarios: Sequence[str], ranks: int, directory: Path, deadline_s: float = 900.0) -> list[dict[str, Any]]:
     """Run scenarios one after the other in `ranks` fresh processes. Return each rank's results by scenario. If a rank
     fails, show all logs."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from tests.rl.learner import learner_fixtures as fixtures
 from tests.rl.learner.learner_cases import CASES, KINDS, SMALL_BUCKET
 from tests.rl.learner.learner_worker import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 EVERY_CASE = [(world, case) for world in CASES for case in CASES[world]]
 Results = dict[int, list[dict[Any, Any]]]

@@ -23,7 +23,7 @@ from rollout.types import Completion, SamplingParams
 from tests.rollout.engine import inference_support as support
 from tests.rollout.engine.inference_support import PARITY, Judge, Weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROMPTS = [[5, 6, 7, 8 + i] for i in range(8)]
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0)

@@ -16,7 +16,7 @@ from rollout.types import Completion, SamplingParams
 from tests.rollout.engine import inference_support as support
 from tests.rollout.engine.inference_support import PARITY, Judge
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # Longer than two cache blocks, or the prefix cache would have nothing to share.
 PROMPT = [5 + i % 90 for i in range(300)]

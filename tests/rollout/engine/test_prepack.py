@@ -15,7 +15,7 @@ import pytest
 from rollout.transfer.shm import ShmSender
 from tests.rollout.engine import inference_support as support
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 Checksums = dict[str, str]
 
