@@ -68,6 +68,15 @@ def test_a_users_own_code_counts(tmp_path: Path) -> None:
     assert sft_fingerprint(recipe(tmp_path, "oracle", tasks=sources)) != first
 
 
+def test_a_users_own_family_counts(tmp_path: Path, dataset: Path) -> None:
+    own = tmp_path / "family.py"
+    own.write_text("from rl.families.glm4_moe import Glm4Moe as Mine\n", encoding="utf-8")
+    first, theirs = (sft_fingerprint(recipe(tmp_path, dataset, *o)) for o in ((), (f"model.family={own}:Mine",)))
+    own.write_text(own.read_text() + "# another\n", encoding="utf-8")
+    again = sft_fingerprint(recipe(tmp_path, dataset, f"model.family={own}:Mine"))
+    assert len({first, theirs, again}) == 3 and all(len(f) == 16 for f in (first, theirs, again))
+
+
 def test_the_closure_of_the_stage_has_what_it_runs_and_no_loss_of_another_stage() -> None:
     names = {
         str(path.relative_to(REPOSITORY))

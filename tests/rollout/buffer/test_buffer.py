@@ -199,13 +199,25 @@ def test_the_circuit_breaker_names_share_limit_and_last_error() -> None:
     issued = issue_all(buffer)
     for issue in issued[: FAILURE_MINIMUM // 2]:
         buffer.put(group(*issue, 0))  # one of two members failed: just at the limit
-    assert buffer.take(0) is None
+    assert buffer.take(0) is None, "20 of them, and half have failed"
     buffer.put(group(*issued[-2], failed=True))
     last = group(*issued[-1], failed=True)
     buffer.put(replace(last, trajectories=tuple(replace(t, error=None) for t in last.trajectories)))
     with pytest.raises(
         TooManyFailures, match=r"14 of the last 24 .*\(rollout.failure_share_limit is 0.5\); the last one: no message"
     ):
+        buffer.take(0)
+
+
+def test_the_circuit_breaker_waits_until_enough_trajectories_have_come() -> None:
+    buffer = make(staleness=0, step=FAILURE_MINIMUM, limit=0.5)
+    buffer.published(0)
+    issued = issue_all(buffer)
+    for issue in issued[: FAILURE_MINIMUM // 2 - 1]:
+        buffer.put(group(*issue, failed=True))
+    assert buffer.take(0) is None
+    buffer.put(group(*issued[-1], failed=True))
+    with pytest.raises(TooManyFailures, match=r"20 of the last 20 .*sandbox is gone"):
         buffer.take(0)
 
 
