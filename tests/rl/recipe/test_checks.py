@@ -16,6 +16,7 @@ from rl.recipe.extensions import chosen_settings
 from rl.recipe.overrides import expand_shorthands
 from rl.recipe.presets import fill_from_preset
 from rollout.contracts import EnvironmentSpec
+from rollout.envs.config import EnvironmentSettings
 
 BASE: dict[str, Any] = {
     "run": {"device": "cpu"},
@@ -82,10 +83,22 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
         ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),
         ({"resume": "auto"}, "resume", "set run.dir"),
-        ({"model": {"path": "./no/such"}}, "model.path", "model.path=./no/such does not exist"),
+        ({"model": {"path": "./no"}}, "model.path", "model.path=./no does not exist"),
+        ({"model": {"path": "/no"}}, "model.path", "model.path=/no does not exist"),
+        ({"model": {"path": "~no"}}, "model.path", "model.path=~no does not exist"),
+        ({"model": {"path": "no/such/model"}}, "model.path", "model.path=no/such/model does not exist"),
+        (
+            {"tasks": {"sources": [{"environment": f"{HERE}:Broken"}]}},
+            "tasks.sources.0.environment",
+            "tasks.sources.0: no table of rooms",
+        ),
         (source(weights={"coed": 1.0}), "tasks.sources.0.weights", "did you mean 'code'"),
         (source(success={"coed": 1.0}), "tasks.sources.0.success", "did you mean 'code'"),
-        (source(weights={"code": 0.0}), "tasks.sources.0.weights", "gives 0 to every reward part of 'python' (code)"),
+        (
+            source(weights={"code": 0.0}),
+            "tasks.sources.0.weights",
+            "gives 0 to every reward part of 'python' (code), so all its rewards are 0; raise one of them",
+        ),
         (source(rewards=["environment", "environment"]), "tasks.sources.0.rewards", "'code' is given twice"),
         (source(name="a/b"), "tasks.sources.0.name", "'a/b' names metrics, which have no '/', '<' or '>'"),
         (
@@ -109,7 +122,7 @@ def test_a_sound_recipe_has_no_problems() -> None:
         (
             {"inference": {"generate_timeout_s": 300.0}},
             "inference.generate_timeout_s",
-            "never comes before rollout.trajectory_timeout_s=300",
+            "never comes before rollout.trajectory_timeout_s=300 has passed; lower it, or leave it out",
         ),
         ({"run": {"device": "cuda"}, "inference": {"kv_cache_gib": 2.0}}, "inference.kv_cache_gib", "gpu_memory_util"),
         (
@@ -165,6 +178,19 @@ def test_what_a_local_config_allows(tmp_path: Path, config: dict[str, Any]) -> N
     assert found({"model": {"path": str(tmp_path)}}) == []
 
 
+def test_a_family_that_the_recipe_names_decides_about_experts(tmp_path: Path) -> None:
+    config = {"model_type": "mixtral", "num_local_experts": 8, "n_routed_experts": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    mine = {"path": str(tmp_path), "family": "glm4_moe"}
+    assert found({"model": mine, "trainer": {"ranks": 2, "expert_parallel": 2}}) == []
+    assert found({"model": mine, "trainer": {"ranks": 3, "expert_parallel": 3}})[0][0] == "trainer.expert_parallel"
+
+
+def test_a_config_without_a_model_type_decides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_local_experts": 8}), encoding="utf-8")
+    assert found({"model": {"path": str(tmp_path)}}) == []
+
+
 def test_every_refused_engine_setting_is_named() -> None:
     refused = found({"inference": {"engine_args": {"quantization": "fp8", "seed": 3, "max_num_seqs": 4}}})
     assert [key for key, _ in refused] == ["inference.engine_args.quantization", "inference.engine_args.seed"]
@@ -192,6 +218,13 @@ class Silent(EnvironmentSpec):
     reward_parts = ("said",)
 
 
+class Broken(Silent):
+    """An environment that cannot be made."""
+
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        raise ValueError("no table of rooms")
+
+
 class Unscored(EnvironmentSpec):
     """An environment without rewards of its own."""
 
@@ -212,6 +245,7 @@ class Unscored(EnvironmentSpec):
         {"tasks": {"sources": [{"environment": "python"}, {"environment": "python", "name": "more"}]}},
         {"tasks": {"sources": [{"environment": f"{HERE}:Unscored", "rewards": ["state"]}]}},
         source(weights={"code": -1.0}, success={"reward": 0.5, "code": 1.0}),
+        source(name="X"),
         {"resume": "auto", "run": {"device": "cpu", "dir": "here"}},
         {"sft": {"dataset": "oracle", "optimizer": {"lr": 1e-3}}},
     ],

@@ -13,6 +13,7 @@ from rl.losses.config import ClippedSettings, LossSettings
 from rl.paths import REPOSITORY
 from rl.recipe.load import RecipeError, load_recipe
 from rl.recipe.resolved import derived, resolved_text, save_resolved
+from rollout.chat.config import RendererSettings
 
 SMALL = """\
 model:
@@ -122,6 +123,10 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, words: str) -> None
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"run: {name: \xfc}")
+    assert messages(tmp_path / "latin.yaml") == (
+        f"{tmp_path}/latin.yaml: not UTF-8 text: invalid start byte at byte 12",
+    )
     assert messages(tmp_path / "none.yaml") == (f"{tmp_path}/none.yaml: cannot be read: No such file or directory",)
 
 
@@ -220,6 +225,16 @@ def test_an_extensions_file_is_found_from_the_recipe_then_from_the_caller(
     assert load_recipe(recipe_file, ["loss=mine.py:loss"]).loss.name == f"{elsewhere}/mine.py:loss"
     (tmp_path / "mine.py").write_text("def loss(): ...", encoding="utf-8")
     assert load_recipe(recipe_file, ["loss=mine.py:loss"]).loss.name == f"{tmp_path}/mine.py:loss"
+    (tmp_path / "play.py").write_text("from rollout.envs.store import StoreRequests as Mine", encoding="utf-8")
+    source = load_recipe(recipe_file, ["tasks.sources.1.environment=play.py:Mine"]).tasks.sources[1]
+    assert source.environment.name == f"{tmp_path}/play.py:Mine"
+
+
+def test_a_family_brings_its_chat_format_and_one_without_a_format_says_so(recipe_file: Path) -> None:
+    named = load_recipe(recipe_file, ["model.renderer=null", "model.family=glm4_moe"])
+    assert named.model.renderer == RendererSettings(name="glm-4.5")
+    assert "does not tell its family" in messages(recipe_file, "model.renderer=null")[0]
+    assert "has none of its own; name one" in messages(recipe_file, "model.renderer=null", "model.family=dense")[0]
 
 
 def test_keys_that_moved_are_refused_with_what_to_write_instead(recipe_file: Path) -> None:
@@ -296,8 +311,10 @@ def test_paths_are_found_from_the_caller_then_the_repository(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
-    recipe = load_recipe(recipe_file, ["model=recipes/models", "tasks.sources.0.dataset=rows.jsonl"])
+    supervised = "sft={dataset: rows.jsonl, optimizer: {lr: 1e-3}}"
+    recipe = load_recipe(recipe_file, ["model=recipes/models", "tasks.sources.0.dataset=rows.jsonl", supervised])
     assert recipe.model.path == str(REPOSITORY / "recipes" / "models")
+    assert recipe.sft is not None and recipe.sft.dataset == str(tmp_path / "rows.jsonl")
     assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
 
 
@@ -320,10 +337,11 @@ def test_the_resolved_recipe_loads_back_equal(recipe_file: Path, tmp_path: Path)
 
 
 def test_the_resolved_recipe_says_what_follows_from_it(recipe_file: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(recipe_file)
+    recipe = load_recipe(recipe_file, ["run.name=Jürgen"])
     save_resolved(recipe, tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
     assert text == resolved_text(recipe)
+    assert "name: Jürgen\n" in text and 0 < text.index("run:") < text.index("model:") < text.index("tasks:")
     assert all(f"#   {name}: {value}\n" in text for name, value in derived(recipe).items())
 
 

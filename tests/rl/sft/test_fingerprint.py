@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,27 @@ def test_a_users_own_code_counts(tmp_path: Path) -> None:
     first = sft_fingerprint(recipe(tmp_path, "oracle", tasks=sources))
     own.write_text(own.read_text() + "# another\n", encoding="utf-8")
     assert sft_fingerprint(recipe(tmp_path, "oracle", tasks=sources)) != first
+
+
+def test_the_models_files_count_and_of_a_remote_model_the_name(tmp_path: Path, dataset: Path) -> None:
+    def fingerprint(path: Path | str) -> str:
+        model = {"path": str(path), "dtype": "float32", "renderer": "glm-4.5", "family": "glm4_moe"}
+        return sft_fingerprint(recipe(tmp_path, dataset, model=model))
+
+    copy = tmp_path / "copy"
+    shutil.copytree(MODEL, copy)
+    first = fingerprint(copy)
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n", encoding="utf-8")
+    assert len({first, fingerprint(copy), fingerprint("owner/one"), fingerprint("owner/two")}) == 4
+
+
+def test_a_users_own_chat_format_counts_beside_the_oracles_environments(tmp_path: Path) -> None:
+    own = tmp_path / "chat.py"
+    own.write_text("from rollout.chat.glm45 import Glm45 as Mine\n", encoding="utf-8")
+    model = {"path": str(MODEL), "dtype": "float32", "renderer": f"{own}:Mine"}
+    first = sft_fingerprint(recipe(tmp_path, "oracle", model=model))
+    own.write_text(own.read_text() + "# another\n", encoding="utf-8")
+    assert sft_fingerprint(recipe(tmp_path, "oracle", model=model)) != first
 
 
 def test_a_users_own_family_counts(tmp_path: Path, dataset: Path) -> None:
