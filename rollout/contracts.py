@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from rollout.types import Completion, Message, SamplingParams, Split, Task
+from rollout.types import Completion, Message, SamplingParams, Split, Task, TokenIds
 
 if TYPE_CHECKING:
     from rewards.sandbox.sandbox import Sandbox
@@ -160,7 +160,7 @@ class Chat(Protocol):
         """Parse one completion. Arguments are typed by the schemas of `tools`."""
         ...
 
-    def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
+    def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
         """Return the tokens that show tool results or user messages and let the assistant speak next.
 
         They follow `token_ids`, which are the prompt and everything after it. Sampled tokens are never decoded and
@@ -183,4 +183,4 @@ class Chat(Protocol):
 class Engine(Protocol):
     """A source of completions. Any exception that it raises is an infrastructure failure."""
 
-    async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion: ...
+    async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion: ...

@@ -8,9 +8,12 @@ writer. (`rollout.store.groups` reads saved samples back.)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 Split = Literal["train", "eval"]
 """The tasks that are trained on, or those that are held out for evaluation."""
@@ -40,6 +43,17 @@ Outcome = Literal["scored", "truncated", "infra_error"]
 
 OBSERVED = -1
 """The version of a token that no policy sampled (prompt, tool result)."""
+
+SAMPLE_DTYPES: Mapping[str, type[np.generic]] = {
+    "token_ids": np.int32,
+    "loss_mask": np.uint8,
+    "logprobs": np.float32,
+    "versions": np.int32,
+}
+"""The arrays of a `Sample` and their types."""
+
+TokenIds = Sequence[int] | npt.NDArray[np.int32]
+"""Token ids as a plain list, or as the view of a stream that grows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,37 +109,57 @@ class Completion:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """One linear token stream exactly as the model saw it.
+    """One linear token stream exactly as the model saw it, in 13 bytes a token.
 
-    Four tuples of equal length L: `loss_mask` is 1 where the policy sampled the token, else 0; `logprobs` is the
-    behaviour policy's logprob there and 0.0 elsewhere; `versions` is the policy version there and OBSERVED elsewhere.
+    Four arrays [L], which the sample takes over and makes read-only. `loss_mask` is 1 where the policy sampled the
+    token, else 0; `logprobs` is the behaviour policy's logprob there and 0.0 elsewhere; `versions` is the policy
+    version there and OBSERVED elsewhere.
+
+    Raises:
+        ValueError: an array has another dtype or shape than the others, or mask and version disagree.
     """
 
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    versions: tuple[int, ...]
+    token_ids: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.uint8]
+    logprobs: npt.NDArray[np.float32]
+    versions: npt.NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        length = len(self.token_ids)
-        if not length == len(self.loss_mask) == len(self.logprobs) == len(self.versions):
-            raise ValueError(
-                f"a sample's lists differ in length: {length} tokens, {len(self.loss_mask)} mask, "
-                f"{len(self.logprobs)} logprobs, {len(self.versions)} versions"
-            )
-        for position, (mask, version) in enumerate(zip(self.loss_mask, self.versions, strict=True)):
-            if (mask == 1) != (version != OBSERVED):
-                raise ValueError(f"position {position}: mask {mask} disagrees with version {version}")
+        for name, dtype in SAMPLE_DTYPES.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != (len(self.token_ids),):
+                raise ValueError(
+                    f"a sample's {name} are {array.dtype} {array.shape}, expected {np.dtype(dtype)} "
+                    f"({len(self.token_ids)},) like its token_ids"
+                )
+            array.flags.writeable = False
+        wrong = np.flatnonzero(self.loss_mask != (self.versions != OBSERVED))
+        if wrong.size:
+            mask, version = self.loss_mask[wrong[0]], self.versions[wrong[0]]
+            raise ValueError(f"position {wrong[0]}: mask {mask} disagrees with version {version}")
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sample):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in SAMPLE_DTYPES)
 
     @property
     def trained_tokens(self) -> int:
-        return sum(self.loss_mask)
+        return int(np.count_nonzero(self.loss_mask))
+
+    def sampled_versions(self) -> npt.NDArray[np.int32]:
+        """The policy versions of the sampled tokens, in order."""
+        return self.versions[self.versions != OBSERVED]
 
     def oldest_version(self) -> int | None:
         """The smallest policy version among sampled tokens; None when nothing was sampled."""
-        return min((v for v in self.versions if v != OBSERVED), default=None)
+        versions = self.sampled_versions()
+        return int(versions.min()) if versions.size else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

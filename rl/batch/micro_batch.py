@@ -98,9 +98,9 @@ def filler() -> PackedBatch:
     return concatenate([SftRow(token_ids=(0,) * FILLER_TOKENS, loss_mask=(0,) * FILLER_TOKENS)])
 
 
-def mask_of(row: Row) -> tuple[int, ...]:
+def mask_of(row: Row) -> npt.NDArray[np.uint8]:
     """The loss mask of a row: 1 on the tokens that are trained, else 0."""
-    return row.sample.loss_mask if isinstance(row, TrainRow) else row.loss_mask
+    return row.sample.loss_mask if isinstance(row, TrainRow) else np.asarray(row.loss_mask, np.uint8)
 
 
 def concatenate(rows: Sequence[Row]) -> PackedBatch:
@@ -126,7 +126,7 @@ def concatenate(rows: Sequence[Row]) -> PackedBatch:
 def _write(batch: PackedBatch, row: Row, start: int, end: int) -> None:
     """Write one row into its segment. The values of token t+1 go to position t."""
     predicting = slice(start, end - 1)
-    tokens = row.sample.token_ids if isinstance(row, TrainRow) else row.token_ids
+    tokens = np.asarray(row.sample.token_ids if isinstance(row, TrainRow) else row.token_ids)
     batch.input_ids[start:end] = tokens
     batch.position_ids[start:end] = np.arange(end - start)
     batch.labels[predicting] = tokens[1:]

@@ -8,7 +8,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from rollout.types import OBSERVED, Group, Trajectory
+import numpy as np
+
+from rollout.types import Group, Trajectory
 
 EXPERT_LOAD = "moe/load_max_over_mean"
 _MEANS = {
@@ -75,10 +77,9 @@ def eval_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:
     """Mean and maximum age, in versions, of the trainable tokens when they train policy version `version`."""
-    ages = [
-        version - v for group in groups for t in group.usable for s in t.samples for v in s.versions if v != OBSERVED
-    ]
-    return (statistics.fmean(ages), max(ages)) if ages else (0.0, 0)
+    ages = [version - s.sampled_versions() for group in groups for t in group.usable for s in t.samples]
+    every = np.concatenate(ages) if ages else np.zeros(0, np.int32)
+    return (float(every.mean()), int(every.max())) if every.size else (0.0, 0)
 
 
 def learner_metrics(stats: Mapping[str, float], lr: float, version: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 from rewards.errors import InfrastructureError
 from rollout.actors.process import enter_role
 from rollout.engine.settings import EngineSettings
-from rollout.types import Completion, SamplingParams
+from rollout.types import Completion, SamplingParams, TokenIds
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -49,7 +49,7 @@ class InferenceActor:
 
         self._engine = await Inference.start(settings, replica=self._replica)
 
-    async def generate(self, request_id: str, prompt: list[int], sampling: SamplingParams) -> Completion:
+    async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
         return await self._engine.generate(request_id, prompt, sampling)
 
     @_control
@@ -78,7 +78,7 @@ class EngineClient:
         self._replica = replicas[zlib.crc32(group_id.encode()) % len(replicas)]
         self._timeout_s = timeout_s
 
-    async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
+    async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
         reference = self._replica.generate.remote(request_id, prompt_token_ids, sampling)
         try:
             return await asyncio.wait_for(reference, self._timeout_s)

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from renderers import GLM45RendererConfig, create_renderer
 from renderers.base import ToolCallParseStatus
 
 from rollout.chat.config import RendererSettings
 from rollout.chat.text import defused
 from rollout.contracts import AssistantTurn, Continuation, ToolCall, ToolSpec
-from rollout.types import Message
+from rollout.types import Message, TokenIds
 
 _BEFORE: list[Message] = [{"role": "user", "content": ""}]
 _MALFORMED = {
@@ -94,7 +95,7 @@ class Glm45:
         calls = tuple(ToolCall(name=str(c.name), arguments=_arguments(c.arguments)) for c in parsed.tool_calls)
         return AssistantTurn(content=parsed.content.strip(), reasoning=reasoning, tool_calls=calls)
 
-    def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
+    def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
         """Return the tokens that show tool results or a user's message and let the assistant speak next.
 
         With `thinking`, a user's message forks: all reasoning before it is dropped.
@@ -103,17 +104,19 @@ class Glm45:
             ValueError: there is nothing to show, or the format cannot extend these tokens exactly, e.g. after
                 reasoning that is not closed.
         """
-        ids = list(token_ids)
-        if self._assistant not in ids or not messages:
+        ids = np.asarray(token_ids)
+        speaks = np.flatnonzero(ids == self._assistant)
+        if not speaks.size or not messages:
             raise ValueError(
                 f"cannot bridge {len(ids)} tokens with {len(messages)} messages: "
                 "a bridge follows an assistant turn and shows at least one message"
             )
         forks = thinking and any(message["role"] == "user" for message in messages)
-        extension = self._extend(ids, messages, self._keeping if forks else self._renderers[thinking])
+        turn = ids[speaks[-1] :].tolist()
+        extension = self._extend(turn, messages, self._keeping if forks else self._renderers[thinking])
         if not forks:
             return Continuation(kind="extension", token_ids=extension)
-        return Continuation(kind="fork", token_ids=self._without_reasoning(ids) + extension)
+        return Continuation(kind="fork", token_ids=self._without_reasoning(ids.tolist()) + extension)
 
     def say(self, message: Message, thinking: bool) -> list[int]:
         """Return the tokens that an assistant samples to say `message`.
@@ -129,16 +132,18 @@ class Glm45:
         """Return the text of tokens, special ones included. It is for people to read, never to encode again."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def _extend(self, ids: list[int], messages: Sequence[Message], renderer: Any) -> list[int]:
-        """Return the tokens to append after `ids`."""
-        split = len(ids) - ids[::-1].index(self._assistant)
+    def _extend(self, turn: list[int], messages: Sequence[Message], renderer: Any) -> list[int]:
+        """Return the tokens to append after a turn, which begins with the assistant's role marker.
+
+        What comes before that marker makes no difference, so a conversation of many turns is not copied each time.
+        """
         try:
-            bridged = renderer.bridge_to_next_turn(ids[:split], ids[split:], [self._defused(m) for m in messages])
+            bridged = renderer.bridge_to_next_turn(turn[:1], turn[1:], [self._defused(m) for m in messages])
         except RecursionError as error:
             raise ValueError(f"cannot bridge: {_TOO_DEEP}") from error
-        if bridged is None or list(bridged.token_ids[: len(ids)]) != ids:
+        if bridged is None or list(bridged.token_ids[: len(turn)]) != turn:
             raise ValueError("the chat format cannot extend these tokens exactly; is the reasoning left unclosed?")
-        return list(bridged.token_ids[len(ids) :])
+        return list(bridged.token_ids[len(turn) :])
 
     def _without_reasoning(self, ids: list[int]) -> list[int]:
         """Return the tokens with nothing between <think> and </think>, which is how GLM-4.5 renders earlier turns."""

@@ -26,7 +26,7 @@ from rewards.errors import InfrastructureError, listed
 from rollout.engine.settings import EngineSettings
 from rollout.engine.thread import EngineThread, engine_core
 from rollout.transfer.bucket import Bucket
-from rollout.types import Completion, SamplingParams, WeightSpec
+from rollout.types import Completion, SamplingParams, TokenIds, WeightSpec
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -105,7 +105,7 @@ class Inference:
         """The policy version of the engine's weights; None before the first push."""
         return self._version
 
-    async def generate(self, request_id: str, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Completion:
+    async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
         """Sample one completion. While the engine is paused the request waits; a push does not end it.
 
         `logprobs` are natural logs under the distribution sampled from. A sampled stop token is included.

@@ -15,15 +15,17 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
+
 from rollout.engine.arguments import check_engine_args, set_vllm_environment
 from rollout.engine.settings import EngineSettings
-from rollout.types import Completion, SamplingParams
+from rollout.types import Completion, SamplingParams, TokenIds
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -70,7 +72,7 @@ class EngineThread:
         return future
 
     def generate(
-        self, request_id: str, prompt: Sequence[int], sampling: SamplingParams, cache_salt: str | None
+        self, request_id: str, prompt: TokenIds, sampling: SamplingParams, cache_salt: str | None
     ) -> Future[Completion]:
         finished: Future[Completion] = Future()
 
@@ -256,7 +258,7 @@ def engine_core(engine: LLMEngine) -> EngineCore:
 
 
 def add_request(
-    engine: LLMEngine, request_id: str, prompt: Sequence[int], sampling: SamplingParams, cache_salt: str | None
+    engine: LLMEngine, request_id: str, prompt: TokenIds, sampling: SamplingParams, cache_salt: str | None
 ) -> None:
     """Queue one request. Every sampling parameter is given, so that no default of the engine or the model applies."""
     from vllm import SamplingParams as VllmSamplingParams
@@ -283,7 +285,7 @@ def add_request(
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-    engine.add_request(request_id, tokens_input(list(prompt), cache_salt=cache_salt), parameters)
+    engine.add_request(request_id, tokens_input(np.asarray(prompt).tolist(), cache_salt=cache_salt), parameters)
 
 
 def to_completion(output: RequestOutput) -> Completion:

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from rollout.types import Group, Sample, Span, Task, Trajectory, Turn
+import numpy as np
+
+from rollout.types import SAMPLE_DTYPES, Group, Sample, Span, Task, Trajectory, Turn
 
 
 def encode_groups(groups: Iterable[Group]) -> bytes:
@@ -16,7 +18,7 @@ def encode_groups(groups: Iterable[Group]) -> bytes:
 
     The JSON is ASCII, because a policy may write a lone surrogate, which UTF-8 cannot encode.
     """
-    lines = "".join(json.dumps(asdict(group)) + "\n" for group in groups)
+    lines = "".join(json.dumps(asdict(group), default=np.ndarray.tolist) + "\n" for group in groups)
     return gzip.compress(lines.encode(), compresslevel=3, mtime=0)
 
 
@@ -32,7 +34,10 @@ def _group(row: dict[str, Any]) -> Group:
 
 
 def _trajectory(row: dict[str, Any]) -> Trajectory:
-    samples = tuple(Sample(**{name: tuple(values) for name, values in sample.items()}) for sample in row["samples"])
+    samples = tuple(
+        Sample(**{name: np.array(sample[name], dtype) for name, dtype in SAMPLE_DTYPES.items()})
+        for sample in row["samples"]
+    )
     spans = tuple(Span(**span) for span in row["spans"])
     turns = tuple(Turn(**turn) for turn in row["turns"])
     return Trajectory(**row | {"samples": samples, "spans": spans, "turns": turns, "messages": tuple(row["messages"])})

@@ -11,6 +11,7 @@ from rl.advantages.config import AdvantageSettings, AggregationConfig, GrpoSetti
 from rl.advantages.rows import train_rows
 from rl.batch.micro_batch import TrainRow
 from rollout.types import OBSERVED, Group, Sample, Task, Trajectory, Turn
+from tests.samples import sample_of
 
 FAILED = None
 PLAIN = GrpoSettings(name="grpo", normalize_std=False)
@@ -18,7 +19,7 @@ TOKEN = AggregationConfig()
 
 
 def sample(sampled: int = 2) -> Sample:
-    return Sample(
+    return sample_of(
         token_ids=(1,) * (sampled + 1),
         loss_mask=(0,) + (1,) * sampled,
         logprobs=(0.0,) + (-1.0,) * sampled,

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.batch.micro_batch import PackedBatch, SftRow, TrainRow, filler
-from rl.batch.packing import pack
+from rl.batch.packing import _longest_to_fullest, pack
 from rollout.types import OBSERVED, Sample
+from tests.samples import sample_of
 
 BUDGET = 32
 
 
 def sample(tokens: list[int], mask: list[int], version: int = 3) -> Sample:
-    return Sample(
+    return sample_of(
         token_ids=tuple(tokens),
         loss_mask=tuple(mask),
         logprobs=tuple(-0.5 * t * m for t, m in zip(tokens, mask, strict=True)),
@@ -73,6 +74,20 @@ def test_best_fit_packs_what_longest_to_emptiest_cannot() -> None:
     rows = [SftRow(token_ids=(1,) * length, loss_mask=(0,) + (1,) * (length - 1)) for length in lengths]
     [batches] = pack(rows, ranks=1, token_budget=10)
     assert [sorted(np.diff(batch.cu_seqlens).tolist()) for batch in batches] == [[4, 6], [2, 3, 5]]
+
+
+@given(st.lists(st.integers(1, BUDGET), max_size=40), st.integers(1, 12))
+def test_best_fit_is_that_of_the_textbook(lengths: list[int], count: int) -> None:
+    """Each row, longest first, goes to the fullest bin that has room for it; among equals to the first."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    fits = True
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        loads = [sum(lengths[j] for j in members) for members in bins]
+        room = [b for b in range(count) if loads[b] + lengths[i] <= BUDGET]
+        fits = fits and bool(room)
+        if fits:
+            bins[max(room, key=loads.__getitem__)].append(i)
+    assert _longest_to_fullest(lengths, count, BUDGET) == (bins if fits else None)
 
 
 def test_array_types_are_the_contract() -> None:

@@ -22,7 +22,7 @@ from rl.batch.micro_batch import TrainRow
 from rl.batch.tensors import BatchTensors, TokenLoss
 from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.learner import Learner
-from rollout.types import Sample
+from tests.samples import sample_of
 
 VOCAB = 512
 TEMPERATURE = 0.7
@@ -113,7 +113,7 @@ def rows() -> list[TrainRow]:
     for length in (7, 12, 5, 9, 3, 16, 2):
         mask = [0, *(int(generator.random() < 0.7) for _ in range(length - 1))]
         samples.append(
-            Sample(
+            sample_of(
                 token_ids=tuple(generator.integers(0, VOCAB, length).tolist()),
                 loss_mask=tuple(mask),
                 logprobs=tuple(-6.0 - float(generator.random()) if m else 0.0 for m in mask),

@@ -20,7 +20,8 @@ from rl.losses.common import LOG_RATIO_LIMIT, log_ratio
 from rl.losses.config import SUPERVISED, ClippedSettings, LossSettings, ObjectiveSpec
 from rl.losses.objective import make_objective
 from rl.losses.sft import cross_entropy
-from rollout.types import OBSERVED, Sample
+from rollout.types import OBSERVED
+from tests.samples import sample_of
 
 NAN = float("nan")
 SETTINGS = ClippedSettings(name="clipped", clip_low=0.2, clip_high=0.3)
@@ -167,7 +168,7 @@ def test_the_sum_over_micro_batches_does_not_depend_on_packing(
     rows = []
     for i, (length, advantage) in enumerate(shapes):
         mask = (0, *((i + t) % 2 for t in range(length - 1)))
-        sample = Sample(
+        sample = sample_of(
             token_ids=tuple(range(100 * i, 100 * i + length)),
             loss_mask=mask,
             logprobs=tuple(-0.1 * t * m for t, m in enumerate(mask)),

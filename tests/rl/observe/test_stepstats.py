@@ -14,6 +14,7 @@ from rl.observe.stepstats import eval_metrics, learner_metrics, rollout_metrics,
 from rl.rundir.progress import Progress
 from rollout.buffer.buffer import TooManyFailures
 from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory, Turn
+from tests.samples import sample_of
 
 STATS = {
     "tokens": 10.0,
@@ -32,7 +33,7 @@ STATS = {
 
 def sample(*versions: int) -> Sample:
     mask = tuple(int(v != OBSERVED) for v in versions)
-    return Sample(token_ids=versions, loss_mask=mask, logprobs=(0.0,) * len(mask), versions=versions)
+    return sample_of(token_ids=versions, loss_mask=mask, logprobs=(0.0,) * len(mask), versions=versions)
 
 
 def trajectory(reward: float | None, versions: tuple[int, ...], **changes: Any) -> Trajectory:

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from rl.rundir.atomic import atomic_write_json
 from rl.rundir.directory import RunDir, read_groups
-from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory, Turn
+from rollout.types import OBSERVED, Group, Span, Task, Trajectory, Turn
+from tests.samples import sample_of
 
 
 def _group(reward: float = 1.0, text: str = "4") -> Group:
-    sample = Sample(token_ids=(5, 6, 7), loss_mask=(0, 1, 1), logprobs=(0.0, -0.1, -2.5), versions=(OBSERVED, 0, 1))
+    sample = sample_of(token_ids=(5, 6, 7), loss_mask=(0, 1, 1), logprobs=(0.0, -0.1, -2.5), versions=(OBSERVED, 0, 1))
     task = Task(
         id="t1",
         environment="python",

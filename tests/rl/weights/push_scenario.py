@@ -41,11 +41,11 @@ def _rank(rank: int, port: int, model: Path, export: Path, stream: Path) -> None
     torch.set_num_threads(1)
     from rl.batch.micro_batch import TrainRow
     from rl.batch.packing import pack
-    from rollout.types import Sample
+    from tests.samples import sample_of
 
     rows = []
     for i in range(6):
-        sample = Sample(
+        sample = sample_of(
             token_ids=tuple(range(5 + i, 25 + i)),
             loss_mask=(0, *[1] * 19),
             logprobs=(0.0, *[-6.2] * 19),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from rewards.compose import compose
 from rewards.contracts import Ending
 from rewards.sandbox.sandbox import queued_s
@@ -17,7 +19,7 @@ from rollout.agent.episode import Agent
 from rollout.agent.loop import run_agent
 from rollout.agent.source import Score
 from rollout.contracts import AssistantTurn, Continuation, Environment, Observation, ToolCall, ToolSpec
-from rollout.types import Completion, Message, SamplingParams, Task, Trajectory
+from rollout.types import Completion, Message, SamplingParams, Task, TokenIds, Trajectory
 
 STOP, TOOL, ASSISTANT, USER = 256, 257, 258, 259
 TASK = Task(
@@ -60,7 +62,7 @@ class ByteChat:
             return AssistantTurn(content=text, malformed=str(error))
         return AssistantTurn(content=text, reasoning=reasoning, tool_calls=calls)
 
-    def bridge(self, token_ids: Sequence[int], messages: Sequence[Message], thinking: bool) -> Continuation:
+    def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
         """Append the messages. If the first begins with `fork`, the model forgets all it saw but the first token."""
         self.asked.append(("bridge", thinking))
         if ord("!") in token_ids:
@@ -68,7 +70,7 @@ class ByteChat:
         marks = {"tool": TOOL, "user": USER}
         shown = [token for m in messages for token in (marks[m["role"]], *m["content"].encode())] + [ASSISTANT]
         if messages[0]["content"].startswith("fork"):
-            return Continuation(kind="fork", token_ids=[token_ids[0], *shown])
+            return Continuation(kind="fork", token_ids=[int(token_ids[0]), *shown])
         return Continuation(kind="extension", token_ids=shown)
 
     def say(self, message: Message, thinking: bool) -> list[int]:
@@ -139,7 +141,7 @@ class ScriptedEngine:
     seen: list[tuple[str, list[int], SamplingParams, Completion]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
-    async def generate(self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams) -> Completion:
+    async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
         self.requests.append(request_id)
         await asyncio.sleep(0)
         say = self.script[int(request_id.split("/")[-1])]
@@ -158,7 +160,7 @@ class ScriptedEngine:
             versions=tuple(version + (i > 2) for i in range(len(ids))),
             finish_reason="stop" if ids and ids[-1] == STOP else "length",
         )
-        self.seen.append((request_id, prompt_token_ids, sampling, completion))
+        self.seen.append((request_id, np.asarray(prompt_token_ids).tolist(), sampling, completion))
         return completion
 
 

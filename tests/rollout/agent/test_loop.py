@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,18 +75,16 @@ def test_sampled_tokens_are_the_trained_tokens(turns: list[tuple[bytes, bool]]) 
     script = [[*said, *(b"\nCALL add {}" if calls else b""), STOP] for said, calls in turns] + ["done"] * 4
     trajectory, engine, _ = act(script)
     (sample,) = trajectory.samples
-    covered = [False] * len(sample.token_ids)
+    covered = np.zeros(len(sample), bool)
     for _, prompt, _, completion in engine.seen:
-        assert list(sample.token_ids[: len(prompt)]) == prompt
+        assert sample.token_ids[: len(prompt)].tolist() == prompt
         span = slice(len(prompt), len(prompt) + len(completion.token_ids))
-        assert sample.token_ids[span] == completion.token_ids
-        assert sample.logprobs[span] == completion.logprobs
-        assert sample.versions[span] == completion.versions
-        covered[span] = [True] * len(completion.token_ids)
-    assert [bool(m) for m in sample.loss_mask] == covered
-    assert all(
-        v == OBSERVED and p == 0.0 for v, p, c in zip(sample.versions, sample.logprobs, covered, strict=True) if not c
-    )
+        assert tuple(sample.token_ids[span].tolist()) == completion.token_ids
+        assert np.array_equal(sample.logprobs[span], np.float32(completion.logprobs))
+        assert tuple(sample.versions[span].tolist()) == completion.versions
+        covered[span] = True
+    assert np.array_equal(sample.loss_mask == 1, covered)
+    assert (sample.versions[~covered] == OBSERVED).all() and not sample.logprobs[~covered].any()
 
 
 def test_a_malformed_call_is_the_policys_failure() -> None:

@@ -21,7 +21,8 @@ from rollout.buffer.buffer import (
     TooManyFailures,
 )
 from rollout.store.groups import decode_groups, encode_groups
-from rollout.types import OBSERVED, Group, Sample, Task, Trajectory
+from rollout.types import OBSERVED, Group, Task, Trajectory
+from tests.samples import sample_of
 
 
 def tasks(count: int) -> list[Task]:
@@ -31,7 +32,7 @@ def tasks(count: int) -> list[Task]:
 def group(issue_id: str, task: Task, *versions: int, failed: bool = False) -> Group:
     """A group of two members. The first has one sampled token of each version, the second failed. In a failed group
     both failed."""
-    sample = Sample(
+    sample = sample_of(
         token_ids=(1,) * (len(versions) + 1),
         loss_mask=(0,) + (1,) * len(versions),
         logprobs=(0.0,) * (len(versions) + 1),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rollout.store.groups import decode_groups, encode_groups
-from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory, Turn
+from rollout.types import OBSERVED, Group, Span, Task, Trajectory, Turn
+from tests.samples import sample_of
 
 GROUP = Group(
     id="g000007",
@@ -12,7 +13,7 @@ GROUP = Group(
         Trajectory(
             task_id="t7",
             group_id="g000007",
-            samples=(Sample(token_ids=(1, 2), loss_mask=(0, 1), logprobs=(0.0, -0.5), versions=(OBSERVED, 3)),),
+            samples=(sample_of(token_ids=(1, 2), loss_mask=(0, 1), logprobs=(0.0, -0.5), versions=(OBSERVED, 3)),),
             messages=({"role": "assistant", "content": "a\u2028b"},),
             stop_reason="answered",
             outcome="scored",
