@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 
 from rl.batch.micro_batch import PackedBatch, Row, concatenate, filler, mask_of
@@ -78,14 +79,14 @@ def _longest_to_fullest(lengths: Sequence[int], count: int, budget: int) -> list
     """Best-fit decreasing: tight instead of balanced. It fits some sets that the other heuristic does not. None if the
     rows do not fit."""
     bins: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
+    by_load = sorted((0, -b) for b in range(count))  # of equal loads, the first bin is the last entry
     for i in _longest_first(lengths):
-        open_bins = [b for b in range(count) if loads[b] + lengths[i] <= budget]
-        if not open_bins:
+        place = bisect_right(by_load, (budget - lengths[i], 0)) - 1
+        if place < 0:
             return None
-        best = max(open_bins, key=loads.__getitem__)
-        bins[best].append(i)
-        loads[best] += lengths[i]
+        load, b = by_load.pop(place)
+        bins[-b].append(i)
+        insort(by_load, (load + lengths[i], b))
     return bins
 
 
