@@ -7,7 +7,6 @@ neither trained nor part of any baseline.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,10 +76,3 @@ def all_equal(rewards: Sequence[float]) -> bool:
     """Whether the rewards differ by less than EPSILON. Rounding noise, divided by its own tiny deviation, would look
     like a signal."""
     return max(rewards) - min(rewards) < EPSILON
-
-
-def require_finite(advantages: Sequence[float], what: str) -> None:
-    """Raise ValueError if an advantage is NaN or infinite, which would spoil every weight of the model. The message
-    starts with `what`."""
-    if not all(math.isfinite(value) for value in advantages):
-        raise ValueError(f"{what}: an advantage is not finite: {list(advantages)[:8]}")

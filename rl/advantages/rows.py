@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewards.extension import load
-from rl.advantages.common import Advantage, Advantages, PerToken, PerTurn, Scored, all_equal, require_finite
+from rl.advantages.common import Advantage, Advantages, PerToken, PerTurn, Scored, all_equal
 from rl.advantages.config import AdvantageSettings, AggregationConfig
 from rl.advantages.registry import ADVANTAGES
 from rl.batch.micro_batch import TrainRow
@@ -97,7 +97,8 @@ def _spread(one: _Chosen) -> npt.NDArray[np.float64]:
             _require_count(spread, one.trained_tokens, f"{what}: tokens of its turns")
         case _:
             spread = np.full(one.trained_tokens, advantage, np.float64)
-    require_finite(spread.tolist(), what)
+    if not np.isfinite(spread).all():  # it would spoil every weight of the model
+        raise ValueError(f"{what}: an advantage is not finite: {spread[:8].tolist()}")
     return spread
 
 
