@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in SUPPORTED_PYTHONS["cpu"] if version != THIS]
 PACKAGES = (
-    *("pydantic", "numpy", "pyyaml", "rich", "psutil", "jsonschema"),
+    *("pydantic", "numpy", "pyarrow", "pyyaml", "rich", "psutil", "jsonschema"),
     *("pytest", "pytest-timeout", "hypothesis", "uvloop"),
 )
 TESTS = ("tests/rewards", "tests/rl", "tests/rollout")

@@ -65,14 +65,14 @@ class RunDir:
         return run
 
     def write_groups(self, step: int, groups: Iterable[Group], *, split: Split = "train") -> Path:
-        """Write every group of a step, one JSON object per line, gzipped. Replaces what the step wrote before."""
-        path = self.trajectories / f"{split}-{step:06d}.jsonl.gz"
+        """Write every group of a step (`rollout.store.groups`). Replaces what the step wrote before."""
+        path = self.trajectories / f"{split}-{step:06d}.arrow"
         atomic_write_bytes(path, encode_groups(groups))
         return path
 
     def discard_trajectories_after(self, step: int) -> None:
         """Remove the trajectories of later steps, which a resumed run is going to do again."""
-        for path in self.trajectories.glob("*-*.jsonl.gz"):
+        for path in self.trajectories.glob("*-*.arrow"):
             if int(path.name.partition("-")[2].partition(".")[0]) > step:
                 path.unlink()
 

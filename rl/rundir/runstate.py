@@ -13,7 +13,7 @@ from rollout.buffer.buffer import BufferState
 from rollout.store.groups import encode_groups
 
 STATE_NAME = "run.json"
-GROUPS_NAME = "groups.jsonl.gz"
+GROUPS_NAME = "groups.arrow"
 
 
 def write_state(checkpoint: Path, progress: Progress, buffer: BufferState) -> None:

@@ -40,7 +40,7 @@ class Extended:
     folder: Path
 
     def groups(self, step: int) -> list[Group]:
-        return read_groups(self.run.directory / "trajectories" / f"train-{step:06d}.jsonl.gz")
+        return read_groups(self.run.directory / "trajectories" / f"train-{step:06d}.arrow")
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics of a training step."""

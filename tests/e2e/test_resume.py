@@ -45,7 +45,7 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
     steps = [step for step, values in read_metrics(directory / "metrics.jsonl") if "time/step_s" in values]
     assert steps == [1, 2, 3, 4, 5, 6], "every step once, whichever session did it"
 
-    trained = [g for path in sorted((directory / "trajectories").glob("train-*.gz")) for g in read_groups(path)]
+    trained = [g for path in sorted((directory / "trajectories").glob("train-*.arrow")) for g in read_groups(path)]
     assert len({g.id for g in trained}) == len(trained) == run.summary["tasks_trained"]
     assert all(group in trained for group in waiting), "a finished group was thrown away, or made again"
     tasks = [g.task.id for g in trained]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import multiprocessing
@@ -8,6 +7,7 @@ import time
 from multiprocessing.synchronize import Event as Synchronized
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -138,13 +138,14 @@ def test_groups_round_trip(tmp_path_factory: pytest.TempPathFactory, reward: flo
         assert read_groups(run.write_groups(3, groups)) == groups
 
 
-def test_trajectories_are_one_json_object_a_line_and_split_by_use(tmp_path: Path) -> None:
+def test_trajectories_are_an_arrow_stream_of_one_batch_a_group_and_split_by_use(tmp_path: Path) -> None:
     with RunDir.open(tmp_path, resume="never", run_id="r1") as run:
         path = run.write_groups(3, [_group(), _group()])
-        assert path.name == "train-000003.jsonl.gz"
+        assert path.name == "train-000003.arrow"
         assert run.write_groups(3, [_group()], split="eval") != path
-        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-        assert [row["task"]["id"] for row in rows] == ["t1", "t1"]
+        with pa.ipc.open_stream(path.read_bytes()) as stream:
+            batches = list(stream)
+        assert [json.loads(batch.column("task")[0].as_py())["id"] for batch in batches] == ["t1", "t1"]
         before = path.read_bytes()
         assert run.write_groups(3, [_group(), _group()]).read_bytes() == before
 
@@ -156,7 +157,7 @@ def test_resuming_discards_the_trajectories_beyond_the_checkpoint(tmp_path: Path
         run.write_groups(4, [_group()], split="eval")
         run.discard_trajectories_after(2)
         names = sorted(path.name for path in run.trajectories.iterdir())
-    assert names == [f"train-00000{step}.jsonl.gz" for step in range(3)]
+    assert names == [f"train-00000{step}.arrow" for step in range(3)]
 
 
 def test_json_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
