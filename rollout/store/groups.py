@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COMPRESSION = "zstd"
+_JSON = ("messages", "reward_parts", "turns", "error", "spans", "metrics")
+"""The fields of a trajectory that are kept as JSON."""
 
 
 def encode_groups(groups: Iterable[Group]) -> bytes:
@@ -66,10 +68,6 @@ def _schema() -> pa.Schema:
             *((name, pa.string()) for name in ("task", *_JSON)),
         ]
     )
-
-
-_JSON = ("messages", "reward_parts", "turns", "error", "spans", "metrics")
-"""The fields of a trajectory that are kept as JSON."""
 
 
 def _batch(group: Group) -> pa.RecordBatch:
