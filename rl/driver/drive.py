@@ -41,7 +41,7 @@ from rl.rundir.atomic import atomic_write_json
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
-from rl.rundir.runstate import read_buffer, read_progress
+from rl.rundir.runstate import UnreadableCheckpoint, read_state
 from rollout.buffer.buffer import TooManyFailures
 from rollout.buffer.ledger import Ledger
 
@@ -66,7 +66,11 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
     with directory, console:
         if directory.previous_run_id is not None:
             kill_run(directory.previous_run_id)
-        session = _open(recipe, run_id, directory, console)
+        try:
+            session = _open(recipe, run_id, directory, console)
+        except UnreadableCheckpoint as error:
+            console.error(str(error))
+            return NOTHING_STARTED
         ending = _run(session, train)
         summary = session.summary(ending.reason)
         try:
@@ -127,13 +131,13 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
 
 def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> Session:
     """Open a session that starts afresh, or one that continues from the newest checkpoint."""
+    checkpoints = CheckpointStore(directory.checkpoints, recipe.checkpoint.keep)
+    saved = checkpoints.latest()
+    progress, buffer = read_state(saved) if saved is not None else (Progress(), None)
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
     console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())
     console.settings({"recipe": str(directory.config)} | {name: str(value) for name, value in derived(recipe).items()})
-    checkpoints = CheckpointStore(directory.checkpoints, recipe.checkpoint.keep)
-    saved = checkpoints.latest()
-    progress = read_progress(saved) if saved is not None else Progress()
     if saved is not None:
         console.note(f"resuming after step {progress.step} from {saved}")
     for remark in remarks(recipe):
@@ -143,7 +147,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     done = progress.step if saved is not None else -1  # without a checkpoint the first evaluation comes again too
     metrics.truncate_after(done)
     directory.discard_trajectories_after(done)
-    counts = Ledger.from_state_dict(read_buffer(saved).ledger).counts() if saved is not None else {}
+    counts = Ledger.from_state_dict(buffer.ledger).counts() if buffer is not None else {}
     tracker = Tracker(
         recipe.wandb, directory.path, name=recipe.run.name, recipe=recipe.model_dump(mode="json"), warn=console.warn
     )

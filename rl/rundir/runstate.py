@@ -27,6 +27,25 @@ def rewrite_progress(checkpoint: Path, progress: Progress) -> None:
     atomic_write_json(checkpoint / STATE_NAME, _read(checkpoint) | {"progress": progress.to_dict()})
 
 
+class UnreadableCheckpoint(ValueError):
+    """The driver's part of a checkpoint is missing, damaged or of another version of Sluice."""
+
+
+def read_state(checkpoint: Path) -> tuple[Progress, BufferState]:
+    """Read what `write_state` wrote.
+
+    Raises:
+        UnreadableCheckpoint: names the checkpoint, the reason and what to do.
+    """
+    try:
+        return read_progress(checkpoint), read_buffer(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnreadableCheckpoint(
+            f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: {error}): it is damaged, or another "
+            "version of Sluice wrote it; move it away to go on from the one before it, or name another run.dir"
+        ) from error
+
+
 def read_progress(checkpoint: Path) -> Progress:
     return Progress.from_dict(_read(checkpoint)["progress"])
 

@@ -71,6 +71,20 @@ def test_resuming_a_finished_run_starts_nothing_and_keeps_its_summary(tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_read_starts_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    earlier_run(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-000003" / "groups.arrow").write_bytes(b"torn")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 9}\n', encoding="utf-8")
+    before = {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.name in ("run.json", "metrics.jsonl")
+    }
+    code, output = run("train", f"run.dir={tmp_path / 'run'}", "resume=auto")
+    assert code == 2 and "step-000003 cannot be read (ArrowInvalid: " in output and "move it away" in output
+    assert "Traceback" not in output and len(before) == 2
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.slow
 def test_ctrl_c_is_heard_outside_of_any_wait(tmp_path: Path) -> None:
     process = start("outside_of_any_wait", f"run.dir={tmp_path / 'run'}")
     while not (tmp_path / "run" / "reading").exists():

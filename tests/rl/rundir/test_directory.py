@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rl.rundir.atomic import atomic_write_json
 from rl.rundir.directory import RunDir, read_groups
 from rollout.types import OBSERVED, Group, Span, Task, Trajectory, Turn
-from tests.samples import sample_of
+from tests.samples import failed_trajectory, sample_of
 
 
 def _group(reward: float = 1.0, text: str = "4") -> Group:
@@ -40,16 +40,7 @@ def _group(reward: float = 1.0, text: str = "4") -> Group:
         spans=(Span(name="generate", start=1.5, end=2.25),),
         metrics={"turns": 2.0},
     )
-    failed = Trajectory(
-        task_id="t1",
-        group_id="g1",
-        samples=(),
-        messages=(),
-        stop_reason="aborted",
-        outcome="infra_error",
-        reward=None,
-        error="x",
-    )
+    failed = failed_trajectory("t1", "g1", "x")
     return Group(id="g1", task=task, trajectories=(scored, failed))
 
 

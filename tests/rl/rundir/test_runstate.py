@@ -8,21 +8,14 @@ from rl.rundir.progress import Progress
 from rl.rundir.runstate import read_buffer, read_progress, rewrite_progress, write_state
 from rollout.buffer.buffer import BufferState
 from rollout.buffer.ledger import Ledger
-from rollout.types import Group, Task, Trajectory
+from rollout.types import Group, Task
+from tests.samples import failed_trajectory
 
 
 def test_progress_ledger_and_groups_come_back_and_a_later_evaluation_joins_them(tmp_path: Path) -> None:
     ledger = Ledger()
     ledger.finish(ledger.issue_next(0).id)
-    failed = Trajectory(
-        task_id="t",
-        group_id="g000000",
-        samples=(),
-        messages=(),
-        stop_reason="aborted",
-        outcome="infra_error",
-        reward=None,
-    )
+    failed = failed_trajectory("t", "g000000")
     group = Group(id="g000000", task=Task(id="t", environment="store", messages=()), trajectories=(failed,))
     buffer = BufferState(ledger=ledger.state_dict(), groups=(group,))
     progress = Progress(step=3, version=3)

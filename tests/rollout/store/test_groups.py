@@ -10,7 +10,7 @@ import pytest
 
 from rollout.store.groups import decode_groups, encode_groups
 from rollout.types import OBSERVED, Group, Span, Task, Trajectory, Turn
-from tests.samples import sample_of
+from tests.samples import failed_trajectory, sample_of
 
 GROUP = Group(
     id="g000007",
@@ -47,17 +47,7 @@ def test_members_may_have_no_sample_or_several_of_any_length() -> None:
     (member,) = GROUP.trajectories
     long = sample_of(token_ids=range(5), loss_mask=[0] * 5, logprobs=[0.0] * 5, versions=[OBSERVED] * 5)
     empty = sample_of(token_ids=(), loss_mask=(), logprobs=(), versions=())
-    failed = Trajectory(
-        task_id="t7",
-        group_id="g000007",
-        samples=(),
-        messages=(),
-        stop_reason="aborted",
-        outcome="infra_error",
-        reward=None,
-        error="lost \udfff",
-        metrics={"turns": 1.0},
-    )
+    failed = replace(failed_trajectory("t7", "g000007", "lost \udfff"), metrics={"turns": 1.0})
     several = replace(member, samples=(*member.samples, long, empty, *member.samples))
     for members in ((failed,), (failed, several), (several, failed, member, several)):
         group = replace(GROUP, trajectories=members)
