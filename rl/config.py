@@ -17,6 +17,7 @@ from rl.sft.config import SftConfig
 from rollout.agent.config import EvalConfig, RolloutConfig
 from rollout.buffer.config import BufferConfig
 from rollout.engine.config import InferenceConfig
+from rollout.store.config import TrajectoriesConfig
 from rollout.tasks.config import TasksConfig
 from rollout.transfer.config import WeightSyncConfig
 
@@ -42,4 +43,5 @@ class Recipe(StrictModel):
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    trajectories: TrajectoriesConfig = TrajectoriesConfig()
     wandb: WandbConfig = WandbConfig()

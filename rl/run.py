@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rl.advantages.rows import train_rows
-from rl.batch.packing import pack
+from rl.batch.plan import plan
 from rl.config import Recipe
 from rl.driver import specs
 from rl.driver.drive import drive
@@ -31,7 +31,7 @@ from rl.observe.stepstats import learner_metrics, rollout_metrics, staleness
 from rl.rundir.runstate import rewrite_progress
 from rl.sft.cold_start import cold_start
 from rl.stages.stages import RL, SFT, remaining
-from rollout.types import Group
+from rollout.cards import Card
 
 
 def run(recipe: Recipe, run_id: str) -> int:
@@ -62,17 +62,19 @@ def reinforcement(run: Session, model: str) -> str:
     recipe, progress = run.recipe, run.progress
     progress.eval_after = {}  # an earlier, shorter run may have set it
     prepare_policy(run, model)
+    for line in run.calls.wait(run.buffer_began, "starting the buffer")[0]:
+        run.console.note(line)
     publish(run, verify=True)
     progress.eval_before = progress.eval_before or evaluate(run)
     open_gate(run)
     run.step.begin()
     while progress.step < recipe.run.steps:
-        groups = take(run)
-        learn(run, groups)
+        cards = take(run)
+        learn(run, cards)
         publish(run, verify=due(progress.step, recipe.weight_sync.verify_every))
         open_gate(run)
-        run.end_step(groups)
-        # After end_step: a checkpoint must never contain a step that metrics and trajectories lack.
+        run.end_step(cards)
+        # After end_step: a checkpoint must never contain a step that the metrics lack.
         last = progress.step == recipe.run.steps
         if due(progress.step, recipe.checkpoint.every) or last:
             checkpoint(run)
@@ -88,14 +90,15 @@ LOOPS: Mapping[str, Callable[[Session, str], str]] = {SFT: supervised, RL: reinf
 def start_processes(run: Session) -> None:
     """Start every actor at once: they import and load side by side while the first stage goes on."""
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
-    cluster.start_trainers(specs.trainer_spec(recipe, run.run_id, cluster.device))
+    cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device))
     cluster.start_engines(recipe.inference)
-    buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.saved_buffer())
-    cluster.start_workers(specs.worker_spec(recipe), cluster.engines, buffer)
+    buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.folder, run.saved_buffer())
+    cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, buffer)
     address = calls.ask(cluster.trainers[0], "address", what="starting the trainer")
     calls.background(calls.start(cluster.trainers, "join", *address))
     settings = specs.engine_settings(recipe, cluster.device)
     run.engines_started = calls.background(calls.start(cluster.engines, "start", settings))
+    run.buffer_began = calls.background(calls.start([buffer], "told"))
     calls.watch([buffer], "watch")
     calls.watch(cluster.workers, "run")
 
@@ -112,19 +115,20 @@ def prepare_policy(run: Session, model: str) -> None:
         run.calls.watch(run.cluster.engines, "watch")
 
 
-def learn(run: Session, groups: list[Group]) -> None:
-    """Compute advantages and weights, pack, take one optimizer step on every rank, mark the groups as trained."""
+def learn(run: Session, cards: list[Card]) -> None:
+    """Compute advantages and weights, plan the micro-batches, take one optimizer step on every rank, which fetches its
+    samples itself, and mark the groups as trained."""
     recipe, progress = run.recipe, run.progress
-    mean_age, oldest = staleness(groups, progress.version)
+    mean_age, oldest = staleness(cards, progress.version)
     assert oldest <= recipe.buffer.max_staleness, f"a token is {oldest} versions old: the buffer's gate leaks"
-    rows, counts = train_rows(groups, recipe.advantage, recipe.aggregation)
-    batches = pack(rows, recipe.trainer.ranks, recipe.trainer.token_budget)
+    rows, counts = train_rows(cards, recipe.advantage, recipe.aggregation)
+    parts = plan(cards, rows, recipe.trainer.ranks, recipe.trainer.token_budget)
     lr = learning_rate(recipe.trainer.optimizer, progress.step, recipe.run.steps)
     what = f"training step {progress.step + 1}"
     with run.timed("train"):
         # Without rows (when rewards are equal within every group, say) the weights stay as they are.
-        arguments = [(of_rank, lr, progress.version) for of_rank in batches]
-        started = run.calls.start_each(run.cluster.trainers, "train", arguments) if rows else {}
+        arguments = [(part, lr, progress.version) for part in parts]
+        started = run.calls.start_each(run.cluster.trainers, "train_planned", arguments) if rows else {}
         answers = run.calls.wait(started, what)
     stats = answers[0] if answers else None
     if stats is not None:
@@ -133,18 +137,20 @@ def learn(run: Session, groups: list[Group]) -> None:
     if stats is not None:
         run.step.values |= learner_metrics(stats, lr, progress.version)
         run.step.values["memory/trainer_rss_mb"] = max(answer["rss_mb"] for answer in answers)
-    run.step.values |= rollout_metrics(groups) | counts
+    run.step.values |= rollout_metrics(cards) | counts
     run.step.values |= {"staleness/mean": mean_age, "staleness/max": float(oldest)}
-    ids = [group.id for group in groups]
+    ids = [card.id for card in cards]
     run.step.count_tasks(run.calls.ask(run.buffer, "mark_trained", ids, progress.step, what="writing the ledger"))
 
 
 def finish(run: Session) -> str:
-    """Evaluate a last time and add the result to the last checkpoint. Returns that checkpoint's model directory.
+    """Evaluate a last time, seal the trajectories for people, and add the result to the last checkpoint. Returns that
+    checkpoint's model directory.
 
     The checkpoint was written before the evaluation, so a process that dies here costs no step.
     """
     run.progress.eval_after = evaluate(run)
+    run.calls.ask_all(run.cluster.workers, "seal", what="sealing the trajectories")
     run.progress.wall_s = run.wall_s()
     saved = run.checkpoints.latest()
     assert saved is not None

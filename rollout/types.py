@@ -52,6 +52,9 @@ SAMPLE_DTYPES: Mapping[str, type[np.generic]] = {
 }
 """The arrays of a `Sample` and their types."""
 
+TOKEN_BYTES = sum(np.dtype(dtype).itemsize for dtype in SAMPLE_DTYPES.values())
+"""Bytes of a token in a `Sample`."""
+
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
 """Token ids as a plain list, or as the view of a stream that grows."""
 
@@ -238,6 +241,15 @@ class Group:
     def oldest_version(self) -> int | None:
         versions = [s.oldest_version() for t in self.usable for s in t.samples]
         return min((v for v in versions if v is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Address:
+    """Where a group lies in the trajectory store: the number of its segment and that of its record there, from 0
+    (`rollout.store.segments`). It stays valid when the segment is sealed."""
+
+    segment: int
+    record: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

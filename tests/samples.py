@@ -1,4 +1,4 @@
-"""Samples from plain numbers, and a trajectory that an infrastructure failure ended."""
+"""Samples from plain numbers, a trajectory that an infrastructure failure ended, and cards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollout.types import SAMPLE_DTYPES, Sample, Trajectory
+from rollout.cards import Card, card_of
+from rollout.types import SAMPLE_DTYPES, Address, Group, Sample, Trajectory
 
 
 def sample_of(
@@ -27,3 +28,8 @@ def failed_trajectory(task_id: str, group_id: str, error: str | None = None) -> 
         reward=None,
         error=error,
     )
+
+
+def cards_of(groups: Sequence[Group]) -> list[Card]:
+    """The cards of groups that lie in one segment in this order."""
+    return [card_of(group, Address(segment=1, record=record)) for record, group in enumerate(groups)]

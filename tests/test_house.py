@@ -36,7 +36,7 @@ TIERS: dict[str, list[set[str]]] = {
         {"agent", "adapters", "proxy", "buffer", "tasks"},
         {"envs", "chat", "engine"},
         {"transfer", "store"},
-        {"contracts", "splits"},
+        {"contracts", "splits", "cards"},
         {"types", "ports"},
     ],
     "rewards": [

@@ -1,6 +1,7 @@
 """The rows that are trained, and the layout of a micro-batch: rows of any lengths laid end to end, without padding.
 
-Nothing here needs torch: the driver packs (`rl.batch.packing`) and the ranks only copy (`rl.batch.tensors`).
+Nothing here needs torch. `rl.batch.packing` decides which rows share a micro-batch, `rl.batch.tensors` copies one to a
+device.
 
 Alignment: every array is aligned with the *predicting* position. At position t, `input_ids` holds token t; `labels`,
 `loss_mask`, `weights`, `advantages`, `behaviour_logprobs` and `versions` hold the values of token t+1 of the same
@@ -104,7 +105,11 @@ def mask_of(row: Row) -> npt.NDArray[np.uint8]:
 
 
 def concatenate(rows: Sequence[Row]) -> PackedBatch:
-    """Lay rows end to end, one segment each."""
+    """Lay rows end to end, one segment each.
+
+    Raises:
+        ValueError: the first token of a row is to be trained, but nothing predicts it.
+    """
     cu_seqlens = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
     total = int(cu_seqlens[-1])
     batch = PackedBatch(
@@ -125,6 +130,8 @@ def concatenate(rows: Sequence[Row]) -> PackedBatch:
 
 def _write(batch: PackedBatch, row: Row, start: int, end: int) -> None:
     """Write one row into its segment. The values of token t+1 go to position t."""
+    if mask_of(row)[0]:
+        raise ValueError("the first token of a row is to be trained, but nothing predicts it; mask it out")
     predicting = slice(start, end - 1)
     tokens = np.asarray(row.sample.token_ids if isinstance(row, TrainRow) else row.token_ids)
     batch.input_ids[start:end] = tokens

@@ -6,48 +6,58 @@ import heapq
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 
-from rl.batch.micro_batch import PackedBatch, Row, concatenate, filler, mask_of
+from rl.batch.micro_batch import PackedBatch, Row, concatenate, filler
 
 
 def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[PackedBatch]]:
-    """Spread rows over `ranks` lists of micro-batches of at most `token_budget` tokens.
-
-    Every rank gets the same number of micro-batches, because ZeRO-3 gathers parameters from all ranks in every forward.
-    It is the smallest number for which one of our two heuristics succeeds (`_assign`). Token counts are balanced over
-    micro-batches and over ranks, and micro-batches that run at the same time are close in size. Micro-batches without
-    rows are fillers of zero weight, also when there are no rows at all. The result is deterministic.
+    """Lay rows out in the micro-batches of `ranks` ranks, as `assign` says. Micro-batches without rows are fillers of
+    zero weight.
 
     Raises:
-        ValueError: ranks or token_budget below 1, an empty row, a row longer than the budget, or a row whose first
-            token is to be trained (nothing predicts it).
+        ValueError: see `assign`; or a row's first token is to be trained, which nothing predicts.
+    """
+    return [
+        [concatenate([rows[i] for i in members]) if members else filler() for members in of_rank]
+        for of_rank in assign([len(row) for row in rows], ranks, token_budget)
+    ]
+
+
+def assign(lengths: Sequence[int], ranks: int, token_budget: int) -> list[list[list[int]]]:
+    """Spread rows over `ranks` lists of micro-batches of at most `token_budget` tokens: each a list of row indices.
+
+    Every rank gets the same number of micro-batches, because ZeRO-3 gathers parameters from all ranks in every forward.
+    It is the smallest number for which one of our two heuristics succeeds (`_fill`). Token counts are balanced over
+    micro-batches and over ranks, and micro-batches that run at the same time are close in size. Some may have no
+    rows, and there is at least one a rank, also without any row. The result is deterministic.
+
+    Raises:
+        ValueError: ranks or token_budget below 1, an empty row, or a row longer than the budget.
     """
     if ranks < 1 or token_budget < 1:
         raise ValueError(f"ranks={ranks} and token_budget={token_budget} must both be at least 1")
-    for index, row in enumerate(rows):
-        _check(index, row, token_budget)
-    bins = _assign([len(row) for row in rows], ranks, token_budget)
-    batches: list[list[PackedBatch]] = [[] for _ in range(ranks)]
+    for index, length in enumerate(lengths):
+        _check(index, length, token_budget)
+    bins = _fill(lengths, ranks, token_budget)
+    batches: list[list[list[int]]] = [[] for _ in range(ranks)]
     for place, members in enumerate(bins):
         turn, column = divmod(place, ranks)
         # Bins come largest first. Going back and forth over the ranks evens out their totals.
         rank = column if turn % 2 == 0 else ranks - 1 - column
-        batches[rank].append(concatenate([rows[i] for i in members]) if members else filler())
+        batches[rank].append(members)
     return batches
 
 
-def _check(index: int, row: Row, token_budget: int) -> None:
-    if len(row) == 0:
+def _check(index: int, length: int, token_budget: int) -> None:
+    if length == 0:
         raise ValueError(f"row {index} has no tokens")
-    if len(row) > token_budget:
+    if length > token_budget:
         raise ValueError(
-            f"row {index} has {len(row)} tokens, trainer.token_budget is {token_budget}: "
-            f"raise trainer.token_budget to at least {len(row)} or lower rollout.max_context"
+            f"row {index} has {length} tokens, trainer.token_budget is {token_budget}: "
+            f"raise trainer.token_budget to at least {length} or lower rollout.max_context"
         )
-    if mask_of(row)[0]:
-        raise ValueError(f"row {index}: its first token is to be trained, but nothing predicts it; mask it out")
 
 
-def _assign(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
+def _fill(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
     """Row indices per micro-batch, largest micro-batch first. The number of micro-batches is a multiple of `ranks`.
 
     Starts at the lower bound, ceil(total / (budget * ranks)) micro-batches a rank, and adds one a rank until all fit.

@@ -30,11 +30,9 @@ from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.actors.worker import WorkerActor, WorkerSpec
 from rollout.buffer.buffer import BufferSpec, BufferState
 from rollout.engine.config import InferenceConfig
+from rollout.store.shared import RunFolder
 from rollout.types import Device
 
-OBJECT_STORE_BYTES = 256 * 2**20
-"""The object store of a local Ray instance. Groups and packed batches are its only large objects, and they live for one
-step."""
 JOIN_S = 10.0
 SHUTDOWN_S = 5.0
 CLOSE_S = 20.0
@@ -68,8 +66,8 @@ class Cluster:
         self.workers: list[ActorHandle] = []
         self.buffer: ActorHandle | None = None
 
-    def connect(self, address: str | None) -> Hardware:
-        """Start a local Ray instance, or join the one at `address`.
+    def connect(self, address: str | None, object_store_bytes: int) -> Hardware:
+        """Start a local Ray instance with an object store of this size, or join the one at `address`.
 
         Raises:
             NoCluster: nobody answers there.
@@ -85,7 +83,7 @@ class Cluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="error",
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=object_store_bytes,
                 _temp_dir=str(self._temp_dir),
                 _node_ip_address="127.0.0.1",
             )
@@ -148,9 +146,9 @@ class Cluster:
             self.spawn(WorkerActor, f"worker-{i}", place, spec, engines, buffer) for i in range(spec.rollout.workers)
         ]
 
-    def start_buffer(self, spec: BufferSpec, saved: BufferState | None) -> ActorHandle:
+    def start_buffer(self, spec: BufferSpec, folder: RunFolder, saved: BufferState | None) -> ActorHandle:
         """Start the actor of the buffer."""
-        self.buffer = self.spawn(BufferActor, "buffer", Place(), spec, saved)
+        self.buffer = self.spawn(BufferActor, "buffer", Place(), spec, folder, saved)
         return self.buffer
 
     def spawn(

@@ -36,14 +36,15 @@ from rl.processes.watchdog import Watchdog
 from rl.recipe import marked_yaml
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device
-from rl.recipe.resolved import derived, save_resolved
+from rl.recipe.resolved import derived, object_store_bytes, save_resolved
 from rl.rundir.atomic import atomic_write_json
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
-from rl.rundir.runstate import UnreadableCheckpoint, read_state
-from rollout.buffer.buffer import TooManyFailures
-from rollout.buffer.ledger import Ledger
+from rl.rundir.runstate import UnreadableState, read_state
+from rollout.buffer.buffer import BufferState, TooManyFailures
+from rollout.buffer.ledger import counts_of
+from rollout.store import eventlog, segments
 
 UPLOAD_S = 120.0
 """How long wandb may take to send the rest of a finished run; metrics.jsonl has all of it."""
@@ -68,7 +69,7 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
             kill_run(directory.previous_run_id)
         try:
             session = _open(recipe, run_id, directory, console)
-        except UnreadableCheckpoint as error:
+        except UnreadableState as error:
             console.error(str(error))
             return NOTHING_STARTED
         ending = _run(session, train)
@@ -103,7 +104,7 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
     try:
         starting = "starting Ray" if recipe.run.ray_address is None else "joining the Ray cluster"
         with signal_handlers_kept(on_signal), session.phase(starting):
-            hardware = cluster.connect(recipe.run.ray_address)
+            hardware = cluster.connect(recipe.run.ray_address, object_store_bytes(recipe))
         cluster.calls.stop.check()
         missing = missing_hardware(
             recipe, cpus=hardware.cpus, gpus=hardware.gpus, largest_node_gpus=hardware.largest_node_gpus
@@ -134,6 +135,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     checkpoints = CheckpointStore(directory.checkpoints, recipe.checkpoint.keep)
     saved = checkpoints.latest()
     progress, buffer = read_state(saved) if saved is not None else (Progress(), None)
+    _check_ledger(directory, buffer)
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
     console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())
@@ -146,8 +148,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     metrics = MetricsLog(directory.metrics)
     done = progress.step if saved is not None else -1  # without a checkpoint the first evaluation comes again too
     metrics.truncate_after(done)
-    directory.discard_trajectories_after(done)
-    counts = Ledger.from_state_dict(buffer.ledger).counts() if buffer is not None else {}
+    counts = counts_of(buffer.ledger) if buffer is not None else {}
     tracker = Tracker(
         recipe.wandb, directory.path, name=recipe.run.name, recipe=recipe.model_dump(mode="json"), warn=console.warn
     )
@@ -169,9 +170,20 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         checkpoints=checkpoints,
         progress=progress,
         started=now - progress.wall_s,
+        first_segment=max(segments.paths(directory.trajectories), default=0) + 1,
         step=StepRecord(started=now, ledger_counts=counts, stale_before=counts.get(STALE, 0)),
     )
     return session
+
+
+def _check_ledger(directory: RunDir, buffer: BufferState | None) -> None:
+    """Raise UnreadableState if the ledger's log is damaged, or lacks what the checkpoint refers to."""
+    try:
+        eventlog.check(directory.ledger, None if buffer is None else buffer.position)
+    except (OSError, ValueError) as error:
+        raise UnreadableState(
+            f"the ledger's log cannot be gone on from ({error}): put it back as it was, or name another run.dir"
+        ) from error
 
 
 def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> None:

@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rollout.buffer.buffer import TooManyFailures
-from rollout.types import Group
+from rollout.cards import Card
 
 
-def check_eval_failures(groups: Sequence[Group], limit: float) -> None:
+def check_eval_failures(cards: Sequence[Card], limit: float) -> None:
     """Refuse an evaluation that lost too many trajectories: the success rate of the rest would mislead.
 
     Raises:
         TooManyFailures: more than `limit` of the trajectories were lost.
     """
-    everything = [t for group in groups for t in group.trajectories]
+    everything = [t for card in cards for t in card.trajectories]
     errors = [t.error for t in everything if t.outcome == "infra_error"]
     if len(errors) > limit * len(everything):
         raise TooManyFailures(

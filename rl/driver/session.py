@@ -28,7 +28,8 @@ from rl.rundir.progress import Progress
 from rl.rundir.runstate import read_buffer
 from rollout.actors.buffer import TakeAnswer
 from rollout.buffer.buffer import BufferState
-from rollout.types import Group
+from rollout.cards import Card
+from rollout.store.shared import RunFolder
 
 STALE = "reissued/stale"
 
@@ -72,7 +73,10 @@ class Session:
     progress: Progress
     started: float
     step: StepRecord
+    first_segment: int
+    """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
     engines_started: Started = field(default_factory=dict)
+    buffer_began: Started = field(default_factory=dict)
 
     @property
     def calls(self) -> Calls:
@@ -82,6 +86,11 @@ class Session:
     def buffer(self) -> ActorHandle:
         assert self.cluster.buffer is not None, "processes are started first"
         return self.cluster.buffer
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run directory, as the processes on all machines use it."""
+        return RunFolder(path=str(self.directory.path), run_id=self.run_id)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -120,18 +129,17 @@ class Session:
         self.metrics.log(self.progress.step, values)
         self.tracker.log(self.progress.step, values)
 
-    def end_step(self, groups: list[Group]) -> None:
-        """Write the step's trajectories, metrics and console line, then begin the next step."""
+    def end_step(self, cards: list[Card]) -> None:
+        """Write the step's metrics and console line, then begin the next step."""
         seconds = time.monotonic() - self.step.started
         values = self.step.values
-        sampled = sum(s.trained_tokens for g in groups for t in g.trajectories for s in t.samples)
+        sampled = sum(trajectory.trained_tokens for card in cards for trajectory in card.trajectories)
         values |= {
             "time/step_s": seconds,
             "perf/tokens_per_s": values.get("perf/trained_tokens", 0.0) / seconds,
             "perf/sampled_tokens_per_s": sampled / seconds,
             "memory/driver_rss_mb": psutil.Process().memory_info().rss / 2**20,
         }
-        self.directory.write_groups(self.progress.step, groups)
         self.log(values)
         self.console.step(self.progress.step, values)
         self.step.begin()

@@ -9,6 +9,7 @@ from rl.learner.config import ModelConfig, TrainerConfig
 from rollout.actors.worker import WorkerSpec
 from rollout.buffer.buffer import BufferSpec
 from rollout.engine.settings import EngineSettings
+from rollout.store.shared import RunFolder
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.registry import resolve_transport
 from rollout.types import Device
@@ -23,18 +24,18 @@ class TrainerSpec:
     weight_sync: WeightSyncConfig
     tensor_parallel: int
     seed: int
-    run_id: str
+    folder: RunFolder
     device: Device
 
 
-def trainer_spec(recipe: Recipe, run_id: str, device: Device) -> TrainerSpec:
+def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSpec:
     return TrainerSpec(
         model=recipe.model,
         trainer=recipe.trainer,
         weight_sync=recipe.weight_sync,
         tensor_parallel=recipe.inference.tensor_parallel,
         seed=recipe.run.seed,
-        run_id=run_id,
+        folder=folder,
         device=device,
     )
 
@@ -52,7 +53,7 @@ def engine_settings(recipe: Recipe, device: Device) -> EngineSettings:
     )
 
 
-def worker_spec(recipe: Recipe) -> WorkerSpec:
+def worker_spec(recipe: Recipe, folder: RunFolder) -> WorkerSpec:
     assert recipe.model.renderer is not None, "rl.recipe.checks refuses a recipe without a chat format"
     return WorkerSpec(
         model_path=recipe.model.path,
@@ -61,6 +62,8 @@ def worker_spec(recipe: Recipe) -> WorkerSpec:
         rollout=recipe.rollout,
         evaluation=recipe.eval,
         sandbox=recipe.sandbox,
+        trajectories=recipe.trajectories,
+        folder=folder,
         generate_timeout_s=recipe.inference.generate_timeout_s,
         seed=recipe.run.seed,
     )

@@ -6,10 +6,11 @@ from rl.driver.health import check_eval_failures
 from rl.driver.session import Session
 from rl.driver.waiting import ProcessFailure
 from rl.observe.stepstats import eval_metrics
-from rl.rundir.runstate import write_state
+from rl.rundir.runstate import read_buffer, write_state
 from rl.weights.publish import PublishError
+from rollout.cards import Card
+from rollout.store.retention import needed, trim
 from rollout.tasks.stream import EVAL_SEED, task_stream
-from rollout.types import Group
 
 TAKE_POLL_S = 5.0
 """How long the buffer waits in one `take` for enough groups before it answers with its state alone."""
@@ -40,14 +41,15 @@ def open_gate(run: Session) -> None:
     run.calls.ask(run.buffer, "published", run.progress.version, what="moving the gate")
 
 
-def take(run: Session) -> list[Group]:
-    """Wait for the next groups to learn from. Groups that finish meanwhile count as progress for the watchdog."""
+def take(run: Session) -> list[Card]:
+    """Wait for the next groups to learn from, and return their cards. Groups that finish meanwhile count as progress
+    for the watchdog."""
     with run.timed("wait_rollouts"):
         while True:
             answer = run.calls.ask(run.buffer, "take", run.progress.version, TAKE_POLL_S, what="taking")
             run.observe_buffer(answer)
-            if answer.groups is not None:
-                return list(answer.groups)
+            if answer.cards is not None:
+                return list(answer.cards)
 
 
 def evaluate(run: Session) -> dict[str, float]:
@@ -63,10 +65,9 @@ def evaluate(run: Session) -> dict[str, float]:
     workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
     with run.phase(f"evaluating {len(tasks)} held-out tasks"):
         started = run.calls.start_each(workers, "evaluate", arguments)
-        groups = run.calls.wait(started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
-    check_eval_failures(groups, recipe.rollout.failure_share_limit)
-    run.directory.write_groups(run.progress.step, groups, split="eval")
-    values = eval_metrics(groups)
+        cards = run.calls.wait(started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
+    check_eval_failures(cards, recipe.rollout.failure_share_limit)
+    values = eval_metrics(cards)
     run.log(values)
     return values
 
@@ -77,7 +78,8 @@ def due(step: int, every: int) -> bool:
 
 
 def checkpoint(run: Session) -> None:
-    """Write trainer state, Hugging Face export, buffer and progress. They become visible together or not at all."""
+    """Write trainer state, Hugging Face export, buffer and progress, which become visible together or not at all; then
+    delete what may go."""
     trainers, step = run.cluster.trainers, run.progress.step
     with run.timed("checkpoint"):
         folder = run.checkpoints.begin(step)
@@ -87,3 +89,17 @@ def checkpoint(run: Session) -> None:
         run.progress.wall_s = run.wall_s()
         write_state(folder, run.progress, buffer)
         run.checkpoints.publish(step)
+        _trim_trajectories(run)
+
+
+def _trim_trajectories(run: Session) -> None:
+    """Delete the oldest trajectories above `trajectories.keep_gb`, except what a kept checkpoint may go on from."""
+    keep_gb = run.recipe.trajectories.keep_gb
+    if keep_gb is None:
+        return
+    kept = [read_buffer(folder) for folder in run.checkpoints.all()]
+    held = {issue["address"]["segment"] for state in kept for issue in state.ledger["open"] if issue["address"]}
+    stay = needed(run.directory.ledger, min(state.position for state in kept), held)
+    deleted = trim(run.directory.trajectories, keep_gb * 1e9, stay, run.first_segment)
+    if deleted:
+        run.console.note(f"deleted {len(deleted)} files of trajectories: trajectories.keep_gb is {keep_gb:g}")

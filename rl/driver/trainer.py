@@ -6,6 +6,7 @@ The shell gives its process a log, joins torch.distributed and forwards to `rl.l
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,20 @@ import ray
 from ray.actor import ActorHandle
 
 from rl.batch.micro_batch import PackedBatch
+from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.specs import TrainerSpec
 from rl.driver.training import TrainingStage
 from rl.weights.publish import PublishReport, publish
 from rollout.actors.process import enter_role
+from rollout.cards import samples_of
 from rollout.ports import free_port
+from rollout.store.segments import read_group
+from rollout.types import Sample
+
+log = logging.getLogger(__name__)
+
+FETCH_S = 30.0
+"""How long a rank waits for a group from the object store before it reads the segment."""
 
 
 class RayEngines:
@@ -40,6 +50,7 @@ class TrainerActor:
 
     def __init__(self, role: str, logs_dir: str, rank: int, spec: TrainerSpec) -> None:
         enter_role(role, logs_dir, spec.trainer.cpu_threads)
+        spec.folder.check(role)
         self._rank, self._spec = rank, spec
         self._stage: TrainingStage | None = None
         self._learner: Any = None
@@ -91,6 +102,20 @@ class TrainerActor:
         stats: dict[str, float] = self._learner.train_step(list(batches), objective, lr, stage.temperature)
         return stats | {"rss_mb": psutil.Process().memory_info().rss / 2**20}
 
+    def train_planned(self, part: RankPlan, lr: float, version: int) -> dict[str, float]:
+        """Fetch the samples that this rank's part of a step names, and `train` them."""
+        return self.train(build(part, self._fetch), lr, version)
+
+    def _fetch(self, place: GroupPlace) -> Sequence[Sample]:
+        """The samples of a group: from Ray's object store while the worker that made them lives, else from disk."""
+        if place.reference is not None:
+            try:
+                samples: Sequence[Sample] = ray.get(place.reference, timeout=FETCH_S)
+                return samples
+            except ray.exceptions.RayError as error:
+                log.warning("%s: read from disk, because of %s", place.address, type(error).__name__)
+        return samples_of(read_group(self._spec.folder.trajectories, place.address))
+
     def publish(self, version: int, replicas: Sequence[ActorHandle], verify: bool) -> PublishReport | None:
         """Push the weights as `version` to every replica. All ranks call it; rank 0 sends and has the report."""
         engines = RayEngines(replicas) if self._rank == 0 else None
@@ -103,7 +128,7 @@ class TrainerActor:
         from rollout.transfer.registry import make_transport, resolve_transport
 
         place = SenderPlace(
-            run_id=self._spec.run_id,
+            run_id=self._spec.folder.run_id,
             device=self._spec.device,
             replicas=replicas,
             tensor_parallel=self._spec.tensor_parallel,

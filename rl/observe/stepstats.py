@@ -1,4 +1,4 @@
-"""The arithmetic of a step's metrics, kept out of the loop: from trajectories and learner statistics to metrics.
+"""The arithmetic of a step's metrics, kept out of the loop: from cards and learner statistics to metrics.
 
 Pure functions. The metrics have the names of `rl.observe.metrics`.
 """
@@ -6,11 +6,10 @@ Pure functions. The metrics have the names of `rl.observe.metrics`.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from rollout.types import Group, Trajectory
+from rollout.cards import Card, TrajectoryCard
 
 EXPERT_LOAD = "moe/load_max_over_mean"
 _MEANS = {
@@ -24,9 +23,9 @@ _MEANS = {
 _NO_MEANS = {"loss", "tokens", "fresh_tokens", "mismatch", "grad_norm", "lr", "rss_mb", EXPERT_LOAD}
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def rollout_metrics(cards: Sequence[Card]) -> dict[str, float]:
     """Metrics of the trajectories of a step: rewards, lengths, tools, failures."""
-    everything = [t for group in groups for t in group.trajectories]
+    everything = [t for card in cards for t in card.trajectories]
     usable = [t for t in everything if t.outcome != "infra_error"]
     metrics = {
         "rollout/trajectories": float(len(usable)),
@@ -41,13 +40,13 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "reward/std": statistics.pstdev(rewards),
         "rollout/success": success_share(usable),
         "rollout/turns_mean": statistics.fmean(len(t.turns) for t in usable),
-        "rollout/tokens_mean": statistics.fmean(sum(s.trained_tokens for s in t.samples) for t in usable),
+        "rollout/tokens_mean": statistics.fmean(t.trained_tokens for t in usable),
         "rollout/truncated_share": _share(t.outcome == "truncated" for t in usable),
         "rollout/malformed_share": _share(t.stop_reason == "malformed" for t in usable),
         "tools/calls_mean": calls / len(usable),
         "tools/error_share": sum(t.metrics.get("tool_errors", 0.0) for t in usable) / max(calls, 1.0),
-        "time/generate_s": _span_seconds(usable, "generate"),
-        "time/environment_s": _span_seconds(usable, "environment") + _span_seconds(usable, "reward"),
+        "time/generate_s": _mean_metric(usable, "generate_s"),
+        "time/environment_s": _mean_metric(usable, "environment_s") + _mean_metric(usable, "reward_s"),
     }
     for name in sorted({name for t in usable for name in t.reward_parts}):
         metrics[f"reward/part/{name}"] = statistics.fmean(
@@ -56,30 +55,33 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return metrics
 
 
-def success_share(trajectories: Iterable[Trajectory]) -> float:
+def success_share(trajectories: Iterable[TrajectoryCard]) -> float:
     """Share of trajectories that their source's rule calls a success; infrastructure failures are left out."""
     return _share(t.success for t in trajectories if t.success is not None)
 
 
-def eval_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def eval_metrics(cards: Sequence[Card]) -> dict[str, float]:
     """Held-out success, over all tasks and per task source, and the share of trajectories that infrastructure failures
     lost. Success leaves those out."""
-    everything = [t for group in groups for t in group.trajectories]
-    usable: dict[str, list[Trajectory]] = {}
-    for group in groups:
-        if group.usable:
-            usable.setdefault(group.task.source, []).extend(group.usable)
+    everything = [t for card in cards for t in card.trajectories]
+    usable: dict[str, list[TrajectoryCard]] = {}
+    for card in cards:
+        if card.usable:
+            usable.setdefault(card.source, []).extend(card.usable)
     metrics = {"eval/infra_share": _share(t.outcome == "infra_error" for t in everything)}
     if usable:
         metrics["eval/success"] = success_share(everything)
     return metrics | {f"eval/success/{name}": success_share(usable[name]) for name in sorted(usable)}
 
 
-def staleness(groups: Sequence[Group], version: int) -> tuple[float, int]:
+def staleness(cards: Sequence[Card], version: int) -> tuple[float, int]:
     """Mean and maximum age, in versions, of the trainable tokens when they train policy version `version`."""
-    ages = [version - s.sampled_versions() for group in groups for t in group.usable for s in t.samples]
-    every = np.concatenate(ages) if ages else np.zeros(0, np.int32)
-    return (float(every.mean()), int(every.max())) if every.size else (0.0, 0)
+    counts: Counter[int] = Counter()
+    for sample in (sample for card in cards for t in card.usable for sample in t.samples):
+        for sampled_by, tokens in sample.versions.items():
+            counts[version - sampled_by] += tokens
+    total = counts.total()
+    return (sum(age * tokens for age, tokens in counts.items()) / total, max(counts)) if total else (0.0, 0)
 
 
 def learner_metrics(stats: Mapping[str, float], lr: float, version: int) -> dict[str, float]:
@@ -105,7 +107,7 @@ def learner_metrics(stats: Mapping[str, float], lr: float, version: int) -> dict
     return metrics
 
 
-def _reward(trajectory: Trajectory) -> float:
+def _reward(trajectory: TrajectoryCard) -> float:
     assert trajectory.reward is not None, "an infra_error has no reward; filter it out first"
     return trajectory.reward
 
@@ -115,6 +117,5 @@ def _share(flags: Iterable[bool]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _span_seconds(trajectories: Sequence[Trajectory], name: str) -> float:
-    total = sum(span.end - span.start for t in trajectories for span in t.spans if span.name == name)
-    return total / len(trajectories)
+def _mean_metric(trajectories: Sequence[TrajectoryCard], name: str) -> float:
+    return statistics.fmean(t.metrics.get(name, 0.0) for t in trajectories)

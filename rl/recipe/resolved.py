@@ -6,6 +6,10 @@ from pathlib import Path
 
 from rl.config import Recipe
 from rl.recipe import marked_yaml
+from rollout.types import TOKEN_BYTES
+
+OTHER_OBJECTS_BYTES = 96 * 2**20
+"""For packed demonstrations, and Ray's own minimum."""
 
 
 def save_resolved(recipe: Recipe, path: str | Path) -> None:
@@ -36,4 +40,16 @@ def derived(recipe: Recipe) -> dict[str, int]:
         "trajectories_total": trajectories * recipe.run.steps,
         "training_devices": trainer.ranks,
         "inference_devices": inference.replicas * inference.tensor_parallel,
+        "object_store_mb": round(object_store_bytes(recipe) / 1e6),
     }
+
+
+def object_store_bytes(recipe: Recipe) -> int:
+    """The size of the object store of a local Ray instance: room for the samples of all groups that the gate admits, at
+    full length, half as much again for what lies between them, and for everything else that goes through it.
+
+    A chat format that forks makes more of them. What does not fit goes to disk, by Ray or by our own store.
+    """
+    groups = recipe.trainer.groups_per_step * (1 + recipe.buffer.max_staleness)
+    tokens = groups * recipe.rollout.group_size * recipe.rollout.max_context
+    return OTHER_OBJECTS_BYTES + tokens * TOKEN_BYTES * 3 // 2

@@ -50,9 +50,13 @@ class CheckpointStore:
         self._clear_hidden()
         return final
 
+    def all(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        return self.steps(self._root)
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        complete = self.steps(self._root)
+        complete = self.all()
         return complete[-1] if complete else None
 
     @staticmethod

@@ -1,27 +1,25 @@
 """The run directory: where its files lie, and which run may use it.
 
-    config.yaml  metrics.jsonl  summary.json  trajectories/  checkpoints/  logs/  wandb/  run.lock
+    config.yaml  metrics.jsonl  summary.json  ledger.log  trajectories/  checkpoints/  logs/  wandb/  run.lock
 
 `RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
-time (an exclusive lock, which the kernel drops however the run ends). A `RunDir` deletes only the trajectories of steps
-that a resumed run is going to do again, and a directory in which nothing was started.
+time (an exclusive lock, which the kernel drops however the run ends). A `RunDir` deletes nothing but a directory in
+which nothing was started.
 """
 
 from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Self
 
-from rl.rundir.atomic import atomic_write_bytes
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.config import Resume
-from rollout.store.groups import decode_groups, encode_groups
-from rollout.types import Group, Split
+from rollout.store import eventlog
+from rollout.store.reading import FOLDER
+from rollout.store.shared import LOCK_NAME
 
-LOCK_NAME = "run.lock"
 CHECKPOINTS = "checkpoints"
 
 
@@ -35,7 +33,8 @@ class RunDir:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
-        self.trajectories = path / "trajectories"
+        self.ledger = path / eventlog.NAME
+        self.trajectories = path / FOLDER
         self.checkpoints = path / CHECKPOINTS
         self.logs = path / "logs"
         self._lock = lock
@@ -63,18 +62,6 @@ class RunDir:
         for folder in (run.trajectories, run.checkpoints, run.logs):
             folder.mkdir(exist_ok=True)
         return run
-
-    def write_groups(self, step: int, groups: Iterable[Group], *, split: Split = "train") -> Path:
-        """Write every group of a step (`rollout.store.groups`). Replaces what the step wrote before."""
-        path = self.trajectories / f"{split}-{step:06d}.arrow"
-        atomic_write_bytes(path, encode_groups(groups))
-        return path
-
-    def discard_trajectories_after(self, step: int) -> None:
-        """Remove the trajectories of later steps, which a resumed run is going to do again."""
-        for path in self.trajectories.glob("*-*.arrow"):
-            if int(path.name.partition("-")[2].partition(".")[0]) > step:
-                path.unlink()
 
     def discard(self) -> None:
         """Delete the directory of a run that started nothing in it. Keep it if an earlier run used it."""
@@ -120,8 +107,3 @@ def _acquire(path: Path) -> IO[str]:
         raise ValueError(f"run.dir={path} is in use by a run still going; wait, or set another run.dir") from None
     lock.seek(0)
     return lock
-
-
-def read_groups(path: Path) -> list[Group]:
-    """The groups that `RunDir.write_groups` wrote, equal to those it was given."""
-    return decode_groups(path.read_bytes())

@@ -9,35 +9,46 @@ from typing import TypeVar
 
 from rollout.actors.process import enter_role
 from rollout.buffer.buffer import Buffer, BufferSpec, BufferState
-from rollout.types import Group, Task
+from rollout.buffer.resume import begin
+from rollout.cards import Card
+from rollout.store.eventlog import EventLog
+from rollout.store.shared import RunFolder
+from rollout.types import Task
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeAnswer:
-    """The buffer's answer to `take`: the groups, or None while too few are ready, and how far the buffer is."""
+    """The buffer's answer to `take`: the cards, or None while too few groups are ready, and how far the buffer is."""
 
-    groups: Sequence[Group] | None
+    cards: Sequence[Card] | None
     arrivals: int
     counts: Mapping[str, int]
     waiting_for: str
 
 
 class BufferActor:
-    """The ledger, the finished groups and the gate.
+    """The ledger and its log, the cards of the finished groups, and the gate.
 
     A call that has to wait is answered as soon as possible, or with None after `wait_s` seconds. The caller then asks
     again. Because no call waits longer than that, a caller that died is soon forgotten.
     """
 
-    def __init__(self, role: str, logs_dir: str, spec: BufferSpec, saved: BufferState | None) -> None:
+    def __init__(
+        self, role: str, logs_dir: str, spec: BufferSpec, folder: RunFolder, saved: BufferState | None
+    ) -> None:
         enter_role(role, logs_dir)
+        folder.check(role)
         from rollout.tasks.stream import task_stream
 
+        self._log = EventLog(folder.log, None if saved is None else saved.position)
+        beginning = begin(self._log, saved, folder.trajectories, max_staleness=spec.max_staleness, seed=spec.seed)
+        self._told = beginning.told
         self._buffer = Buffer(
             task_stream(spec.tasks, "train", spec.seed),
-            saved,
+            beginning.ledger,
+            beginning.cards,
             max_staleness=spec.max_staleness,
             groups_per_step=spec.groups_per_step,
             failure_share_limit=spec.failure_share_limit,
@@ -49,15 +60,19 @@ class BufferActor:
         """Return the next task and its issue id, or None when the gate stayed shut for `wait_s` seconds."""
         return await self._first(self._buffer.issue, wait_s)
 
-    async def put(self, group: Group) -> None:
-        self._buffer.put(group)
+    async def told(self) -> Sequence[str]:
+        """What people should know about how this run began."""
+        return self._told
+
+    async def put(self, card: Card) -> None:
+        self._buffer.put(card)
         await self._notify()
 
     async def take(self, version: int, wait_s: float) -> TakeAnswer:
-        """Return the groups of the step that trains `version`, or None for them after `wait_s` seconds."""
-        groups = await self._first(lambda: self._buffer.take(version), wait_s)
+        """Return the cards of the step that trains `version`, or None for them after `wait_s` seconds."""
+        cards = await self._first(lambda: self._buffer.take(version), wait_s)
         return TakeAnswer(
-            groups=groups,
+            cards=cards,
             arrivals=self._buffer.arrivals,
             counts=self._buffer.ledger.counts(),
             waiting_for=self._buffer.waiting_for(),
@@ -65,15 +80,21 @@ class BufferActor:
 
     async def published(self, version: int) -> None:
         self._buffer.published(version)
+        self._log.sync()
         await self._notify()
 
     async def mark_trained(self, issue_ids: Sequence[str], step: int) -> Mapping[str, int]:
         """Close the issues in the ledger. Return its counts afterwards."""
         self._buffer.mark_trained(issue_ids, step)
+        self._log.sync()
         return self._buffer.ledger.counts()
 
     async def state(self) -> BufferState:
-        return self._buffer.state()
+        """Return the state for a checkpoint. What it refers to in the log and in the store is durable."""
+        version = self._buffer.version
+        assert version is not None, "weights are published before the first checkpoint"
+        self._log.sync()
+        return BufferState(ledger=self._buffer.ledger.state_dict(), position=self._log.position, version=version)
 
     async def watch(self) -> None:
         """Block forever. Callers await this to be notified when the process dies."""

@@ -8,18 +8,26 @@ environment of the process is set.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ray
 from ray.actor import ActorHandle
 
 from rewards.sandbox.config import SandboxConfig
 from rollout.actors.engine import EngineClient
 from rollout.actors.process import enter_role
 from rollout.agent.config import EvalConfig, RolloutConfig
+from rollout.cards import Card, card_of, samples_of
 from rollout.chat.config import RendererSettings
+from rollout.store.config import TrajectoriesConfig
+from rollout.store.shared import RunFolder
+from rollout.store.writing import GroupWriter
 from rollout.tasks.config import TaskSource
-from rollout.types import Group, Task
+from rollout.types import Group, Sample, Task
+
+log = logging.getLogger(__name__)
 
 ISSUE_POLL_S = 5.0
 """Seconds that a worker's slot waits at the gate before it asks again."""
@@ -35,6 +43,8 @@ class WorkerSpec:
     rollout: RolloutConfig
     evaluation: EvalConfig
     sandbox: SandboxConfig
+    trajectories: TrajectoriesConfig
+    folder: RunFolder
     generate_timeout_s: float | None
     seed: int
 
@@ -42,13 +52,15 @@ class WorkerSpec:
 class WorkerActor:
     """Runs agent loops, without weights or a GPU.
 
-    `run` takes tasks from the buffer for ever; `evaluate` runs a given one.
+    `run` takes tasks from the buffer for ever; `evaluate` runs a given one. Finished groups go to this worker's own
+    segments of the trajectory store; only their cards leave this process by Ray.
     """
 
     def __init__(
         self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
     ) -> None:
         enter_role(role, logs_dir)
+        spec.folder.check(role)
         from rewards.sandbox.sandbox import Sandbox
         from rollout.agent.source import make_sources
         from rollout.chat.registry import load_chat
@@ -59,10 +71,11 @@ class WorkerActor:
         if any(source.uses_sandbox for source in self._sources.values()):
             sandbox.require()
         self._chat = load_chat(spec.renderer, spec.model_path)
+        self._store = GroupWriter(spec.folder.trajectories, spec.trajectories)
         self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
 
     async def run(self) -> None:
-        """Run all slots for ever. Each waits at the gate for a task, runs its group and hands the group over."""
+        """Run all slots for ever. Each waits for a task, runs and stores its group, and hands its card over."""
         async with asyncio.TaskGroup() as slots:
             for _ in range(self._spec.rollout.groups_per_worker):
                 slots.create_task(self._slot())
@@ -72,16 +85,23 @@ class WorkerActor:
             issue = await self._buffer.issue.remote(ISSUE_POLL_S)
             if issue is not None:
                 group_id, task = issue
-                await self._buffer.put.remote(await self._group(group_id, task, self._spec.rollout))
+                group = await self._group(group_id, task, self._spec.rollout)
+                address = await self._store.append(group, "train")
+                await self._buffer.put.remote(card_of(group, address, _shared(samples_of(group))))
 
-    async def evaluate(self, group_id: str, task: Task) -> Group:
+    async def evaluate(self, group_id: str, task: Task) -> Card:
         """Run `samples_per_task` attempts at a held-out task, with the evaluation's sampling settings.
 
         At most `groups_per_worker` such groups run at once. The others wait here, before the deadlines of their
         trajectories begin to run.
         """
         async with self._evaluating:
-            return await self._group(group_id, task, self._spec.evaluation.rollout(self._spec.rollout))
+            group = await self._group(group_id, task, self._spec.evaluation.rollout(self._spec.rollout))
+        return card_of(group, await self._store.append(group, "eval"))
+
+    async def seal(self) -> None:
+        """Seal what this worker has written so far, for people to open."""
+        await self._store.seal()
 
     async def _group(self, group_id: str, task: Task, config: RolloutConfig) -> Group:
         from rollout.agent.episode import Agent
@@ -90,3 +110,13 @@ class WorkerActor:
         engine = EngineClient(self._replicas, group_id, self._spec.generate_timeout_s)
         agent = Agent(chat=self._chat, engine=engine, config=config, seed=self._spec.seed)
         return await run_group(agent, self._sources[task.source], task, group_id)
+
+
+def _shared(samples: Sequence[Sample]) -> ray.ObjectRef | None:
+    """Put samples into Ray's object store, from which the trainer's ranks get them without another copy. None where
+    there is no room for them: the ranks then read the segment."""
+    try:
+        return ray.put(tuple(samples))
+    except ray.exceptions.RayError as error:
+        log.warning("%d samples do not go into the object store: %s", len(samples), error)
+        return None

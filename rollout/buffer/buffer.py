@@ -1,4 +1,4 @@
-"""The buffer: the gate that bounds staleness, and the finished groups that wait for the trainer.
+"""The buffer: the gate that bounds staleness, and the cards of the finished groups that wait for the trainer.
 
 Who waits for whom (S = max_staleness, P = groups_per_step):
 
@@ -18,7 +18,8 @@ earliest deadline. It waits for a slow group if the groups left behind would be 
 time. Hence no group becomes stale while versions come one by one. If one does all the same, its task is re-issued, and
 re-issues go first.
 
-The buffer is a plain object without clock, thread or Ray: the caller serialises its calls and does the waiting.
+The buffer is a plain object without clock, thread or Ray: the caller serialises its calls and does the waiting. It
+holds cards, never a token.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from functools import lru_cache
 from typing import Any
 
 from rollout.buffer.ledger import Issue, Ledger
+from rollout.cards import Card
 from rollout.tasks.config import TasksConfig
-from rollout.types import Group, Task
+from rollout.types import Task
 
 MAX_FAILURES = 3
 """A task is dropped after this many groups lost to infrastructure, so that a broken one is not tried for ever."""
@@ -61,10 +63,14 @@ class BufferSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferState:
-    """The buffer in a checkpoint: the ledger as JSON, and the finished groups, so that they need not be made again."""
+    """The buffer in a checkpoint: the ledger as JSON, the position of its log, and the version that was published.
+
+    The finished groups themselves lie in the trajectory store, at the addresses that the ledger holds.
+    """
 
     ledger: Mapping[str, Any]
-    groups: tuple[Group, ...]
+    position: int
+    version: int
 
 
 class Buffer:
@@ -72,8 +78,8 @@ class Buffer:
 
     Args:
         tasks: the tasks of an epoch. The first epoch takes them in their own order, each later one shuffled by `seed`.
-        saved: the state from a checkpoint to go on from; None: start afresh. Its groups may still be trained, because
-            no token in them is of a later version than the checkpoint's. The gate treats them like any others.
+        ledger: a fresh one, or that of a resumed run (`rollout.buffer.resume`).
+        cards: those of the groups that wait in it. The gate treats them like any others.
 
     Raises:
         ValueError: there are no tasks, or max_staleness or groups_per_step is out of range.
@@ -82,7 +88,8 @@ class Buffer:
     def __init__(
         self,
         tasks: Sequence[Task],
-        saved: BufferState | None = None,
+        ledger: Ledger,
+        cards: Mapping[str, Card],
         *,
         max_staleness: int,
         groups_per_step: int,
@@ -93,8 +100,7 @@ class Buffer:
             raise ValueError("there are no tasks to train on: check tasks.sources")
         if max_staleness < 0 or groups_per_step < 1:
             raise ValueError(f"max_staleness={max_staleness} must be >= 0, groups_per_step={groups_per_step} >= 1")
-        kept = {} if saved is None else {group.id: group for group in saved.groups}
-        self.ledger = Ledger() if saved is None else Ledger.from_state_dict(saved.ledger, kept)
+        self.ledger = ledger
         self.arrivals = 0
         """Number of groups put so far, usable or not."""
         self._tasks = tasks
@@ -102,7 +108,7 @@ class Buffer:
         self._max_staleness = max_staleness
         self._groups_per_step = groups_per_step
         self._breaker = _Breaker(failure_share_limit)
-        self._finished = {i.id: self._expiring(i, kept[i.id]) for i in self.ledger.open("finished")}
+        self._finished = {issue.id: self._expiring(issue, cards[issue.id]) for issue in ledger.open("finished")}
         self._version: int | None = None
         self._taken_at: int | None = None
         self._in_training = 0
@@ -111,29 +117,30 @@ class Buffer:
         """Return the next task with its issue id, which its group must have as `id`; None while the gate is shut."""
         if self._version is None or self._admitted() >= self._places:
             return None
-        issue = self.ledger.issue_next(self._version)
-        return issue.id, self._task(issue.position)
+        issue = self.ledger.issue_next(self._version, self._task)
+        return issue.id, issue.task
 
-    def put(self, group: Group) -> None:
-        """Hand in the group of an issue, once.
+    def put(self, card: Card) -> None:
+        """Hand in the card of an issue's group, once. The group is durable at the card's address.
 
         If every member is an infra_error, the task is re-issued, or dropped after MAX_FAILURES such groups.
 
         Raises:
             ValueError: no issue of this id is under way.
         """
-        issue = self.ledger.finish(group.id)
+        issue = self.ledger.finish(card.id, card.address, card.version_span())
         self.arrivals += 1
-        self._breaker.observe(group)
-        if group.usable:
-            self._finished[group.id] = self._expiring(issue, group)
+        self._breaker.observe(card)
+        if card.usable:
+            self._finished[card.id] = self._expiring(issue, card)
         elif issue.failures + 1 < MAX_FAILURES:
             self.ledger.reissue(issue.id, "infra_error")
         else:
             self.ledger.drop(issue.id, "infra_error")
 
-    def take(self, version: int) -> list[Group] | None:
-        """Return P groups for the step that trains `version`, earliest deadline first; None while the step must wait.
+    def take(self, version: int) -> list[Card] | None:
+        """Return the cards of P groups for the step that trains `version`, earliest deadline first; None while the step
+        must wait.
 
         Every trained token in them has a version >= version - S.
 
@@ -148,9 +155,9 @@ class Buffer:
         chosen = self._choose(version)
         if chosen is None:
             return None
-        self.ledger.take(issue.id for issue in chosen)
+        self.ledger.take([issue.id for issue in chosen], version)
         self._taken_at, self._in_training = version, len(chosen)
-        return [self._finished.pop(issue.id).group for issue in chosen]
+        return [self._finished.pop(issue.id).card for issue in chosen]
 
     def mark_trained(self, issue_ids: Sequence[str], step: int) -> None:
         """Record that the optimizer step is done. This frees no place at the gate; `published` does."""
@@ -166,12 +173,13 @@ class Buffer:
             raise ValueError(f"version {version} published after version {self._version}")
         if version != self._version:  # a push that is announced twice frees its places once
             self._in_training = 0
+            self.ledger.record("published", version=version)
         self._version = version
 
-    def state(self) -> BufferState:
-        """Return the state for a checkpoint. A run that resumes from it re-issues what is running or in training."""
-        groups = tuple(finished.group for finished in self._finished.values())
-        return BufferState(ledger=self.ledger.state_dict(), groups=groups)
+    @property
+    def version(self) -> int | None:
+        """The version that was published last; None before the first."""
+        return self._version
 
     def waiting_for(self) -> str:
         """Return one line for the watchdog: the state of the gate and of the next step, and whom they wait for."""
@@ -186,7 +194,7 @@ class Buffer:
             return f"{state}; workers wait for the trainer to publish version {self._version + 1}"
         if not running:
             return f"{state}; the trainer waits for workers to ask for tasks"
-        oldest = ", ".join(f"{i.id} ({self._task(i.position).id}, since version {i.version})" for i in running[:NAMED])
+        oldest = ", ".join(f"{i.id} ({i.task.id}, since version {i.version})" for i in running[:NAMED])
         more = f" and {len(running) - NAMED} more" if len(running) > NAMED else ""
         return f"{state}; the trainer waits for {self._groups_per_step} groups, running are {oldest}{more}"
 
@@ -201,10 +209,9 @@ class Buffer:
         epoch, place = divmod(position, len(self._tasks))
         return self._tasks[_order(len(self._tasks), self._seed, epoch)[place] if epoch else place]
 
-    def _expiring(self, issue: Issue, group: Group) -> _Finished:
-        oldest = group.oldest_version()
-        begun = issue.version if oldest is None else oldest
-        return _Finished(group=group, deadline=begun + self._max_staleness)
+    def _expiring(self, issue: Issue, card: Card) -> _Finished:
+        begun, _ = card.version_span() or (issue.version, issue.version)
+        return _Finished(card=card, deadline=begun + self._max_staleness)
 
     def _deadline(self, issue: Issue) -> int:
         finished = self._finished.get(issue.id)
@@ -238,7 +245,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Finished:
-    group: Group
+    card: Card
     deadline: int
     """The last version whose step may train the group: that of its oldest token, plus S."""
 
@@ -250,8 +257,8 @@ class _Breaker:
         self._limit = limit
         self._errors: deque[str | None] = deque(maxlen=FAILURE_WINDOW)
 
-    def observe(self, group: Group) -> None:
-        for trajectory in group.trajectories:
+    def observe(self, card: Card) -> None:
+        for trajectory in card.trajectories:
             failed = trajectory.outcome == "infra_error"
             self._errors.append(trajectory.error or "no message" if failed else None)
 

@@ -1,15 +1,14 @@
-"""Groups as an Arrow IPC stream: one group is one record batch, one trajectory one row.
+"""Groups as Arrow record batches: one group is one batch, one trajectory one row.
 
-Run directories keep every step's groups in this form, checkpoints the buffer's. `datasets.Dataset.from_file` opens such
-a file too. The arrays of the samples are columns, and so are the reward, the success and what ended the trajectory.
-Everything else is JSON text, which also holds what Arrow's UTF-8 strings cannot, such as a lone surrogate that a policy
-wrote.
+The arrays of the samples are columns, and so are the reward, the success and what ended the trajectory. Everything else
+is JSON text, which also holds what Arrow's UTF-8 strings cannot, such as a lone surrogate that a policy wrote. No
+column is dictionary-encoded, so a batch can be read without the batches before it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import accumulate, pairwise
@@ -17,49 +16,69 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollout.types import SAMPLE_DTYPES, Group, Sample, Span, Task, Trajectory, Turn
+from rollout.types import SAMPLE_DTYPES, Group, Sample, Span, Split, Task, Trajectory, Turn
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COMPRESSION = "zstd"
+END = b"\xff\xff\xff\xff\0\0\0\0"
+"""The last message of an Arrow IPC stream. Segments have none, so that they can always be appended to."""
 _JSON = ("messages", "reward_parts", "turns", "error", "spans", "metrics")
 """The fields of a trajectory that are kept as JSON."""
 
 
-def encode_groups(groups: Iterable[Group]) -> bytes:
-    """Encode groups as an Arrow IPC stream. Equal groups give equal bytes.
+def encode(group: Group, split: Split) -> bytes:
+    """Encode a group as one record batch message of an Arrow IPC stream (`header`). Equal groups give equal bytes.
 
     Raises:
-        ValueError: a group has no trajectories.
+        ValueError: the group has no trajectories.
     """
+    return _stream([_batch(group, split)])[len(header()) : -len(END)]
+
+
+@cache
+def header() -> bytes:
+    """The schema message, with which a stream of encoded groups begins. No message after it depends on another one."""
+    return _stream([])[: -len(END)]
+
+
+def decode(batch: pa.RecordBatch) -> tuple[Group, Split]:
+    """Return what `encode` was given. The arrays are views of the batch."""
+    rows = batch.drop_columns(["samples"]).to_pylist()
+    first = rows[0]
+    task = task_of(json.loads(first["task"]))
+    samples = _samples_of(batch.column("samples"))
+    trajectories = tuple(_trajectory(row, task.id, own) for row, own in zip(rows, samples, strict=True))
+    return Group(id=first["group_id"], task=task, trajectories=trajectories), first["split"]
+
+
+def task_of(values: Mapping[str, Any]) -> Task:
+    """The task that `dataclasses.asdict` made `values` of, also after they went through JSON."""
+    return Task(**{**values, "messages": tuple(values["messages"])})
+
+
+def _stream(batches: Iterable[pa.RecordBatch]) -> bytes:
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
-    with pa.ipc.new_stream(sink, _schema(), options=options) as stream:
-        for group in groups:
-            stream.write_batch(_batch(group))
+    with pa.ipc.new_stream(sink, schema(), options=options) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
-def decode_groups(content: bytes) -> list[Group]:
-    """Return the groups that `encode_groups` was given. Their arrays are views of one buffer for each group."""
-    import pyarrow as pa
-
-    with pa.ipc.open_stream(content) as stream:
-        return [_group(batch) for batch in stream]
-
-
 @cache
-def _schema() -> pa.Schema:
+def schema() -> pa.Schema:
     import pyarrow as pa
 
     sample = pa.struct([(name, pa.list_(pa.from_numpy_dtype(dtype))) for name, dtype in SAMPLE_DTYPES.items()])
     return pa.schema(
         [
             ("group_id", pa.string()),
+            ("split", pa.string()),
             ("stop_reason", pa.string()),
             ("outcome", pa.string()),
             ("reward", pa.float64()),
@@ -70,7 +89,7 @@ def _schema() -> pa.Schema:
     )
 
 
-def _batch(group: Group) -> pa.RecordBatch:
+def _batch(group: Group, split: Split) -> pa.RecordBatch:
     import pyarrow as pa
 
     members = group.trajectories
@@ -78,6 +97,7 @@ def _batch(group: Group) -> pa.RecordBatch:
         raise ValueError(f"group {group.id} has no trajectories: there is nothing to keep")
     columns: dict[str, Any] = {
         "group_id": [group.id] * len(members),
+        "split": [split] * len(members),
         "stop_reason": [member.stop_reason for member in members],
         "outcome": [member.outcome for member in members],
         "reward": [member.reward for member in members],
@@ -87,7 +107,7 @@ def _batch(group: Group) -> pa.RecordBatch:
     }
     for name in _JSON:
         columns[name] = [json.dumps(getattr(member, name), default=asdict) for member in members]
-    return pa.RecordBatch.from_pydict(columns, schema=_schema())
+    return pa.RecordBatch.from_pydict(columns, schema=schema())
 
 
 def _samples(rows: Sequence[Sequence[Sample]]) -> pa.ListArray:
@@ -106,18 +126,6 @@ def _offsets(parts: Sequence[Any]) -> pa.Array:
     import pyarrow as pa
 
     return pa.array([0, *accumulate(len(part) for part in parts)], pa.int32())
-
-
-def _group(batch: pa.RecordBatch) -> Group:
-    rows = batch.drop_columns(["samples"]).to_pylist()
-    first = rows[0]
-    task = json.loads(first["task"])
-    trajectories = tuple(
-        _trajectory(row, task["id"], samples)
-        for row, samples in zip(rows, _samples_of(batch.column("samples")), strict=True)
-    )
-    task["messages"] = tuple(task["messages"])
-    return Group(id=first["group_id"], task=Task(**task), trajectories=trajectories)
 
 
 def _samples_of(column: pa.ListArray) -> list[tuple[Sample, ...]]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from rl.observe.metrics_log import read_metrics
 from rl.paths import REPOSITORY
-from rl.rundir.directory import read_groups
+from rollout.store import read
 from rollout.types import Group, Trajectory
 from tests.e2e.harness import QUICKSTART, Run, launch, weights_of
 from tests.support import glm45
@@ -40,7 +40,7 @@ class Extended:
     folder: Path
 
     def groups(self, step: int) -> list[Group]:
-        return read_groups(self.run.directory / "trajectories" / f"train-{step:06d}.arrow")
+        return [one.group for one in read(self.run.directory) if one.step == step]
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics of a training step."""

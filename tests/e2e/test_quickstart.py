@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import pandas
 import pytest
 
-from rl.rundir.directory import read_groups
+from rollout.store import Stored, read
 from rollout.types import OBSERVED
 from tests.e2e.harness import Run
 
@@ -47,35 +47,27 @@ def test_the_engine_samples_from_what_the_trainer_trains(quickstart: Run) -> Non
 
 
 def test_no_trained_token_is_older_than_the_bound(quickstart: Run) -> None:
-    groups = [g for path in trajectory_files(quickstart) for g in read_groups(path)]
     assert quickstart.summary["staleness_max"] <= 1
     assert max(quickstart.column("staleness/max")) == quickstart.summary["staleness_max"]
-    for path in trajectory_files(quickstart):
-        trained_at = int(path.name[6:12]) - 1
-        ages = [
-            trained_at - v
-            for g in read_groups(path)
-            for t in g.usable
-            for s in t.samples
-            for v in s.versions
-            if v != OBSERVED
-        ]
-        assert min(ages) >= 0 and max(ages) <= 1
-    straddling = [s for g in groups for t in g.usable for s in t.samples if len({*s.versions} - {OBSERVED}) > 1]
+    samples = [(one.step, s) for one in trained(quickstart) for t in one.group.usable for s in t.samples]
+    for step, sample in samples:
+        ages = step - 1 - sample.sampled_versions()
+        assert ages.size == 0 or (ages.min() >= 0 and ages.max() <= 1)
+    straddling = [sample for _, sample in samples if len({*sample.versions} - {OBSERVED}) > 1]
     assert straddling, "no trajectory was in flight across a weight push: the run was not asynchronous"
 
 
 def test_the_ledger_balances_and_no_group_is_trained_twice(quickstart: Run) -> None:
     summary = quickstart.summary
-    ids = [g.id for path in trajectory_files(quickstart) for g in read_groups(path)]
+    ids = [one.group.id for one in trained(quickstart)]
     assert len(ids) == len(set(ids)) == summary["tasks_trained"]
-    ledger = quickstart.state["buffer"]
+    ledger = quickstart.state["buffer"]["ledger"]
     ended = ledger["trained"] + sum(ledger["dropped"].values()) + sum(ledger["reissued"].values())
     assert ledger["issued"] == ended + len(ledger["open"])
 
 
 def test_tools_really_ran_and_rewards_came_from_them(quickstart: Run) -> None:
-    groups = read_groups(trajectory_files(quickstart)[-1])
+    groups = [one.group for one in trained(quickstart) if one.step == 20]
     assert any(message["role"] == "tool" for g in groups for t in g.usable for message in t.messages)
     parts = {name for g in groups for t in g.usable for name in t.reward_parts}
     assert parts == {"code", "state"}
@@ -88,11 +80,11 @@ def test_the_export_is_what_was_trained(quickstart: Run) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(quickstart.summary["hf_export"], dtype=torch.float32).eval()
-    last = sorted((quickstart.directory / "trajectories").glob("eval-*.arrow"))[-1]
+    last = [one.group for one in read(quickstart.directory) if one.group.id.startswith("eval-20-")]
     worst = 0.0
-    for group in read_groups(last)[:8]:
+    for group in last[:8]:
         sample = group.trajectories[0].samples[0]
-        ids = torch.tensor([sample.token_ids])
+        ids = torch.tensor(sample.token_ids[None])
         with torch.no_grad():
             logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         for position, mask in enumerate(sample.loss_mask[1:]):
@@ -113,5 +105,13 @@ def test_nothing_is_left_behind(quickstart: Run) -> None:
     assert quickstart.leftovers == ()
 
 
-def trajectory_files(run: Run) -> list[Path]:
-    return sorted((run.directory / "trajectories").glob("train-*.arrow"))
+def test_what_was_trained_is_sealed_for_pandas(quickstart: Run) -> None:
+    sealed = [pandas.read_parquet(path) for path in (quickstart.directory / "trajectories").glob("*.parquet")]
+    rows = pandas.concat(sealed)
+    assert set(rows["split"]) == {"train", "eval"}
+    assert {one.group.id for one in trained(quickstart)} <= set(rows["group_id"])
+
+
+def trained(run: Run) -> list[Stored]:
+    """The groups that a step trained."""
+    return [one for one in read(run.directory) if one.step is not None]

@@ -11,8 +11,9 @@ import torch
 
 from rl.observe.metrics_log import read_metrics
 from rl.rundir.checkpoint import CheckpointStore
-from rl.rundir.directory import read_groups
 from rl.rundir.runstate import read_buffer
+from rollout.store import read
+from rollout.store.eventlog import read_events
 from tests.e2e.harness import ONE_RANK, check_end, in_the_loop, launch, launched, weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -35,8 +36,18 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
 
     saved = CheckpointStore(directory / "checkpoints", keep=2).latest()
     assert saved is not None
-    waiting = read_buffer(saved).groups
-    print(f"{len(waiting)} finished groups waited when {saved.name} was written")
+    buffer = read_buffer(saved)
+    allowed = range(buffer.version - 1, buffer.version + 1)
+    stored = list(read(directory))
+    before = {one.group.id for one in stored if one.step is not None and one.step <= buffer.version}
+    finished = {
+        one.group.id
+        for one in stored
+        if one.split == "train"
+        and one.group.id not in before
+        and {int(v) for t in one.group.usable for s in t.samples for v in s.sampled_versions()} <= set(allowed)
+    }
+    print(f"{len(finished)} finished groups can be trained after {saved.name}")
 
     run = launch(directory, cold_start_cache, "run.steps=6", "resume=auto", *OVERRIDES)
     assert run.code == 0, run.output[-4000:]
@@ -45,13 +56,17 @@ def test_kill_9_in_the_middle_of_a_step_and_resume(tmp_path: Path, cold_start_ca
     steps = [step for step, values in read_metrics(directory / "metrics.jsonl") if "time/step_s" in values]
     assert steps == [1, 2, 3, 4, 5, 6], "every step once, whichever session did it"
 
-    trained = [g for path in sorted((directory / "trajectories").glob("train-*.arrow")) for g in read_groups(path)]
+    trained = [one.group for one in read(directory) if one.step is not None]
     assert len({g.id for g in trained}) == len(trained) == run.summary["tasks_trained"]
-    assert all(group in trained for group in waiting), "a finished group was thrown away, or made again"
+    assert finished <= {g.id for g in trained}, "a finished group was thrown away, or made again"
+    assert f"{len(finished)} finished groups wait again" in run.output
     tasks = [g.task.id for g in trained]
     assert len(set(tasks)) == len(tasks), "a task was trained twice"
-    ledger = run.state["buffer"]
-    assert ledger["reissued"].get("interrupted", 0) > 0, "what was in flight at the checkpoint was handed out again"
+    ledger = run.state["buffer"]["ledger"]
+    assert ledger["reissued"].get("interrupted", 0) > 0, "what was in flight at the kill was handed out again"
+    events = read_events(directory / "ledger.log")
+    assert [e["step"] for e in events if e["event"] == "trained"] == [1, 2, 3, 4, 5, 6]
+    assert all(g.id.startswith(("g1-", "g2-")) for g in trained) and any(g.id.startswith("g2-") for g in trained)
 
 
 def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_continued(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from rl.advantages.common import Advantages, PerToken, PerTurn, Scored
 from rl.advantages.config import AdvantageSettings, AggregationConfig, GrpoSettings, ReinforceSettings
 from rl.advantages.rows import train_rows
-from rl.batch.micro_batch import TrainRow
+from rl.batch.plan import PlannedRow
 from rollout.types import OBSERVED, Group, Sample, Task, Trajectory, Turn
-from tests.samples import sample_of
+from tests.samples import cards_of, sample_of
 
 FAILED = None
 PLAIN = GrpoSettings(name="grpo", normalize_std=False)
@@ -49,12 +50,13 @@ def group(*members: float | Trajectory | None) -> Group:
     return Group(id="g", task=task, trajectories=trajectories)
 
 
-def rows_of(groups: list[Group], aggregation: AggregationConfig = TOKEN) -> list[TrainRow]:
-    return train_rows(groups, PLAIN, aggregation)[0]
+def rows_of(groups: list[Group], aggregation: AggregationConfig = TOKEN) -> list[PlannedRow]:
+    return train_rows(cards_of(groups), PLAIN, aggregation)[0]
 
 
-def advantages(rows: Sequence[TrainRow]) -> list[list[float]]:
-    return [row.advantages.tolist() for row in rows]
+def advantages(rows: Sequence[PlannedRow]) -> list[list[float]]:
+    """The advantage of every trained token, row by row."""
+    return [np.repeat(row.advantages, row.counts).tolist() for row in rows]
 
 
 def test_failures_leave_both_loss_and_baseline() -> None:
@@ -70,32 +72,44 @@ def test_failures_leave_both_loss_and_baseline() -> None:
 
 def test_counts_of_groups_that_leave_the_loss() -> None:
     groups = [group(1.0, 0.0), group(1.0, 1.0), group(1.0, FAILED), group(FAILED, FAILED)]
-    rows, counts = train_rows(groups, PLAIN, TOKEN)
+    rows, counts = train_rows(cards_of(groups), PLAIN, TOKEN)
     assert len(rows) == 2
     assert counts == {"rollout/groups_unusable": 0.5, "rollout/groups_zero_variance": 0.25}
 
 
 def test_a_group_with_two_members_left_is_usable_however_many_failed() -> None:
-    rows, counts = train_rows([group(1.0, 0.0, FAILED, FAILED)], PLAIN, TOKEN)
+    rows, counts = train_rows(cards_of([group(1.0, 0.0, FAILED, FAILED)]), PLAIN, TOKEN)
     assert advantages(rows) == [[0.5, 0.5], [-0.5, -0.5]]
     assert counts == {"rollout/groups_unusable": 0.0, "rollout/groups_zero_variance": 0.0}
-    assert train_rows([group(1.0, 1.0)], PLAIN, TOKEN)[1]["rollout/groups_zero_variance"] == 1.0
+    assert train_rows(cards_of([group(1.0, 1.0)]), PLAIN, TOKEN)[1]["rollout/groups_zero_variance"] == 1.0
 
 
 def test_groups_of_one_are_usable_where_the_estimator_takes_them() -> None:
     settings = ReinforceSettings(name="reinforce", normalize_std=False)
-    rows, counts = train_rows([group(1.0), group(0.0)], settings, TOKEN)
+    rows, counts = train_rows(cards_of([group(1.0), group(0.0)]), settings, TOKEN)
     assert advantages(rows) == [[0.5, 0.5], [-0.5, -0.5]]
     assert counts == {"rollout/groups_unusable": 0.0, "rollout/groups_zero_variance": 0.0}
 
 
 def test_no_groups_give_no_rows() -> None:
-    assert train_rows([], PLAIN, TOKEN) == ([], {"rollout/groups_unusable": 0.0, "rollout/groups_zero_variance": 0.0})
+    assert train_rows(cards_of([]), PLAIN, TOKEN) == (
+        [],
+        {"rollout/groups_unusable": 0.0, "rollout/groups_zero_variance": 0.0},
+    )
 
 
 def test_every_sample_of_a_trajectory_gets_its_advantage_but_untrained_ones_none() -> None:
     forked = trajectory(1.0, samples=(sample(2), sample(0), sample(3)))
     assert advantages(rows_of([group(forked, 0.0)])) == [[0.5] * 2, [0.5] * 3, [-0.5] * 2]
+
+
+def test_a_row_names_its_group_and_its_sample_and_says_equal_advantages_once() -> None:
+    """Samples are numbered over the whole group, failures and untrained samples included."""
+    forked = trajectory(1.0, samples=(sample(2), sample(0), sample(3)))
+    lost = trajectory(FAILED, samples=(sample(1),))
+    rows = rows_of([group(1.0, 1.0), group(lost, forked, 0.0)])
+    assert [(row.group, row.sample) for row in rows] == [(1, 1), (1, 3), (1, 4)]
+    assert [(row.advantages, row.counts) for row in rows] == [((0.5,), (2,)), ((0.5,), (3,)), ((-0.5,), (2,))]
 
 
 @pytest.mark.parametrize(
@@ -112,10 +126,10 @@ def test_weights_by_hand(aggregation: AggregationConfig, weights: list[float]) -
     weight."""
     groups = [group(trajectory(1.0, (sample(1), sample(0), sample(3))), trajectory(0.0, (sample(4),))), group(1.0, 1.0)]
     rows = rows_of(groups, aggregation)
-    assert [len(row.advantages) for row in rows] == [1, 3, 4]
+    assert [sum(row.counts) for row in rows] == [1, 3, 4] and [len(row) for row in rows] == [2, 4, 5]
     assert [row.weight for row in rows] == pytest.approx(weights, rel=1e-12)
     if aggregation.over != "fixed":
-        assert sum(row.weight * len(row.advantages) for row in rows) == pytest.approx(1.0, rel=1e-12)
+        assert sum(row.weight * sum(row.counts) for row in rows) == pytest.approx(1.0, rel=1e-12)
 
 
 FORKED = trajectory(
@@ -159,7 +173,7 @@ def own(function: str) -> AdvantageSettings:
     [("by_turn", [[0.25, 1.5, 1.5], [2.0, 2.0]]), ("by_token", [[1.0, 2.0, 3.0], [4.0, 5.0]])],
 )
 def test_advantages_of_turns_and_tokens_reach_the_right_samples(function: str, expected: list[list[float]]) -> None:
-    rows, _ = train_rows([group(FORKED)], own(function), TOKEN)
+    rows, _ = train_rows(cards_of([group(FORKED)]), own(function), TOKEN)
     assert advantages(rows) == expected
 
 
@@ -173,4 +187,4 @@ def test_advantages_of_turns_and_tokens_reach_the_right_samples(function: str, e
 )
 def test_a_wrong_answer_of_an_estimator_is_named(function: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train_rows([group(FORKED)], own(function), TOKEN)
+        train_rows(cards_of([group(FORKED)]), own(function), TOKEN)

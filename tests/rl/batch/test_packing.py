@@ -200,7 +200,7 @@ def test_a_row_over_the_budget_names_both_numbers() -> None:
     ("row", "message"),
     [
         (SftRow(token_ids=(), loss_mask=()), "row 0 has no tokens"),
-        (SftRow(token_ids=(1, 2), loss_mask=(1, 1)), "row 0: its first token is to be trained"),
+        (SftRow(token_ids=(1, 2), loss_mask=(1, 1)), "the first token of a row is to be trained"),
     ],
 )
 def test_rows_that_cannot_be_trained_are_refused(row: SftRow, message: str) -> None:

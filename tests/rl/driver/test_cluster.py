@@ -20,9 +20,12 @@ from rl.driver.specs import worker_spec
 from rl.driver.waiting import ProcessFailure
 from rl.processes.tree import kill_run, new_run_id
 from rl.recipe.load import load_recipe
+from rl.rundir.directory import RunDir
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, EngineClient, InferenceActor
 from rollout.actors.process import enter_role
 from rollout.actors.worker import WorkerActor
+from rollout.store import read
+from rollout.store.shared import RunFolder
 from rollout.tasks.stream import EVAL_SEED, task_stream
 from rollout.types import Completion, SamplingParams
 
@@ -102,7 +105,7 @@ def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # so that what `connect` sets is put back
             environment.setenv(name, "")
             environment.delenv(name)
-        cluster.connect(None)
+        cluster.connect(None, 100 * 2**20)
         yield
         cluster.close()
     kill_run(run_id)
@@ -194,9 +197,24 @@ def test_a_request_that_nobody_waits_for_is_cancelled_in_the_engine(cluster: Clu
     asyncio.run(asyncio.wait_for(give_up(), 60))
 
 
-def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Cluster) -> None:
+def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Cluster, tmp_path: Path) -> None:
     replica = engine(cluster)
-    worker = cluster.spawn(WorkerActor, "worker-0", Place(), worker_spec(RECIPE), [replica], replica)
+    with RunDir.open(tmp_path / "run", resume="never", run_id="r1"):
+        spec = worker_spec(RECIPE, RunFolder(path=str(tmp_path / "run"), run_id="r1"))
+        worker = cluster.spawn(WorkerActor, "worker-0", Place(), spec, [replica], replica)
+        evaluate_eight_groups(cluster, replica, worker)
+    assert [(stored.split, stored.step) for stored in read(tmp_path / "run")] == [("eval", None)] * 8
+
+
+def test_a_worker_that_does_not_see_the_run_directory_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    """As on a machine that has another disk under this path."""
+    spec = worker_spec(RECIPE, RunFolder(path=str(tmp_path), run_id="r1"))
+    worker = cluster.spawn(WorkerActor, "worker-0", Place(), spec, [], None)
+    with pytest.raises(ProcessFailure, match=r"NotShared: worker-0 on .* does not see the run directory .* share"):
+        cluster.calls.ask(worker, "seal", what="start")
+
+
+def evaluate_eight_groups(cluster: Cluster, replica: Any, worker: Any) -> None:
     arguments = [
         (f"eval-0-{i}", task) for i, task in enumerate(task_stream(RECIPE.tasks, "eval", EVAL_SEED).once()[:8])
     ]
@@ -204,7 +222,8 @@ def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Clust
     while cluster.calls.ask(replica, "call", "counts", what="counting")[0] < 2:
         time.sleep(0.05)
     cluster.calls.ask(replica, "call", "resume", what="resuming")
-    groups = cluster.calls.wait(calls, "evaluation")
-    assert [group.id for group in groups] == [group_id for group_id, _ in arguments]
-    assert all(group.usable for group in groups)
+    cards = cluster.calls.wait(calls, "evaluation")
+    assert [card.id for card in cards] == [group_id for group_id, _ in arguments]
+    assert all(card.usable for card in cards)
+    cluster.calls.ask(worker, "seal", what="sealing")
     assert cluster.calls.ask(replica, "call", "counts", what="counting")[1] == 2

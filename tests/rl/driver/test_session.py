@@ -16,8 +16,7 @@ from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
 from rl.rundir.runstate import write_state
-from rollout.buffer.buffer import BufferState
-from rollout.buffer.ledger import Ledger
+from tests.rollout.buffer.buffer_support import Run
 
 
 def start(scenario: str, *overrides: str) -> subprocess.Popen[str]:
@@ -43,13 +42,14 @@ def summary(directory: Path) -> dict[str, object]:
 
 def earlier_run(directory: Path) -> None:
     """Make the directory of a run that finished after 3 steps, in which two groups had become stale."""
-    ledger = Ledger()
-    for _ in range(2):
-        ledger.reissue(ledger.issue_next(0).id, "stale")
     with RunDir.open(directory, resume="never", run_id="earlier") as run:
+        buffer = Run(directory)
+        buffer.buffer.published(3)
+        for issue_id, _ in buffer.issue_all():
+            buffer.buffer.ledger.reissue(issue_id, "stale")
         store = CheckpointStore(run.checkpoints, keep=1)
         progress = Progress(step=3, version=3, eval_after={"eval/success": 0.5})
-        write_state(store.begin(3), progress, BufferState(ledger=ledger.state_dict(), groups=()))
+        write_state(store.begin(3), progress, buffer.state())
         store.publish(3)
 
 
@@ -71,16 +71,26 @@ def test_resuming_a_finished_run_starts_nothing_and_keeps_its_summary(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_cannot_be_read_starts_nothing_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "content", "message"),
+    [
+        ("checkpoints/step-000003/run.json", b"{", "step-000003 cannot be read (JSONDecodeError: "),
+        ("checkpoints/step-000003/run.json", b"{}", "step-000003 cannot be read (KeyError: 'progress')"),
+        ("ledger.log", b"", "the ledger's log cannot be gone on from ("),
+        ("ledger.log", b"garbage\n" * 200, "the ledger's log cannot be gone on from ("),
+    ],
+)
+def test_a_state_that_cannot_be_read_starts_nothing_and_loses_nothing(
+    tmp_path: Path, damaged: str, content: bytes, message: str
+) -> None:
     earlier_run(tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step-000003" / "groups.arrow").write_bytes(b"torn")
+    (tmp_path / "run" / damaged).write_bytes(content)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 9}\n', encoding="utf-8")
-    before = {
-        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.name in ("run.json", "metrics.jsonl")
-    }
+    names = ("run.json", "metrics.jsonl", "ledger.log")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.name in names}
     code, output = run("train", f"run.dir={tmp_path / 'run'}", "resume=auto")
-    assert code == 2 and "step-000003 cannot be read (ArrowInvalid: " in output and "move it away" in output
-    assert "Traceback" not in output and len(before) == 2
+    assert code == 2 and message in output
+    assert "Traceback" not in output and len(before) == 3
     assert all(path.read_bytes() == content for path, content in before.items())
 
 

@@ -13,8 +13,9 @@ from rl.observe.metrics import check_names
 from rl.observe.stepstats import eval_metrics, learner_metrics, rollout_metrics, staleness
 from rl.rundir.progress import Progress
 from rollout.buffer.buffer import TooManyFailures
-from rollout.types import OBSERVED, Group, Sample, Span, Task, Trajectory, Turn
-from tests.samples import sample_of
+from rollout.cards import Card
+from rollout.types import OBSERVED, Group, Sample, Task, Trajectory, Turn
+from tests.samples import cards_of, sample_of
 
 STATS = {
     "tokens": 10.0,
@@ -47,15 +48,15 @@ def trajectory(reward: float | None, versions: tuple[int, ...], **changes: Any) 
         "reward": reward,
         "success": None if reward is None else reward >= 1.0,
         "reward_parts": {"state": reward} if reward is not None else {},
-        "metrics": {"tool_calls": 3.0, "tool_errors": 1.0},
+        "metrics": {"tool_calls": 3.0, "tool_errors": 1.0, "generate_s": 1.5},
         "turns": (Turn(sample=0, start=1, stop=2), Turn(sample=0, start=2, stop=3)),
-        "spans": (Span(name="generate", start=0.0, end=1.5),),
     }
     return Trajectory(**(values | changes))
 
 
-def group(*members: Trajectory, source: str = "store") -> Group:
-    return Group(id="g", task=Task(id="t", environment="e", source=source, messages=()), trajectories=members)
+def group(*members: Trajectory, source: str = "store") -> Card:
+    task = Task(id="t", environment="e", source=source, messages=())
+    return cards_of([Group(id="g", task=task, trajectories=members)])[0]
 
 
 def test_every_metric_of_the_rollouts_by_hand() -> None:
@@ -63,12 +64,13 @@ def test_every_metric_of_the_rollouts_by_hand() -> None:
     first = trajectory(
         1.0,
         (OBSERVED, 3, 3),
-        spans=(
-            Span(name="generate", start=0.0, end=1.5),
-            Span(name="generate", start=2.0, end=3.0),
-            Span(name="environment", start=1.5, end=2.0),
-            Span(name="reward", start=3.0, end=3.25),
-        ),
+        metrics={
+            "tool_calls": 3.0,
+            "tool_errors": 1.0,
+            "generate_s": 2.5,
+            "environment_s": 0.5,
+            "reward_s": 0.25,
+        },
     )
     second = trajectory(
         -0.5,
@@ -77,9 +79,8 @@ def test_every_metric_of_the_rollouts_by_hand() -> None:
         stop_reason="malformed",
         samples=(sample(OBSERVED, 2), sample(OBSERVED, OBSERVED, 2, 2, 2)),
         turns=(Turn(sample=0, start=1, stop=2),),
-        metrics={"tool_calls": 1.0, "tool_errors": 1.0},
+        metrics={"tool_calls": 1.0, "tool_errors": 1.0, "generate_s": 1.5},
         reward_parts={"state": 0.0, "length": -0.5},
-        spans=(),
     )
     third = trajectory(1.0, (OBSERVED, 3), metrics={}, turns=(), stop_reason="turn_limit", outcome="truncated")
     failed = trajectory(None, (OBSERVED, 1, 1, 1))
@@ -100,7 +101,7 @@ def test_every_metric_of_the_rollouts_by_hand() -> None:
             "rollout/malformed_share": 1 / 3,
             "tools/calls_mean": 4 / 3,
             "tools/error_share": 2 / 4,
-            "time/generate_s": (2.5 + 0 + 1.5) / 3,
+            "time/generate_s": (2.5 + 1.5 + 0) / 3,
             "time/environment_s": (0.5 + 0.25) / 3,
         },
         rel=1e-12,

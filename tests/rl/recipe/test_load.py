@@ -357,6 +357,7 @@ def test_derived_arithmetic_by_hand(recipe_file: Path) -> None:
         "trajectories_total": 240,
         "training_devices": 2,
         "inference_devices": 6,
+        "object_store_mb": 101,  # 96 MiB and 18 × 4 × 512 tokens of 13 bytes, half as much again
     }
     odd = derived(load_recipe(recipe_file, ["trainer.token_budget=512", "trainer.groups_per_step=5"]))
     assert odd["micro_batches_per_rank_max"] == 10  # 20 of one trajectory each, on 2 ranks

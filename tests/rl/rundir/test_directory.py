@@ -7,41 +7,10 @@ import time
 from multiprocessing.synchronize import Event as Synchronized
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from rl.rundir.atomic import atomic_write_json
-from rl.rundir.directory import RunDir, read_groups
-from rollout.types import OBSERVED, Group, Span, Task, Trajectory, Turn
-from tests.samples import failed_trajectory, sample_of
-
-
-def _group(reward: float = 1.0, text: str = "4") -> Group:
-    sample = sample_of(token_ids=(5, 6, 7), loss_mask=(0, 1, 1), logprobs=(0.0, -0.1, -2.5), versions=(OBSERVED, 0, 1))
-    task = Task(
-        id="t1",
-        environment="python",
-        messages=({"role": "user", "content": "2+2"},),
-        payload={"tests": [1, {"a": None}]},
-    )
-    scored = Trajectory(
-        task_id="t1",
-        group_id="g1",
-        samples=(sample, sample),
-        messages=({"role": "user", "content": "2+2"}, {"role": "assistant", "content": text, "tool_calls": []}),
-        stop_reason="answered",
-        outcome="scored",
-        reward=reward,
-        success=True,
-        reward_parts={"tests": reward},
-        turns=(Turn(sample=0, start=1, stop=3, reward=0.5, state_key="a"), Turn(sample=1, start=1, stop=3)),
-        spans=(Span(name="generate", start=1.5, end=2.25),),
-        metrics={"turns": 2.0},
-    )
-    failed = failed_trajectory("t1", "g1", "x")
-    return Group(id="g1", task=task, trajectories=(scored, failed))
+from rl.rundir.directory import RunDir
 
 
 def test_a_new_directory_gets_the_layout(tmp_path: Path) -> None:
@@ -118,37 +87,6 @@ def test_two_runs_at_once_are_refused_until_the_first_is_killed(tmp_path: Path) 
         first.join()
     with RunDir.open(tmp_path / "run", resume="auto", run_id="r2") as run:
         assert run.previous_run_id == "r1"
-
-
-@settings(deadline=None, max_examples=30)
-@given(reward=st.floats(allow_nan=False), text=st.text(st.characters()))
-@example(reward=0.0, text="\ud800")
-def test_groups_round_trip(tmp_path_factory: pytest.TempPathFactory, reward: float, text: str) -> None:
-    with RunDir.open(tmp_path_factory.mktemp("run"), resume="never", run_id="r1") as run:
-        groups = [_group(reward, text), _group(0.0)]
-        assert read_groups(run.write_groups(3, groups)) == groups
-
-
-def test_trajectories_are_an_arrow_stream_of_one_batch_a_group_and_split_by_use(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path, resume="never", run_id="r1") as run:
-        path = run.write_groups(3, [_group(), _group()])
-        assert path.name == "train-000003.arrow"
-        assert run.write_groups(3, [_group()], split="eval") != path
-        with pa.ipc.open_stream(path.read_bytes()) as stream:
-            batches = list(stream)
-        assert [json.loads(batch.column("task")[0].as_py())["id"] for batch in batches] == ["t1", "t1"]
-        before = path.read_bytes()
-        assert run.write_groups(3, [_group(), _group()]).read_bytes() == before
-
-
-def test_resuming_discards_the_trajectories_beyond_the_checkpoint(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path, resume="never", run_id="r1") as run:
-        for step in range(5):
-            run.write_groups(step, [_group()])
-        run.write_groups(4, [_group()], split="eval")
-        run.discard_trajectories_after(2)
-        names = sorted(path.name for path in run.trajectories.iterdir())
-    assert names == [f"train-00000{step}.arrow" for step in range(3)]
 
 
 def test_json_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,98 +19,42 @@ from rollout.buffer.buffer import (
     FAILURE_WINDOW,
     MAX_FAILURES,
     NAMED,
-    Buffer,
-    BufferState,
     TooManyFailures,
 )
-from rollout.store.groups import decode_groups, encode_groups
-from rollout.types import OBSERVED, Group, Task, Trajectory
-from tests.samples import sample_of
+from rollout.cards import Card
+from rollout.types import Group, Task
+from tests.rollout.buffer.buffer_support import Run, group, ids
 
 
-def tasks(count: int) -> list[Task]:
-    return [Task(id=f"t{i}", environment="e", messages=()) for i in range(count)]
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Run]:
+    """Makes runs, each in a directory of its own."""
+
+    def make_run(**settings: Any) -> Run:
+        return Run(Path(tempfile.mkdtemp(dir=tmp_path)), **settings)
+
+    return make_run
 
 
-def group(issue_id: str, task: Task, *versions: int, failed: bool = False) -> Group:
-    """A group of two members. The first has one sampled token of each version, the second failed. In a failed group
-    both failed."""
-    sample = sample_of(
-        token_ids=(1,) * (len(versions) + 1),
-        loss_mask=(0,) + (1,) * len(versions),
-        logprobs=(0.0,) * (len(versions) + 1),
-        versions=(OBSERVED, *versions),
-    )
-    members = [
-        Trajectory(
-            task_id=task.id,
-            group_id=issue_id,
-            samples=() if broken else (sample,),
-            messages=(),
-            stop_reason="aborted" if broken else "answered",
-            outcome="infra_error" if broken else "scored",
-            reward=None if broken else 1.0,
-            success=None if broken else True,
-            error="the sandbox is gone" if broken else None,
-        )
-        for broken in (failed, True)
-    ]
-    return Group(id=issue_id, task=task, trajectories=tuple(members))
-
-
-def make(
-    *,
-    staleness: int = 0,
-    step: int = 2,
-    count: int = 100,
-    saved: BufferState | None = None,
-    limit: float = 1.0,
-    seed: int = 0,
-) -> Buffer:
-    return Buffer(
-        tasks(count),
-        saved,
-        max_staleness=staleness,
-        groups_per_step=step,
-        failure_share_limit=limit,
-        seed=seed,
-    )
-
-
-def through_a_checkpoint(state: BufferState) -> BufferState:
-    return BufferState(
-        ledger=json.loads(json.dumps(state.ledger)), groups=tuple(decode_groups(encode_groups(state.groups)))
-    )
-
-
-def issue_all(buffer: Buffer) -> list[tuple[str, Task]]:
-    issued = []
-    while (issue := buffer.issue()) is not None:
-        issued.append(issue)
-    return issued
-
-
-def ids(groups: list[Group] | None) -> list[str] | None:
-    return None if groups is None else [g.id for g in groups]
-
-
-def test_nothing_is_issued_before_the_first_weights() -> None:
-    buffer = make()
+def test_nothing_is_issued_before_the_first_weights(make: Callable[..., Run]) -> None:
+    run = make()
+    buffer = run.buffer
     assert buffer.issue() is None
     assert "until the first weights are published" in buffer.waiting_for()
     buffer.published(0)
     assert buffer.issue() is not None
 
 
-def test_staleness_zero_is_exactly_on_policy() -> None:
+def test_staleness_zero_is_exactly_on_policy(make: Callable[..., Run]) -> None:
     """Each version issues `groups_per_step` tasks. None is issued between taking them and publishing new weights."""
-    buffer = make(staleness=0, step=2)
+    run = make(staleness=0, step=2)
+    buffer = run.buffer
     for version in range(3):
         buffer.published(version)
-        issued = issue_all(buffer)
+        issued = run.issue_all()
         assert len(issued) == 2
         for issue in issued:
-            buffer.put(group(*issue, version))
+            run.put(group(*issue, version))
             assert buffer.issue() is None
         taken = buffer.take(version)
         assert taken is not None and buffer.issue() is None
@@ -118,61 +65,65 @@ def test_staleness_zero_is_exactly_on_policy() -> None:
     assert buffer.ledger.counts() == {"issued": 6, "open": 0, "trained": 6, "dropped": 0, "reissued": 0}
 
 
-def test_staleness_one_keeps_a_step_running_while_another_trains() -> None:
-    buffer = make(staleness=1, step=2)
+def test_staleness_one_keeps_a_step_running_while_another_trains(make: Callable[..., Run]) -> None:
+    run = make(staleness=1, step=2)
+    buffer = run.buffer
     buffer.published(0)
-    first = issue_all(buffer)
+    first = run.issue_all()
     assert len(first) == 4
     for issue in first[:2]:
-        buffer.put(group(*issue, 0))
-    assert ids(buffer.take(0)) == ["g000000", "g000001"]
+        run.put(group(*issue, 0))
+    assert ids(buffer.take(0)) == ["g1-000000", "g1-000001"]
     assert buffer.issue() is None
     buffer.published(1)
-    assert len(issue_all(buffer)) == 2
+    assert len(run.issue_all()) == 2
 
 
-def test_a_fast_group_may_overtake_but_never_let_a_slow_one_expire() -> None:
+def test_a_fast_group_may_overtake_but_never_let_a_slow_one_expire(make: Callable[..., Run]) -> None:
     """max_staleness=1, one group a step. At version 1 the slow group of version 0 must be consumed; the fast one of
     version 1 can wait."""
-    buffer = make(staleness=1, step=1)
+    run = make(staleness=1, step=1)
+    buffer = run.buffer
     buffer.published(0)
-    slow, fast = issue_all(buffer)
-    buffer.put(group(*fast, 0))
+    slow, fast = run.issue_all()
+    run.put(group(*fast, 0))
     assert ids(buffer.take(0)) == [fast[0]]  # the slow one can still go with version 1
     buffer.published(1)
-    [newer] = issue_all(buffer)
-    buffer.put(group(*newer, 1))
+    [newer] = run.issue_all()
+    run.put(group(*newer, 1))
     assert buffer.take(1) is None
     assert f"running are {slow[0]} (t0, since version 0)" in buffer.waiting_for()
-    buffer.put(group(*slow, 0, 1))
+    run.put(group(*slow, 0, 1))
     assert ids(buffer.take(1)) == [slow[0]]
 
 
-def test_stragglers_that_could_not_all_be_consumed_in_time_are_waited_for() -> None:
+def test_stragglers_that_could_not_all_be_consumed_in_time_are_waited_for(make: Callable[..., Run]) -> None:
     """max_staleness=2, one group a step. Overtaking is fine at version 0. At version 1 two groups of version 0 are
     left, for the steps at versions 1 and 2."""
-    buffer = make(staleness=2, step=1)
+    run = make(staleness=2, step=1)
+    buffer = run.buffer
     buffer.published(0)
-    a, b, c = issue_all(buffer)
-    buffer.put(group(*c, 0))
+    a, b, c = run.issue_all()
+    run.put(group(*c, 0))
     assert ids(buffer.take(0)) == [c[0]]
     buffer.published(1)
-    [d] = issue_all(buffer)
-    buffer.put(group(*d, 1))
+    [d] = run.issue_all()
+    run.put(group(*d, 1))
     assert buffer.take(1) is None  # both a and b would then have to go with version 2
-    buffer.put(group(*b, 0))
+    run.put(group(*b, 0))
     assert ids(buffer.take(1)) == [b[0]]
     buffer.published(2)
-    buffer.put(group(*a, 0))
+    run.put(group(*a, 0))
     assert ids(buffer.take(2)) == [a[0]]
 
 
-def test_what_is_too_old_is_reissued_first() -> None:
-    buffer = make(staleness=1, step=1)
+def test_what_is_too_old_is_reissued_first(make: Callable[..., Run]) -> None:
+    run = make(staleness=1, step=1)
+    buffer = run.buffer
     buffer.published(0)
-    old, kept = issue_all(buffer)
-    buffer.put(group(*old, 0, 2))  # one old token is enough
-    buffer.put(group(*kept, 1, 2))
+    old, kept = run.issue_all()
+    run.put(group(*old, 0, 2))  # one old token is enough
+    run.put(group(*kept, 1, 2))
     buffer.published(2)
     assert ids(buffer.take(2)) == [kept[0]]
     assert buffer.ledger.counts()["reissued/stale"] == 1
@@ -180,13 +131,14 @@ def test_what_is_too_old_is_reissued_first() -> None:
     assert again is not None and again[1].id == "t0" and again[0] not in (old[0], kept[0])
 
 
-def test_groups_that_only_failed_are_reissued_and_at_last_dropped() -> None:
-    buffer = make(staleness=0, step=1)
+def test_groups_that_only_failed_are_reissued_and_at_last_dropped(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=1)
+    buffer = run.buffer
     buffer.published(0)
     for _ in range(MAX_FAILURES):
         issue = buffer.issue()
         assert issue is not None and issue[1].id == "t0"
-        buffer.put(group(*issue, failed=True))
+        run.put(group(*issue, failed=True))
     after = buffer.issue()
     assert after is not None and after[1].id == "t1"
     counts = buffer.ledger.counts()
@@ -194,54 +146,58 @@ def test_groups_that_only_failed_are_reissued_and_at_last_dropped() -> None:
     assert buffer.arrivals == MAX_FAILURES
 
 
-def test_the_circuit_breaker_names_share_limit_and_last_error() -> None:
-    buffer = make(staleness=0, step=FAILURE_MINIMUM, limit=0.5)
+def test_the_circuit_breaker_names_share_limit_and_last_error(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=FAILURE_MINIMUM, limit=0.5)
+    buffer = run.buffer
     buffer.published(0)
-    issued = issue_all(buffer)
+    issued = run.issue_all()
     for issue in issued[: FAILURE_MINIMUM // 2]:
-        buffer.put(group(*issue, 0))  # one of two members failed: just at the limit
+        run.put(group(*issue, 0))  # one of two members failed: just at the limit
     assert buffer.take(0) is None, "20 of them, and half have failed"
-    buffer.put(group(*issued[-2], failed=True))
+    run.put(group(*issued[-2], failed=True))
     last = group(*issued[-1], failed=True)
-    buffer.put(replace(last, trajectories=tuple(replace(t, error=None) for t in last.trajectories)))
+    run.put(replace(last, trajectories=tuple(replace(t, error=None) for t in last.trajectories)))
     with pytest.raises(
         TooManyFailures, match=r"14 of the last 24 .*\(rollout.failure_share_limit is 0.5\); the last one: no message"
     ):
         buffer.take(0)
 
 
-def test_the_circuit_breaker_waits_until_enough_trajectories_have_come() -> None:
-    buffer = make(staleness=0, step=FAILURE_MINIMUM, limit=0.5)
+def test_the_circuit_breaker_waits_until_enough_trajectories_have_come(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=FAILURE_MINIMUM, limit=0.5)
+    buffer = run.buffer
     buffer.published(0)
-    issued = issue_all(buffer)
+    issued = run.issue_all()
     for issue in issued[: FAILURE_MINIMUM // 2 - 1]:
-        buffer.put(group(*issue, failed=True))
+        run.put(group(*issue, failed=True))
     assert buffer.take(0) is None
-    buffer.put(group(*issued[-1], failed=True))
+    run.put(group(*issued[-1], failed=True))
     with pytest.raises(TooManyFailures, match=r"20 of the last 20 .*sandbox is gone"):
         buffer.take(0)
 
 
-def test_the_circuit_breaker_forgets_an_outage_that_is_over() -> None:
-    buffer = make(staleness=0, step=2 * FAILURE_WINDOW, limit=0.6, count=2 * FAILURE_WINDOW)
+def test_the_circuit_breaker_forgets_an_outage_that_is_over(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=2 * FAILURE_WINDOW, limit=0.6, count=2 * FAILURE_WINDOW)
+    buffer = run.buffer
     buffer.published(0)
-    issued = issue_all(buffer)
+    issued = run.issue_all()
     outage, later = issued[: FAILURE_WINDOW // 2], issued[FAILURE_WINDOW // 2 :]
     for issue in outage:
-        buffer.put(group(*issue, failed=True))  # two members each: the whole window
+        run.put(group(*issue, failed=True))  # two members each: the whole window
     with pytest.raises(TooManyFailures, match=f"{FAILURE_WINDOW} of the last {FAILURE_WINDOW}"):
         buffer.take(0)
     for issue in later[: FAILURE_WINDOW // 2]:
-        buffer.put(group(*issue, 0))  # every second member failed: below the limit
+        run.put(group(*issue, 0))  # every second member failed: below the limit
     assert buffer.take(0) is None
     assert FAILURE_MINIMUM < FAILURE_WINDOW
 
 
-def test_tasks_wrap_around_in_a_new_order_each_epoch() -> None:
+def test_tasks_wrap_around_in_a_new_order_each_epoch(make: Callable[..., Run]) -> None:
     def epochs(seed: int = 0) -> list[list[str]]:
-        buffer = make(staleness=0, step=24, count=8, seed=seed)
+        run = make(staleness=0, step=24, count=8, seed=seed)
+        buffer = run.buffer
         buffer.published(0)
-        drawn = [task.id for _, task in issue_all(buffer)]
+        drawn = [task.id for _, task in run.issue_all()]
         return [drawn[0:8], drawn[8:16], drawn[16:24]]
 
     first, second, third = epochs()
@@ -252,52 +208,25 @@ def test_tasks_wrap_around_in_a_new_order_each_epoch() -> None:
     assert epochs(seed=1)[0] == first and epochs(seed=1)[1] not in (second, third)
 
 
-def test_a_resumed_run_trains_the_finished_groups_that_waited_and_makes_the_others_again() -> None:
-    buffer = make(staleness=1, step=2)
-    buffer.published(0)
-    issued = issue_all(buffer)
-    finished = [group(*issue, 0) for issue in (issued[1], issued[3])]
-    for done in finished:
-        buffer.put(done)
-    resumed = make(staleness=1, step=2, saved=through_a_checkpoint(buffer.state()))
-    resumed.published(0)
-    assert [(task.id) for _, task in issue_all(resumed)] == ["t0", "t2"]  # what was running
-    assert resumed.take(0) == finished
-    assert resumed.ledger.counts()["reissued"] == 2
-
-
-def test_a_restored_group_is_judged_by_the_gate_like_any_other() -> None:
-    buffer = make(staleness=1, step=1)
-    buffer.published(0)
-    buffer.put(group(*issue_all(buffer)[0], 0, 1))
-    resumed = make(staleness=1, step=1, saved=through_a_checkpoint(buffer.state()))
-    resumed.published(2)
-    assert resumed.take(2) is None and resumed.ledger.counts()["reissued/stale"] == 1
-    empty = make(staleness=1, step=1)
-    empty.published(0)
-    empty.put(group(*issue_all(empty)[0]))  # without sampled tokens it ages from its issue
-    resumed = make(staleness=1, step=1, saved=through_a_checkpoint(empty.state()))
-    resumed.published(2)
-    assert resumed.take(2) is None and resumed.ledger.counts()["reissued/stale"] == 1
-
-
-def test_a_group_without_sampled_tokens_ages_from_its_issue() -> None:
-    buffer = make(staleness=0, step=1)
+def test_a_group_without_sampled_tokens_ages_from_its_issue(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=1)
+    buffer = run.buffer
     buffer.published(0)
     issue = buffer.issue()
     assert issue is not None
-    buffer.put(group(*issue))
+    run.put(group(*issue))
     assert ids(buffer.take(0)) == [issue[0]]
 
 
-def test_misuse_is_refused() -> None:
-    buffer = make(staleness=0, step=1)
+def test_misuse_is_refused(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=1)
+    buffer = run.buffer
     buffer.published(3)
     issue = buffer.issue()
     assert issue is not None
-    buffer.put(group(*issue, 3))
-    with pytest.raises(ValueError, match="g000000 is finished"):
-        buffer.put(group(*issue, 3))
+    run.put(group(*issue, 3))
+    with pytest.raises(ValueError, match="g1-000000 is finished"):
+        run.put(group(*issue, 3))
     with pytest.raises(ValueError, match=r"take\(2\): published is 3"):
         buffer.take(2)
     assert buffer.take(3) is not None
@@ -311,26 +240,28 @@ def test_misuse_is_refused() -> None:
         make(step=0)
 
 
-def test_waiting_for_says_who_holds_whom_up() -> None:
-    buffer = make(staleness=0, step=2)
+def test_waiting_for_says_who_holds_whom_up(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=2)
+    buffer = run.buffer
     buffer.published(0)
     assert "waits for workers to ask for tasks" in buffer.waiting_for()
-    issued = issue_all(buffer)
-    buffer.put(group(*issued[0], 0))
+    issued = run.issue_all()
+    run.put(group(*issued[0], 0))
     assert "1 groups running, 1 finished, 0 in training, 2 of 2 places" in buffer.waiting_for()
-    assert "waits for 2 groups, running are g000001 (t1, since version 0)" in buffer.waiting_for()
-    buffer.put(group(*issued[1], 0))
+    assert "waits for 2 groups, running are g1-000001 (t1, since version 0)" in buffer.waiting_for()
+    run.put(group(*issued[1], 0))
     buffer.take(0)
     assert "workers wait for the trainer to publish version 1" in buffer.waiting_for()
 
 
-def test_waiting_for_names_the_oldest_groups_and_counts_the_others() -> None:
-    buffer = make(staleness=0, step=NAMED + 2)
+def test_waiting_for_names_the_oldest_groups_and_counts_the_others(make: Callable[..., Run]) -> None:
+    run = make(staleness=0, step=NAMED + 2)
+    buffer = run.buffer
     buffer.published(0)
     issued = [buffer.issue() for _ in range(NAMED)]
     names = ", ".join(f"{issue[0]} ({issue[1].id}, since version 0)" for issue in issued if issue)
     assert buffer.waiting_for().endswith(f"running are {names}")
-    issue_all(buffer)
+    run.issue_all()
     assert buffer.waiting_for().endswith(f"running are {names} and 2 more")
 
 
@@ -343,20 +274,32 @@ class Pipeline(RuleBasedStateMachine):
     @initialize(staleness=st.integers(0, 3), step=st.integers(1, 3), count=st.integers(1, 7))
     def start(self, staleness: int, step: int, count: int) -> None:
         self.staleness, self.step, self.count = staleness, step, count
-        self.buffer = make(staleness=staleness, step=step, count=count)
+        self.directory = tempfile.TemporaryDirectory(prefix="pipeline-")
+        self.run = Run(Path(self.directory.name), staleness=staleness, step=step, count=count)
+        self.buffer = self.run.buffer
         self.version = self.pushed = 0
         self.steps = 0
         self.running: dict[str, tuple[Task, int]] = {}
-        self.taken: list[Group] = []
+        self.taken: list[Card] = []
         self.took_at = -1
         self.trained: Counter[str] = Counter()  # by issue id; a resumed run goes on from its checkpoint's
+        self.durable: dict[str, Card] = {}  # the usable groups of this timeline that did not become stale
         self.jumped = False
         self.buffer.published(0)
         self.save()
 
+    def teardown(self) -> None:
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
+
     def save(self) -> None:
-        state = through_a_checkpoint(self.buffer.state())
-        self.checkpoint = (state, self.pushed, self.steps, Counter(self.trained))
+        self.checkpoint = (self.run.state(), self.pushed, self.steps, Counter(self.trained))
+
+    def put(self, made: Group) -> None:
+        card = self.run.store(made)
+        self.buffer.put(card)
+        if card.usable:
+            self.durable[card.id] = card
 
     @rule()
     def a_worker_asks(self) -> None:
@@ -371,21 +314,25 @@ class Pipeline(RuleBasedStateMachine):
     def a_group_arrives(self, data: st.DataObject, fails: bool) -> None:
         issue_id = data.draw(st.sampled_from(sorted(self.running)))
         task, begun = self.running.pop(issue_id)
-        self.buffer.put(group(issue_id, task, begun, self.pushed, failed=fails))
+        self.put(group(issue_id, task, begun, self.pushed, failed=fails))
 
     @precondition(lambda self: not self.taken and self.took_at != self.version)
     @rule()
     def the_trainer_takes(self) -> None:
-        self.accept(self.buffer.take(self.version))
+        self.take()
 
-    def accept(self, groups: list[Group] | None) -> None:
-        if groups is None:
+    def take(self) -> None:
+        waiting = {issue.id for issue in self.buffer.ledger.open("finished")}
+        cards = self.buffer.take(self.version)
+        for stale in waiting - {issue.id for issue in self.buffer.ledger.open("finished", "taken")}:
+            del self.durable[stale]
+        if cards is None:
             return
-        assert len(groups) == self.step
-        for taken in groups:
-            oldest = taken.oldest_version()
-            assert oldest is not None and oldest >= self.version - self.staleness
-        self.taken, self.took_at = groups, self.version
+        assert len(cards) == self.step
+        for card in cards:
+            span = card.version_span()
+            assert span is not None and span[0] >= self.version - self.staleness
+        self.taken, self.took_at = cards, self.version
 
     @precondition(lambda self: self.taken)
     @rule()
@@ -417,20 +364,31 @@ class Pipeline(RuleBasedStateMachine):
         if not self.taken and self.pushed == self.version:
             self.save()
 
-    @rule(at_once=st.booleans())
-    def the_run_is_killed_and_resumed(self, at_once: bool) -> None:
-        """Resume from the last checkpoint or, with `at_once`, from the buffer's state at this very moment."""
+    @rule(at_once=st.booleans(), data=st.data())
+    def the_run_is_killed_and_resumed(self, at_once: bool, data: st.DataObject) -> None:
+        """Resume from the last checkpoint or, with `at_once`, from the buffer's state at this very moment. A group may
+        have become durable just before the kill, so that the buffer never heard of it."""
         if at_once:
             self.save()
+        unheard = data.draw(st.sampled_from([None, *sorted(self.running)]))
+        if unheard is not None:
+            task, begun = self.running[unheard]
+            self.durable[unheard] = self.run.store(group(unheard, task, begun, self.pushed))
         state, self.version, self.steps, self.trained = self.checkpoint
-        self.buffer = make(staleness=self.staleness, step=self.step, count=self.count, saved=state)
-        # Finished groups wait again. Nothing else that was open is open now.
-        assert {issue.id for issue in self.buffer.ledger.open("issued", "finished", "taken")} == {
-            saved.id for saved in state.groups
+        self.trained = Counter(self.trained)
+        self.run.resume(state)
+        self.buffer = self.run.buffer
+        versions = range(state.version - self.staleness, state.version + 1)
+        self.durable = {
+            name: card
+            for name, card in self.durable.items()
+            if name in self.trained or all(version in versions for version in card.versions())
         }
+        # Every finished group that these weights could train waits again. Nothing else that was open is open now.
+        assert {issue.id for issue in self.buffer.ledger.open("finished")} == self.durable.keys() - self.trained.keys()
+        assert not self.buffer.ledger.open("issued", "taken")
         self.pushed, self.took_at = self.version, -1
         self.running, self.taken = {}, []
-        self.trained = Counter(self.trained)
         self.buffer.published(self.version)
         self.save()
 
@@ -442,9 +400,9 @@ class Pipeline(RuleBasedStateMachine):
             while (issue := self.buffer.issue()) is not None:
                 self.running[issue[0]] = (issue[1], self.pushed)
             for issue_id, (task, begun) in sorted(self.running.items()):
-                self.buffer.put(group(issue_id, task, begun))
+                self.put(group(issue_id, task, begun))
             self.running = {}
-            self.accept(self.buffer.take(self.version))
+            self.take()
             if self.taken:
                 return
         raise AssertionError("every group was delivered and still no step can be taken: " + self.buffer.waiting_for())

@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from rollout.buffer.ledger import Ledger
+from rollout.buffer.ledger import Issue, Ledger, Record, counts_of
+from rollout.types import Address, Task
 
 
-def through_json(ledger: Ledger) -> Ledger:
-    return Ledger.from_state_dict(json.loads(json.dumps(ledger.state_dict())))
+def nowhere(event: str, **fields: Any) -> None:
+    """Keep no event."""
+
+
+def task_at(position: int) -> Task:
+    return Task(id=f"t{position}", environment="e", messages=({"role": "user", "content": "?"},))
+
+
+def finish(ledger: Ledger, issue_id: str) -> Issue:
+    return ledger.finish(issue_id, Address(segment=1, record=2), (0, 1))
+
+
+def through_json(ledger: Ledger, record: Record = nowhere) -> Ledger:
+    return Ledger.from_state_dict(json.loads(json.dumps(ledger.state_dict())), record, start=2)
 
 
 def test_an_issue_from_beginning_to_end() -> None:
-    ledger = Ledger()
-    issue = ledger.issue_next(version=3)
-    assert (issue.id, issue.position, issue.version, issue.parent, issue.state) == ("g000000", 0, 3, None, "issued")
-    ledger.finish(issue.id)
-    ledger.take([issue.id])
+    ledger = Ledger(nowhere)
+    issue = ledger.issue_next(3, task_at)
+    assert (issue.id, issue.position, issue.version, issue.parent, issue.state) == ("g1-000000", 0, 3, None, "issued")
+    finish(ledger, issue.id)
+    ledger.take([issue.id], 0)
     ledger.mark_trained([issue.id], step=1)
     assert ledger.counts() == {"issued": 1, "open": 0, "trained": 1, "dropped": 0, "reissued": 0}
 
 
 def test_a_reissue_is_a_new_issue_of_the_same_task_and_goes_first() -> None:
-    ledger = Ledger()
-    first, second = ledger.issue_next(0), ledger.issue_next(0)
+    ledger = Ledger(nowhere)
+    first, second = ledger.issue_next(0, task_at), ledger.issue_next(0, task_at)
     ledger.reissue(second.id, "stale")
     ledger.reissue(first.id, "infra_error")
-    third, fourth, fifth = (ledger.issue_next(1) for _ in range(3))
+    third, fourth, fifth = (ledger.issue_next(1, task_at) for _ in range(3))
     assert (third.position, third.parent, third.failures) == (1, second.id, 0)
     assert (fourth.position, fourth.parent, fourth.failures) == (0, first.id, 1)
     assert (fifth.position, fifth.parent) == (2, None)
@@ -38,40 +52,40 @@ def test_a_reissue_is_a_new_issue_of_the_same_task_and_goes_first() -> None:
 
 
 def test_dropped_tasks_do_not_come_back() -> None:
-    ledger = Ledger()
+    ledger = Ledger(nowhere)
     for _ in range(2):
-        ledger.drop(ledger.issue_next(0).id, "infra_error")
-    assert ledger.issue_next(0).position == 2
+        ledger.drop(ledger.issue_next(0, task_at).id, "infra_error")
+    assert ledger.issue_next(0, task_at).position == 2
     assert ledger.counts()["dropped/infra_error"] == ledger.counts()["dropped"] == 2
     assert through_json(ledger).counts()["dropped/infra_error"] == 2
 
 
 def test_transitions_that_do_not_exist_are_errors() -> None:
-    ledger = Ledger()
-    issue = ledger.issue_next(0)
+    ledger = Ledger(nowhere)
+    issue = ledger.issue_next(0, task_at)
     assert (issue.number, issue.parent) == (0, None)
-    with pytest.raises(ValueError, match="issue g000000 is issued, expected taken"):
+    with pytest.raises(ValueError, match="issue g1-000000 is issued, expected taken"):
         ledger.mark_trained([issue.id], step=1)
-    with pytest.raises(ValueError, match="issue g000000 is issued, expected finished"):
-        ledger.take([issue.id])
-    ledger.finish(issue.id)
-    with pytest.raises(ValueError, match="issue g000000 is finished, expected issued"):
-        ledger.finish(issue.id)
-    ledger.take([issue.id])
+    with pytest.raises(ValueError, match="issue g1-000000 is issued, expected finished"):
+        ledger.take([issue.id], 0)
+    finish(ledger, issue.id)
+    with pytest.raises(ValueError, match="issue g1-000000 is finished, expected issued"):
+        finish(ledger, issue.id)
+    ledger.take([issue.id], 0)
     ledger.mark_trained([issue.id], step=1)
-    with pytest.raises(ValueError, match=r"issue g000000 is not open \(unknown, or ended already\)"):
+    with pytest.raises(ValueError, match=r"issue g1-000000 is not open \(unknown, or ended already\)"):
         ledger.mark_trained([issue.id], step=2)
     with pytest.raises(ValueError, match="not open"):
-        ledger.finish("g999999")
+        finish(ledger, "g999999")
     with pytest.raises(ValueError, match="expected issued or finished or taken"):
         ledger.drop("g999999", "stale")
 
 
 def test_a_step_is_entered_once_and_entirely() -> None:
-    ledger = Ledger()
-    taken, running = ledger.issue_next(0), ledger.issue_next(0)
-    ledger.finish(taken.id)
-    ledger.take([taken.id])
+    ledger = Ledger(nowhere)
+    taken, running = ledger.issue_next(0, task_at), ledger.issue_next(0, task_at)
+    finish(ledger, taken.id)
+    ledger.take([taken.id], 0)
     with pytest.raises(ValueError, match=running.id):
         ledger.mark_trained([taken.id, running.id], step=1)
     assert ledger.counts()["trained"] == 0
@@ -80,35 +94,66 @@ def test_a_step_is_entered_once_and_entirely() -> None:
         ledger.mark_trained([], step=1)
 
 
-def test_resume_reissues_what_was_open_oldest_first_and_never_what_was_trained() -> None:
-    ledger = Ledger()
-    issues = [ledger.issue_next(0) for _ in range(5)]
+def test_a_ledger_comes_back_from_a_checkpoint_as_it_was() -> None:
+    ledger = Ledger(nowhere)
+    issues = [ledger.issue_next(0, task_at) for _ in range(5)]
     for issue in issues[:3]:
-        ledger.finish(issue.id)
-    ledger.take([issues[0].id, issues[1].id])
+        finish(ledger, issue.id)
+    ledger.take([issues[0].id, issues[1].id], 0)
     ledger.mark_trained([issues[0].id], step=1)
     ledger.reissue(issues[4].id, "infra_error")
     resumed = through_json(ledger)
-    assert resumed.open("issued", "finished", "taken") == []
-    again = [resumed.issue_next(1) for _ in range(5)]
-    assert [i.position for i in again] == [1, 2, 3, 4, 5]  # taken, finished, running, waiting, new
-    assert [i.failures for i in again] == [0, 0, 0, 1, 0]
-    assert again[0].id == "g000005"
-    counts = resumed.counts()
-    assert (counts["trained"], counts["reissued/interrupted"]) == (1, 3)
+    assert resumed.counts() == ledger.counts() == counts_of(ledger.state_dict())
+    assert resumed.open("issued", "finished", "taken") == ledger.open("issued", "finished", "taken")
+    assert resumed.open("taken")[0].address == Address(segment=1, record=2)
+    again = [resumed.issue_next(1, task_at) for _ in range(2)]
+    assert [(i.position, i.failures, i.task.id, i.id) for i in again] == [
+        (4, 1, "t4", "g2-000005"),
+        (5, 0, "t5", "g2-000006"),
+    ]
     with pytest.raises(ValueError, match="step 1 is in the ledger already"):
         resumed.mark_trained([], step=1)
 
 
-def test_resume_keeps_finished_issues_whose_groups_were_saved() -> None:
-    ledger = Ledger()
-    first, second, running = (ledger.issue_next(0) for _ in range(3))
-    ledger.finish(first.id)
-    ledger.finish(second.id)
-    state = json.loads(json.dumps(ledger.state_dict()))
-    resumed = Ledger.from_state_dict(state, [second.id])
-    assert [(i.id, i.state) for i in resumed.open("issued", "finished", "taken")] == [(second.id, "finished")]
-    assert [resumed.issue_next(0).position for _ in range(3)] == [0, 2, 3]
-    for wrong in (running.id, "g999999"):
-        with pytest.raises(ValueError, match="expected finished"):
-            Ledger.from_state_dict(state, [wrong])
+def test_events_replayed_onto_the_earlier_state_give_the_same_books_but_nothing_is_taken() -> None:
+    """What was trained after a checkpoint is finished again: its step went with the weights."""
+    events: list[dict[str, Any]] = []
+
+    def record(event: str, **fields: Any) -> None:
+        events.append({"event": event, **fields})
+
+    ledger = Ledger(nowhere)
+    first = ledger.issue_next(0, task_at)
+    ledger.reissue(ledger.issue_next(0, task_at).id, "infra_error")
+    state = through_json(ledger, record)
+    ledger.record = record
+    issues = [ledger.issue_next(0, task_at) for _ in range(5)]
+    for issue in (first, *issues[:4]):
+        finish(ledger, issue.id)
+    ledger.take([first.id, issues[0].id], 0)
+    ledger.mark_trained([first.id], step=1)
+    ledger.drop(issues[1].id, "infra_error")
+    ledger.reissue(issues[2].id, "stale")
+    replayed = list(events)
+    for event in json.loads(json.dumps(replayed)):
+        state.replay(event)
+    assert events[len(replayed) :] == [e for e in replayed if e["event"] not in ("taken", "trained")]
+    assert [(i.id, i.state) for i in state.open("issued", "finished", "taken")] == [
+        (first.id, "finished"),
+        (issues[0].id, "finished"),
+        (issues[3].id, "finished"),
+        (issues[4].id, "issued"),
+    ]
+    assert state.counts() == {**ledger.counts(), "trained": 0, "open": 4}
+    assert {**state.state_dict(), "open": [], "trained": 1, "last_step": 1} == {**ledger.state_dict(), "open": []}
+
+
+def test_a_taken_group_may_wait_again() -> None:
+    ledger = Ledger(nowhere)
+    issue = ledger.issue_next(0, task_at)
+    with pytest.raises(ValueError, match="is issued, expected taken"):
+        ledger.wait_again(issue.id)
+    finish(ledger, issue.id)
+    ledger.take([issue.id], 0)
+    assert ledger.wait_again(issue.id).state == "finished"
+    ledger.take([issue.id], 1)

@@ -1,0 +1,148 @@
+"""Cards: what buffer and driver know of a group. They never hold a token.
+
+A card's size depends on the number of trajectories, samples and turns, not on their lengths. `card_of` makes it in the
+worker that made the group. The arrays stay in the trajectory store, at the card's address, and for a while in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rollout.types import Address, Group, Outcome, Sample, StopReason, Trajectory, Turn
+
+ERROR_CHARACTERS = 500
+"""The most of an infrastructure failure's text that a card keeps. The store has all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleCard:
+    """A sample without its tokens.
+
+    `parent` and `shared` describe the prefix tree of the group's samples: the first `shared` tokens of this sample are
+    those of sample number `parent`, which has a smaller `rank`. Samples are numbered over the whole group, in order. In
+    the order of `rank` each sample's parent is the one before it, so no other sample before it shares more.
+    """
+
+    length: int
+    trained_tokens: int
+    versions: Mapping[int, int]
+    """The number of sampled tokens of each policy version."""
+    parent: int | None = None
+    shared: int = 0
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryCard:
+    """A trajectory without its tokens and messages. For the fields see `rollout.types.Trajectory`."""
+
+    stop_reason: StopReason
+    outcome: Outcome
+    reward: float | None
+    success: bool | None
+    reward_parts: Mapping[str, float]
+    metrics: Mapping[str, float]
+    turns: tuple[Turn, ...]
+    samples: tuple[SampleCard, ...]
+    error: str | None
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(sample.trained_tokens for sample in self.samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A group without its tokens and messages, and where those are.
+
+    `address` holds as long as the store keeps the group. `reference` is a faster way to its samples (`samples_of`): an
+    object reference of Ray's, which holds while the worker that made them lives; None where there is none.
+    """
+
+    id: str
+    task_id: str
+    source: str
+    trajectories: tuple[TrajectoryCard, ...]
+    address: Address
+    reference: Any = None
+
+    @property
+    def usable(self) -> tuple[TrajectoryCard, ...]:
+        """The members that are trained and form the baseline: all but infrastructure failures."""
+        return tuple(t for t in self.trajectories if t.outcome != "infra_error")
+
+    def versions(self) -> set[int]:
+        """The policy versions of the sampled tokens of its usable members."""
+        return {version for t in self.usable for sample in t.samples for version in sample.versions}
+
+    def version_span(self) -> tuple[int, int] | None:
+        """The smallest and the largest of `versions`; None when nothing was sampled."""
+        versions = self.versions()
+        return (min(versions), max(versions)) if versions else None
+
+
+def samples_of(group: Group) -> list[Sample]:
+    """The samples of a group by their numbers."""
+    return [sample for member in group.trajectories for sample in member.samples]
+
+
+def card_of(group: Group, address: Address, reference: Any = None) -> Card:
+    """Return the card of a group that lies at `address`."""
+    samples = iter(_sample_cards(samples_of(group)))
+    return Card(
+        id=group.id,
+        task_id=group.task.id,
+        source=group.task.source,
+        trajectories=tuple(
+            _trajectory_card(member, tuple(next(samples) for _ in member.samples)) for member in group.trajectories
+        ),
+        address=address,
+        reference=reference,
+    )
+
+
+def _trajectory_card(member: Trajectory, samples: tuple[SampleCard, ...]) -> TrajectoryCard:
+    return TrajectoryCard(
+        stop_reason=member.stop_reason,
+        outcome=member.outcome,
+        reward=member.reward,
+        success=member.success,
+        reward_parts=member.reward_parts,
+        metrics=member.metrics,
+        turns=member.turns,
+        samples=samples,
+        error=None if member.error is None else member.error[:ERROR_CHARACTERS],
+    )
+
+
+def _sample_cards(samples: Sequence[Sample]) -> list[SampleCard]:
+    # As big-endian bytes, token sequences sort like lists of their tokens, and much faster.
+    keys = [sample.token_ids.astype(">u4").tobytes() for sample in samples]
+    order = sorted(range(len(samples)), key=keys.__getitem__)
+    parents = dict(zip(order[1:], order, strict=False))
+    ranks = {number: rank for rank, number in enumerate(order)}
+    return [_sample_card(sample, parents.get(number), samples, ranks[number]) for number, sample in enumerate(samples)]
+
+
+def _sample_card(sample: Sample, parent: int | None, samples: Sequence[Sample], rank: int) -> SampleCard:
+    shared = 0 if parent is None else shared_prefix(sample, samples[parent])
+    versions, counts = np.unique(sample.sampled_versions(), return_counts=True)
+    return SampleCard(
+        length=len(sample),
+        trained_tokens=sample.trained_tokens,
+        versions=dict(zip(versions.tolist(), counts.tolist(), strict=True)),
+        parent=parent if shared else None,
+        shared=shared,
+        rank=rank,
+    )
+
+
+def shared_prefix(first: Sample, second: Sample) -> int:
+    """The number of tokens with which both samples begin."""
+    length = min(len(first), len(second))
+    different = np.flatnonzero(first.token_ids[:length] != second.token_ids[:length])
+    return int(different[0]) if different.size else length

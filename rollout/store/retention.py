@@ -1,0 +1,37 @@
+"""Which segments may be deleted, so that a run's trajectories stay below a size."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from rollout.store import eventlog, segments
+
+
+def needed(log: Path, position: int, held: Collection[int]) -> set[int]:
+    """The segments that must stay: `held` by the issues that were open when a kept checkpoint was written, and those of
+    all groups that were finished after the oldest of these, whose log position is `position`.
+
+    Issues that are open now, and the groups of all steps after that checkpoint, are among these.
+    """
+    finished = (event for event in eventlog.all_events(log, position) if event["event"] == "finished")
+    return {*held, *(event["address"][0] for event in finished)}
+
+
+def trim(folder: Path, keep_bytes: float, needed: Collection[int], first_own: int) -> list[Path]:
+    """Delete the oldest segments until the rest has at most `keep_bytes`, but none that is needed or may be growing.
+
+    `first_own` is the smallest number that this start may have used: streams from there on may be growing. Return what
+    was deleted.
+    """
+    found = segments.paths(folder)
+    sizes = {number: path.stat().st_size for number, path in found.items()}
+    total, deleted = sum(sizes.values()), []
+    for number, path in found.items():
+        growing = path.suffix == segments.STREAM and number >= first_own
+        if total <= keep_bytes or number in needed or growing:
+            continue
+        path.unlink()
+        total -= sizes[number]
+        deleted.append(path)
+    return deleted

@@ -1,0 +1,175 @@
+"""Segments on disk: growing, torn, sealed, and what is found at an address in each form."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollout.store import segments
+from rollout.store.groups import encode
+from rollout.store.segments import Segment, group_ids, groups, paths, read_group, seal, tidy
+from rollout.types import OBSERVED, Address, Group
+from tests.rollout.store.test_groups import GROUP
+from tests.samples import sample_of
+
+
+def some(count: int) -> list[Group]:
+    """Groups of different lengths."""
+    (member,) = GROUP.trajectories
+    made = []
+    for number in range(count):
+        tokens = 5 + 700 * number
+        sample = sample_of(
+            token_ids=range(tokens),
+            loss_mask=[0] + [1] * (tokens - 1),
+            logprobs=[0.0] + [-0.25] * (tokens - 1),
+            versions=[OBSERVED] + [number] * (tokens - 1),
+        )
+        group_id = f"g1-{number:06d}"
+        members = (replace(member, group_id=group_id, samples=(sample,)), replace(member, group_id=group_id))
+        made.append(replace(GROUP, id=group_id, trajectories=members))
+    return made
+
+
+def written(folder: Path, made: list[Group]) -> tuple[Segment, list[Address]]:
+    segment = Segment(folder)
+    addresses = [segment.append(group, "train") for group in made]
+    segment.sync()
+    return segment, addresses
+
+
+def test_an_address_holds_while_the_segment_grows_and_after_it_is_sealed(tmp_path: Path) -> None:
+    made = some(4)
+    segment, addresses = written(tmp_path, made)
+    assert addresses == [Address(segment=1, record=i) for i in range(4)]
+    assert [read_group(tmp_path, address) for address in addresses] == made
+    assert group_ids(segment.path) == [group.id for group in made]
+    segment.close()
+    seal(segment.path)
+    assert [path.name for path in tmp_path.iterdir()] == ["segment-000001.parquet"]
+    assert [read_group(tmp_path, address) for address in reversed(addresses)] == made[::-1]
+    assert list(groups(paths(tmp_path)[1])) == [(group, "train") for group in made]
+
+
+def test_a_sealed_segment_has_one_row_group_a_group(tmp_path: Path) -> None:
+    made = some(3)
+    segment, _ = written(tmp_path, made)
+    seal(segment.path)
+    with pq.ParquetFile(tmp_path / "segment-000001.parquet") as file:
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_pandas_and_datasets_open_sealed_segments_as_they_are(tmp_path: Path) -> None:
+    import datasets
+    import pandas
+
+    segment, _ = written(tmp_path, some(2))
+    seal(segment.path)
+    path = str(tmp_path / "segment-000001.parquet")
+    frame = pandas.read_parquet(path)
+    assert frame["reward"].tolist() == [0.5] * 4 and frame["group_id"].tolist()[::2] == ["g1-000000", "g1-000001"]
+    assert json.loads(frame["messages"][0]) == [{"role": "assistant", "content": "a\u2028b"}]
+    rows = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows[2]["samples"][0]["versions"][:3] == [OBSERVED, 1, 1]
+
+
+def test_every_worker_has_segments_of_its_own(tmp_path: Path) -> None:
+    first, second = Segment(tmp_path), Segment(tmp_path)
+    assert (first.number, second.number) == (1, 2)
+    seal(second.path)
+    assert Segment(tmp_path).number == 3
+
+
+def test_a_number_that_another_worker_used_up_just_now_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins, fills and seals segment 1 between our look at the folder and our claim."""
+    looked = segments.paths
+
+    def look_then_lose(folder: Path) -> dict[int, Path]:
+        found = looked(folder)
+        monkeypatch.setattr(segments, "paths", looked)
+        seal(written(folder, some(1))[0].path)
+        return found
+
+    monkeypatch.setattr(segments, "paths", look_then_lose)
+    assert Segment(tmp_path).number == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["segment-000001.parquet", "segment-000002.arrows"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_torn_tail_costs_the_torn_record_only(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """The stream may end at any byte, and a power cut may leave zeros there."""
+    folder = tmp_path_factory.mktemp("torn")
+    made = some(3)
+    segment, _ = written(folder, made[:2])
+    last = encode(made[2], "train")
+    kept = data.draw(st.integers(0, len(last) - 1))
+    zeros = data.draw(st.sampled_from([0, 7, 4096]))
+    with segment.path.open("ab") as file:
+        file.write(last[:kept] + bytes(zeros if kept < 8 else 0))
+    assert [group for group, _ in groups(segment.path)] == made[:2]
+    told = tidy(folder)
+    torn = kept + (zeros if kept < 8 else 0)
+    assert told == (
+        [f"segment-000001.arrows: cut {torn} bytes at its end, of a group that was not written whole"] if torn else []
+    )
+    assert segment.path.stat().st_size == segment.size and tidy(folder) == []
+    assert group_ids(segment.path) == [group.id for group in made[:2]]
+
+
+def test_a_stream_without_a_record_is_deleted(tmp_path: Path) -> None:
+    Segment(tmp_path)
+    (tmp_path / "segment-000002.arrows").touch()
+    (tmp_path / "segment-000003.arrows").write_bytes(encode(GROUP, "train")[:100])
+    assert tidy(tmp_path) == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_while_sealing_leaves_one_of_the_two(tmp_path: Path) -> None:
+    made = some(2)
+    segment, addresses = written(tmp_path, made)
+    stream = segment.path.read_bytes()
+    (tmp_path / "segment-000001.partial").write_bytes(b"half")
+    tidy(tmp_path)
+    assert [read_group(tmp_path, address) for address in addresses] == made
+    seal(segment.path)
+    segment.path.write_bytes(stream)  # the crash came between the rename and this file's end
+    tidy(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["segment-000001.parquet"]
+    assert [read_group(tmp_path, address) for address in addresses] == made
+
+
+def test_a_full_disk_costs_the_group_that_did_not_fit_and_no_other(tmp_path: Path) -> None:
+    made = some(6)
+    segment, _ = written(tmp_path, made[:2])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (segment.size + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            segment.append(made[5], "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.stat(segment.path).st_size == segment.size
+    assert segment.append(made[3], "train") == Address(segment=1, record=2)
+    assert [group for group, _ in groups(segment.path)] == [*made[:2], made[3]] and tidy(tmp_path) == []
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    segment, _ = written(tmp_path, some(1))
+    with pytest.raises(ValueError, match=r"segment-000001.arrows: record 1 cannot be read: the stream ends before it"):
+        read_group(tmp_path, Address(segment=1, record=1))
+    with pytest.raises(ValueError, match=r"segment-000007.parquet: record 0 cannot be read: .*No such file"):
+        read_group(tmp_path, Address(segment=7, record=0))
+    seal(segment.path)
+    with pytest.raises(ValueError, match=r"segment-000001.parquet: record 2 cannot be read: it has 1 records"):
+        read_group(tmp_path, Address(segment=1, record=2))

@@ -1,0 +1,96 @@
+"""A worker's writer: groups are durable when `append` returns, full segments are sealed, old ones may be deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from rollout.store.config import TrajectoriesConfig
+from rollout.store.retention import trim
+from rollout.store.segments import Segment, paths, read_group
+from rollout.store.writing import GroupWriter
+from rollout.types import Address, Group
+from tests.rollout.store.test_segments import some
+
+SMALL = TrajectoriesConfig(segment_mb=0.004)
+
+
+async def append_all(folder: Path, made: list[Group], config: TrajectoriesConfig = SMALL) -> list[Address]:
+    writer = GroupWriter(folder, config)
+    addresses = [await writer.append(group, "train") for group in made]
+    await writer.seal()
+    return addresses
+
+
+def test_full_segments_are_sealed_and_every_address_holds(tmp_path: Path) -> None:
+    made = some(8)
+    addresses = asyncio.run(append_all(tmp_path, made))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
+    assert 1 < len(paths(tmp_path)) < len(made)
+    assert [read_group(tmp_path, address) for address in addresses] == made
+
+
+def test_groups_that_arrive_during_an_fsync_wait_together_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def counted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    async def at_once(made: list[Group]) -> list[int]:
+        """The size of the segment that was durable when each append returned."""
+        writer = GroupWriter(tmp_path, TrajectoriesConfig())
+
+        async def append(group: Group) -> int:
+            await writer.append(group, "train")
+            return synced[-1]
+
+        return await asyncio.gather(*(append(group) for group in made))
+
+    monkeypatch.setattr(os, "fsync", counted)
+    made = some(6)
+    durable = asyncio.run(at_once(made))
+    assert len(synced) < len(made)
+    (path,) = tmp_path.iterdir()
+    assert durable == sorted(durable) and max(durable) == path.stat().st_size
+
+
+def test_a_disk_that_fails_reaches_whoever_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        asyncio.run(append_all(tmp_path, some(1)))
+
+
+def test_a_segment_that_cannot_be_sealed_stays_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(stream: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("rollout.store.writing.seal", broken)
+    made = some(3)
+    addresses = asyncio.run(append_all(tmp_path, made))
+    assert [read_group(tmp_path, address) for address in addresses] == made
+    assert "could not be sealed; it stays a stream" in caplog.text
+
+
+def test_the_oldest_segments_go_but_none_that_is_needed_or_growing(tmp_path: Path) -> None:
+    asyncio.run(append_all(tmp_path, some(8)))
+    sealed = list(paths(tmp_path))
+    assert len(sealed) >= 4
+    dead, own = Segment(tmp_path), Segment(tmp_path)
+    everything = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert trim(tmp_path, everything, set(), own.number) == []
+    first = paths(tmp_path)[sealed[0]].stat().st_size
+    assert [path.stem for path in trim(tmp_path, everything - first, set(), own.number)] == ["segment-000001"]
+    gone = trim(tmp_path, 0, {sealed[2]}, own.number)
+    assert [*paths(tmp_path)] == [sealed[2], own.number] and dead.path in gone
