@@ -63,7 +63,7 @@ def measure(kind: str, tokens: int, vocabulary: int, chunk: int) -> None:
     hidden.grad = weight.grad = None
     before, started = peak_bytes(), time.perf_counter()
     if kind == "chunked":
-        logprobs, _ = chunked_logprobs(hidden, weight, labels, 1.0, chunk)
+        logprobs, _ = chunked_logprobs(hidden, weight, labels, torch.ones(len(labels)), chunk)
     else:
         logprobs = torch.log_softmax(hidden @ weight.T, dim=-1).gather(1, labels[:, None])
     logprobs.sum().backward()

@@ -122,7 +122,8 @@ def learn(run: Session, cards: list[Card]) -> None:
     mean_age, oldest = staleness(cards, progress.version)
     assert oldest <= recipe.buffer.max_staleness, f"a token is {oldest} versions old: the buffer's gate leaks"
     rows, counts = train_rows(cards, recipe.advantage, recipe.aggregation)
-    parts = plan(cards, rows, recipe.trainer.ranks, recipe.trainer.token_budget)
+    trainer = recipe.trainer
+    parts = plan(cards, rows, trainer.ranks, trainer.token_budget, share_prefixes=trainer.share_prefixes)
     lr = learning_rate(recipe.trainer.optimizer, progress.step, recipe.run.steps)
     what = f"training step {progress.step + 1}"
     with run.timed("train"):

@@ -167,7 +167,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """The tokens that the policy sampled in one turn: `start` to `stop` (exclusive) of sample number `sample`.
+    """The tokens that the policy sampled in one turn: `start` to `stop` (exclusive) of sample number `sample`, at
+    `temperature`.
 
     `reward` is the environment's reward for this turn alone, None where it gives none. `state_key` names the state that
     the turn was taken in, for advantage estimators that compare turns of one state; None where the environment names
@@ -177,6 +178,7 @@ class Turn:
     sample: int
     start: int
     stop: int
+    temperature: float = 1.0
     reward: float | None = None
     state_key: str | None = None
 

@@ -8,8 +8,9 @@ the trajectories, and no token is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from rewards.extension import load
 from rl.advantages.common import Advantage, Advantages, PerToken, PerTurn, Scored, all_equal
@@ -94,50 +95,64 @@ def _rows(chosen: Sequence[_Chosen], aggregation: AggregationConfig) -> list[Pla
                     group=one.group,
                     sample=number,
                     length=sample.length,
-                    advantages=tuple(value for value, _ in own),
-                    counts=tuple(length for _, length in own),
+                    advantages=tuple(run.advantage for run in own),
+                    temperatures=tuple(run.temperature for run in own),
+                    counts=tuple(run.tokens for run in own),
                     weight=weight,
                 )
             )
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Trained tokens that follow each other, with the same advantage, sampled at the same temperature."""
+
+    advantage: float
+    temperature: float
+    tokens: int
+
+
 class _Runs:
-    """Advantages of a trajectory's trained tokens as runs of equal values, handed out sample by sample."""
+    """The trained tokens of a trajectory as runs, handed out sample by sample."""
 
-    def __init__(self, values: Sequence[float], counts: Sequence[int]) -> None:
-        self._left = [(float(value), count) for value, count in zip(values, counts, strict=True) if count][::-1]
+    def __init__(self, runs: Iterable[_Run]) -> None:
+        self._left = list(runs)[::-1]
 
-    def take(self, tokens: int) -> list[tuple[float, int]]:
+    def take(self, tokens: int) -> list[_Run]:
         """The runs of the next `tokens` tokens."""
         taken = []
         while tokens:
-            value, count = self._left.pop()
-            if count > tokens:
-                self._left.append((value, count - tokens))
-            taken.append((value, min(count, tokens)))
-            tokens -= taken[-1][1]
+            run = self._left.pop()
+            if run.tokens > tokens:
+                self._left.append(replace(run, tokens=run.tokens - tokens))
+                run = replace(run, tokens=tokens)
+            taken.append(run)
+            tokens -= run.tokens
         return taken
 
 
 def _runs(one: _Chosen) -> _Runs:
     trajectory, advantage = one.trajectory, one.advantage
     what = f"trajectory of task {one.card.task_id} in group {one.card.id}"
-    values: Sequence[float]
-    counts: Sequence[int]
+    turns = [(turn.temperature, len(turn)) for turn in trajectory.turns]
+    _require_count(sum(tokens for _, tokens in turns), trajectory.trained_tokens, f"{what}: tokens of its turns")
     match advantage:
         case PerToken(values):
             _require_count(len(values), trajectory.trained_tokens, f"{what}: trained tokens")
-            counts = [1] * len(values)
+            temperatures = [temperature for temperature, tokens in turns for _ in range(tokens)]
+            runs = [_Run(float(value), at, 1) for value, at in zip(values, temperatures, strict=True)]
         case PerTurn(values):
-            _require_count(len(values), len(trajectory.turns), f"{what}: turns")
-            counts = [len(turn) for turn in trajectory.turns]
-            _require_count(sum(counts), trajectory.trained_tokens, f"{what}: tokens of its turns")
+            _require_count(len(values), len(turns), f"{what}: turns")
+            runs = [_Run(float(value), at, tokens) for value, (at, tokens) in zip(values, turns, strict=True)]
         case _:
-            values, counts = [advantage], [trajectory.trained_tokens]
-    if not all(map(math.isfinite, values)):  # it would spoil every weight of the model
-        raise ValueError(f"{what}: an advantage is not finite: {list(values)[:8]}")
-    return _Runs(values, counts)
+            runs = [
+                _Run(float(advantage), at, sum(tokens for _, tokens in same))
+                for at, same in groupby(turns, key=lambda turn: turn[0])
+            ]
+    if not all(math.isfinite(run.advantage) for run in runs):  # it would spoil every weight of the model
+        raise ValueError(f"{what}: an advantage is not finite: {[run.advantage for run in runs][:8]}")
+    return _Runs(run for run in runs if run.tokens)
 
 
 def _require_count(found: int, count: int, what: str) -> None:

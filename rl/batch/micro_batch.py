@@ -1,23 +1,24 @@
-"""The rows that are trained, and the layout of a micro-batch: rows of any lengths laid end to end, without padding.
+"""The rows that are trained, and the layout of a micro-batch: rows as prefix trees, without padding.
 
 Nothing here needs torch. `rl.batch.packing` decides which rows share a micro-batch, `rl.batch.tensors` copies one to a
 device.
 
-Alignment: every array is aligned with the *predicting* position. At position t, `input_ids` holds token t; `labels`,
-`loss_mask`, `weights`, `advantages`, `behaviour_logprobs` and `versions` hold the values of token t+1 of the same
-segment. The last position of a segment predicts nothing: label 0, mask 0, version OBSERVED. Do not shift these arrays
-again.
+A micro-batch has `tokens` [T], each row's tokens along a path of `segments` (`rl.batch.tree`), and *predictions* [M]:
+one for each trained token of each row. Prediction m is made at position `sources[m]`, where the token before it in its
+row lies, and of the token `labels[m]`. One position of a shared prefix may predict several tokens, each for a row of
+its own, and positions that nobody trains make none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rl.batch.tree import Forest, Segment, plant
 from rollout.types import OBSERVED, Sample
 
 FILLER_TOKENS = 2
@@ -33,6 +34,8 @@ class TrainRow:
     """One for each trained token of the sample, in order."""
     weight: float
     """The weight of every trained token in the step's loss. It implements the aggregation (rl.advantages.rows)."""
+    temperatures: float | npt.NDArray[np.float64] = 1.0
+    """The temperature that the trained tokens were sampled at: of all of them, or one for each in order."""
 
     def __post_init__(self) -> None:
         if len(self.advantages) != self.sample.trained_tokens:
@@ -67,36 +70,40 @@ Row = TrainRow | SftRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PackedBatch:
-    """One micro-batch: n segments laid end to end, T tokens in all. For the alignment see the module's docstring."""
+class MicroBatch:
+    """One micro-batch; see the module's docstring."""
 
-    input_ids: npt.NDArray[np.int64]
+    segments: tuple[Segment, ...]
+    tokens: npt.NDArray[np.int64]
     """[T]"""
     position_ids: npt.NDArray[np.int64]
-    """[T], restarts at 0 in every segment."""
-    cu_seqlens: npt.NDArray[np.int32]
-    """[n + 1], the segments' boundaries: segment i is cu_seqlens[i]:cu_seqlens[i + 1]."""
+    """[T], a token's place in its rows, from 0."""
+    multiplicity: npt.NDArray[np.int64]
+    """[T], the number of rows that have the token; 0 in a filler."""
+    sources: npt.NDArray[np.int64]
+    """[M], the position that predicts."""
     labels: npt.NDArray[np.int64]
-    """[T], the next token of the same segment; 0 at a segment's last position."""
-    loss_mask: npt.NDArray[np.float32]
-    """[T], 1 where labels[t] is trained (the policy sampled it, or it is to be imitated), else 0."""
-    weights: npt.NDArray[np.float32]
-    """[T], the factor of labels[t]'s loss; 0 where the mask is 0."""
+    """[M], the token that is trained: the policy sampled it, or it is to be imitated."""
+    rows: npt.NDArray[np.int64]
+    """[M], the number of the row in the micro-batch, from 0. A row's predictions stand together, in order."""
     advantages: npt.NDArray[np.float32]
-    """[T], 0 where the mask is 0, and everywhere in a supervised batch."""
+    """[M], 0 in a supervised micro-batch."""
+    weights: npt.NDArray[np.float32]
+    """[M], the factor of the prediction's loss."""
     behaviour_logprobs: npt.NDArray[np.float32]
-    """[T], natural log under the distribution labels[t] was sampled from; 0 where the mask is 0."""
+    """[M], natural log under the distribution that the label was sampled from; 0 in a supervised micro-batch."""
     versions: npt.NDArray[np.int32]
-    """[T], the policy version that sampled labels[t]; OBSERVED (-1) where no policy did."""
+    """[M], the policy version that sampled the label; OBSERVED (-1) where no policy did."""
+    temperatures: npt.NDArray[np.float32]
+    """[M], the temperature that the label was sampled at; 1 in a supervised micro-batch."""
 
-    @property
-    def tokens(self) -> int:
-        return len(self.input_ids)
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
-def filler() -> PackedBatch:
-    """A tiny batch that trains nothing, for a rank that has no row left while another rank still has one."""
-    return concatenate([SftRow(token_ids=(0,) * FILLER_TOKENS, loss_mask=(0,) * FILLER_TOKENS)])
+def filler() -> MicroBatch:
+    """A tiny micro-batch that trains nothing, for a rank that has no row left while another rank still has one."""
+    return lay_out([])
 
 
 def mask_of(row: Row) -> npt.NDArray[np.uint8]:
@@ -104,42 +111,97 @@ def mask_of(row: Row) -> npt.NDArray[np.uint8]:
     return row.sample.loss_mask if isinstance(row, TrainRow) else np.asarray(row.loss_mask, np.uint8)
 
 
-def concatenate(rows: Sequence[Row]) -> PackedBatch:
-    """Lay rows end to end, one segment each.
+def tokens_of(row: Row) -> npt.NDArray[np.int32]:
+    return row.sample.token_ids if isinstance(row, TrainRow) else np.asarray(row.token_ids, np.int32)
+
+
+def lay_out(rows: Sequence[Row], shared: Sequence[int] | None = None) -> MicroBatch:
+    """Lay rows out in one micro-batch; without rows it is a filler.
+
+    Args:
+        shared: for each row the number of tokens that it has in common with the row before it, from the beginning on,
+            and that both then use; None: none.
 
     Raises:
-        ValueError: the first token of a row is to be trained, but nothing predicts it.
+        ValueError: rows do not have the tokens in common that `shared` says, or the first token of a row is to be
+            trained, but nothing predicts it.
     """
-    cu_seqlens = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
-    total = int(cu_seqlens[-1])
-    batch = PackedBatch(
-        input_ids=np.zeros(total, np.int64),
-        position_ids=np.zeros(total, np.int64),
-        cu_seqlens=cu_seqlens,
-        labels=np.zeros(total, np.int64),
-        loss_mask=np.zeros(total, np.float32),
-        weights=np.zeros(total, np.float32),
-        advantages=np.zeros(total, np.float32),
-        behaviour_logprobs=np.zeros(total, np.float32),
-        versions=np.full(total, OBSERVED, np.int32),
+    forest = plant([len(row) for row in rows], [0] * len(rows) if shared is None else shared)
+    length = forest.tokens or FILLER_TOKENS
+    tokens, position_ids, multiplicity = (np.zeros(length, np.int64) for _ in range(3))
+    predictions = _Predictions()
+    for number, (row, place) in enumerate(zip(rows, forest.places, strict=True)):
+        known = multiplicity[place] > 0
+        ids = tokens_of(row)
+        if not np.array_equal(tokens[place[known]], ids[known]):
+            raise ValueError(f"row {number} does not begin with the {known.sum()} tokens that it is said to share")
+        tokens[place] = ids
+        position_ids[place] = np.arange(len(row))
+        multiplicity[place] += 1
+        predictions.add(number, row, place)
+    if not rows:
+        position_ids[:] = np.arange(length)
+    return MicroBatch(
+        segments=_segments(forest, length),
+        tokens=tokens,
+        position_ids=position_ids,
+        multiplicity=multiplicity,
+        **predictions.arrays(),
     )
-    for row, (start, end) in zip(rows, pairwise(cu_seqlens.tolist()), strict=True):
-        _write(batch, row, start, end)
-    return batch
 
 
-def _write(batch: PackedBatch, row: Row, start: int, end: int) -> None:
-    """Write one row into its segment. The values of token t+1 go to position t."""
-    if mask_of(row)[0]:
-        raise ValueError("the first token of a row is to be trained, but nothing predicts it; mask it out")
-    predicting = slice(start, end - 1)
-    tokens = np.asarray(row.sample.token_ids if isinstance(row, TrainRow) else row.token_ids)
-    batch.input_ids[start:end] = tokens
-    batch.position_ids[start:end] = np.arange(end - start)
-    batch.labels[predicting] = tokens[1:]
-    batch.loss_mask[predicting] = mask_of(row)[1:]
-    batch.weights[predicting] = row.weight * batch.loss_mask[predicting]
-    if isinstance(row, TrainRow):
-        batch.advantages[predicting][batch.loss_mask[predicting] > 0] = row.advantages
-        batch.behaviour_logprobs[predicting] = row.sample.logprobs[1:]
-        batch.versions[predicting] = row.sample.versions[1:]
+def _segments(forest: Forest, length: int) -> tuple[Segment, ...]:
+    return forest.segments or (Segment(0, length, -1),)
+
+
+_DTYPES = {
+    "sources": np.int64,
+    "labels": np.int64,
+    "rows": np.int64,
+    "advantages": np.float32,
+    "weights": np.float32,
+    "behaviour_logprobs": np.float32,
+    "versions": np.int32,
+    "temperatures": np.float32,
+}
+
+
+@dataclass(slots=True)
+class _Predictions:
+    """The predictions of rows, collected row by row."""
+
+    parts: dict[str, list[npt.ArrayLike]] = field(default_factory=lambda: {name: [] for name in _DTYPES})
+
+    def add(self, number: int, row: Row, place: npt.NDArray[np.int64]) -> None:
+        trained = np.flatnonzero(mask_of(row))
+        if trained.size and trained[0] == 0:
+            raise ValueError("the first token of a row is to be trained, but nothing predicts it; mask it out")
+        count = len(trained)
+        values: dict[str, npt.ArrayLike] = {
+            "sources": place[trained - 1],
+            "labels": tokens_of(row)[trained],
+            "rows": np.full(count, number),
+            "weights": np.full(count, row.weight),
+        }
+        if isinstance(row, TrainRow):
+            values |= {
+                "advantages": row.advantages,
+                "behaviour_logprobs": row.sample.logprobs[trained],
+                "versions": row.sample.versions[trained],
+                "temperatures": np.broadcast_to(row.temperatures, count),
+            }
+        else:
+            values |= {
+                "advantages": np.zeros(count),
+                "behaviour_logprobs": np.zeros(count),
+                "versions": np.full(count, OBSERVED),
+                "temperatures": np.ones(count),
+            }
+        for name, value in values.items():
+            self.parts[name].append(value)
+
+    def arrays(self) -> dict[str, Any]:
+        return {
+            name: np.concatenate([np.zeros(0, dtype), *self.parts[name]]).astype(dtype)
+            for name, dtype in _DTYPES.items()
+        }

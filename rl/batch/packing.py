@@ -1,25 +1,91 @@
-"""Packing: assign rows to micro-batches and micro-batches to ranks. No row is ever truncated or dropped."""
+"""Packing: assign rows to micro-batches and micro-batches to ranks. No row is ever truncated or dropped.
+
+Rows with a common prefix, a group's say, are packed as trees, which cost their tokens once. A tree that is over the
+budget is cut between rows, and each part has the prefix again. Whole trees are chunky, though: ranks would wait for
+each other, and budgets would stay half empty. So `assign_trees` also tries trees that are cut smaller.
+"""
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_right, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
-from rl.batch.micro_batch import PackedBatch, Row, concatenate, filler
+from rl.batch.micro_batch import MicroBatch, Row, lay_out
+
+CUTS = (1, 2, 4, 8)
+"""Trees are tried whole, and cut into parts of at most a half, a quarter and an eighth of the token budget, and into
+single rows."""
+GOOD_ENOUGH = 1.02
+"""Nothing smaller is tried when there cannot be fewer micro-batches, and the ranks take at most this many times as long
+as with whole trees that fit perfectly."""
 
 
-def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[PackedBatch]]:
-    """Lay rows out in the micro-batches of `ranks` ranks, as `assign` says. Micro-batches without rows are fillers of
-    zero weight.
+def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[MicroBatch]]:
+    """Lay rows out in the micro-batches of `ranks` ranks, as `assign` says, without shared prefixes.
 
     Raises:
         ValueError: see `assign`; or a row's first token is to be trained, which nothing predicts.
     """
     return [
-        [concatenate([rows[i] for i in members]) if members else filler() for members in of_rank]
+        [lay_out([rows[i] for i in members]) for members in of_rank]
         for of_rank in assign([len(row) for row in rows], ranks, token_budget)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Rows that may share prefixes, as numbers, in an order in which each shares the most with the one before it."""
+
+    rows: Sequence[int]
+    lengths: Sequence[int]
+    shared: Sequence[int]
+    """The number of tokens that a row has in common with the one before it. That of the first does not matter."""
+
+    def cut(self, limit: float) -> list[Tree]:
+        """Parts of at most `limit` tokens, or of a single row."""
+        starts, tokens = [0], self.lengths[0]
+        for i in range(1, len(self.rows)):
+            tokens += self.lengths[i] - self.shared[i]
+            if tokens > limit:
+                starts.append(i)
+                tokens = self.lengths[i]
+        return [self._part(start, stop) for start, stop in pairwise([*starts, len(self.rows)])]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths) - sum(self.shared[1:])
+
+    def _part(self, start: int, stop: int) -> Tree:
+        return Tree(self.rows[start:stop], self.lengths[start:stop], self.shared[start:stop])
+
+
+def assign_trees(trees: Sequence[Tree], ranks: int, token_budget: int) -> list[list[list[Tree]]]:
+    """Spread trees over `ranks` lists of micro-batches of at most `token_budget` tokens: each a list of trees, parts of
+    the given ones.
+
+    Of the cuts that are tried, that one is taken with which each rank has the fewest micro-batches, because ZeRO-3
+    gathers the whole model for each; of equals that one with which the ranks take the least time. As every rank waits
+    for the slowest in every micro-batch, that is the sum of the largest micro-batches, in tokens. For the rest see
+    `assign`, which says what is raised, too.
+    """
+    for tree in trees:
+        for row, length in zip(tree.rows, tree.lengths, strict=True):
+            _check(row, length, token_budget)
+    fewest = max(1, -(-sum(tree.tokens for tree in trees) // (ranks * token_budget)))
+    shortest = sum(tree.tokens for tree in trees) / ranks
+    tried: list[tuple[int, float, list[list[list[Tree]]]]] = []
+    for limit in (*(token_budget / cut for cut in CUTS), 0):
+        parts = [part for tree in trees for part in tree.cut(limit)]
+        sizes = [part.tokens for part in parts]
+        plan = assign(sizes, ranks, token_budget)
+        time = sum(max(sum(sizes[i] for i in members) for members in turn) for turn in zip(*plan, strict=True))
+        tried.append((len(plan[0]), time, [[[parts[i] for i in members] for members in of_rank] for of_rank in plan]))
+        if len(plan[0]) == fewest and time <= GOOD_ENOUGH * shortest:
+            break
+    return min(tried, key=lambda found: found[:2])[2]
 
 
 def assign(lengths: Sequence[int], ranks: int, token_budget: int) -> list[list[list[int]]]:

@@ -6,14 +6,15 @@ out (`build`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from rl.batch.micro_batch import PackedBatch, TrainRow, concatenate, filler
-from rl.batch.packing import assign
+from rl.batch.micro_batch import MicroBatch, TrainRow, lay_out
+from rl.batch.packing import Tree, assign_trees
 from rollout.cards import Card
 from rollout.types import Address, Sample
 
@@ -22,16 +23,19 @@ from rollout.types import Address, Sample
 class PlannedRow:
     """One sample to train: number `sample` of group number `group`.
 
-    Its trained tokens have the advantages `advantages`, each for as many of them as `counts` says, in order.
+    Its trained tokens come in runs, in order: `counts` tokens each, with equal `advantages` and `temperatures`.
     """
 
     group: int
     sample: int
     length: int
     advantages: tuple[float, ...]
+    temperatures: tuple[float, ...]
     counts: tuple[int, ...]
     weight: float
     """The weight of every trained token in the step's loss. It implements the aggregation (rl.advantages.rows)."""
+    shared: int = 0
+    """The number of tokens that it begins with and that are computed for the row before it in the micro-batch."""
 
     def __len__(self) -> int:
         return self.length
@@ -52,32 +56,72 @@ class RankPlan:
     groups: dict[int, GroupPlace]
     micro_batches: tuple[tuple[PlannedRow, ...], ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return sum(len(row) - row.shared for rows in self.micro_batches for row in rows)
 
-def plan(cards: Sequence[Card], rows: Sequence[PlannedRow], ranks: int, token_budget: int) -> list[RankPlan]:
-    """Spread the rows of a step over ranks and micro-batches (`rl.batch.packing.assign`)."""
+
+def plan(
+    cards: Sequence[Card], rows: Sequence[PlannedRow], ranks: int, token_budget: int, *, share_prefixes: bool
+) -> list[RankPlan]:
+    """Spread the rows of a step over ranks and micro-batches (`rl.batch.packing.assign_trees`).
+
+    With `share_prefixes` the rows of a group that share a micro-batch have the tokens that they begin with in common.
+    """
+    trees = list(_trees(cards, rows) if share_prefixes else _single(rows))
     return [
-        _rank_plan(cards, [tuple(rows[i] for i in members) for members in of_rank])
-        for of_rank in assign([len(row) for row in rows], ranks, token_budget)
+        _rank_plan(cards, [tuple(_planned(rows, members)) for members in of_rank])
+        for of_rank in assign_trees(trees, ranks, token_budget)
     ]
 
 
-def build(part: RankPlan, fetch: Callable[[GroupPlace], Sequence[Sample]]) -> list[PackedBatch]:
+def build(part: RankPlan, fetch: Callable[[GroupPlace], Sequence[Sample]]) -> list[MicroBatch]:
     """Lay out one rank's micro-batches. `fetch` returns the samples of a group by their numbers; it is called once for
     each group."""
     samples = {number: fetch(place) for number, place in part.groups.items()}
     return [
-        concatenate([_train_row(row, samples[row.group][row.sample]) for row in rows]) if rows else filler()
+        lay_out([_train_row(row, samples[row.group][row.sample]) for row in rows], [row.shared for row in rows])
         for rows in part.micro_batches
     ]
 
 
+def _single(rows: Sequence[PlannedRow]) -> Iterator[Tree]:
+    for number, row in enumerate(rows):
+        yield Tree([number], [row.length], [0])
+
+
+def _trees(cards: Sequence[Card], rows: Sequence[PlannedRow]) -> Iterator[Tree]:
+    """One tree for each group with rows. `rows` come group by group."""
+    for group, members in groupby(enumerate(rows), key=lambda numbered: numbered[1].group):
+        by_sample = {row.sample: number for number, row in members}
+        samples = [sample for trajectory in cards[group].trajectories for sample in trajectory.samples]
+        order, shared, common = [], [], 0
+        for sample in sorted(range(len(samples)), key=lambda i: samples[i].rank):
+            common = min(common, samples[sample].shared)
+            if sample in by_sample:
+                order.append(by_sample[sample])
+                shared.append(common)
+                common = samples[sample].length
+        yield Tree(order, [rows[number].length for number in order], shared)
+
+
+def _planned(rows: Sequence[PlannedRow], trees: Sequence[Tree]) -> Iterator[PlannedRow]:
+    for tree in trees:
+        for number, shared in zip(tree.rows, [0, *tree.shared[1:]], strict=True):
+            yield replace(rows[number], shared=shared) if shared else rows[number]
+
+
 def _rank_plan(cards: Sequence[Card], micro_batches: Sequence[tuple[PlannedRow, ...]]) -> RankPlan:
     numbers = sorted({row.group for rows in micro_batches for row in rows})
-    places = {
-        number: GroupPlace(address=cards[number].address, reference=cards[number].reference) for number in numbers
-    }
-    return RankPlan(groups=places, micro_batches=tuple(micro_batches))
+    groups = {i: GroupPlace(address=cards[i].address, reference=cards[i].reference) for i in numbers}
+    return RankPlan(groups=groups, micro_batches=tuple(micro_batches))
 
 
 def _train_row(row: PlannedRow, sample: Sample) -> TrainRow:
-    return TrainRow(sample=sample, advantages=np.repeat(row.advantages, row.counts), weight=row.weight)
+    return TrainRow(
+        sample=sample,
+        advantages=np.repeat(row.advantages, row.counts),
+        temperatures=np.repeat(row.temperatures, row.counts),
+        weight=row.weight,
+    )

@@ -1,4 +1,4 @@
-"""A micro-batch on a device, and the type of an objective: a function from log-probabilities to a loss per token."""
+"""A micro-batch on a device, and the type of an objective: from log-probabilities to the loss of every prediction."""
 
 from __future__ import annotations
 
@@ -9,47 +9,71 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rl.batch.micro_batch import PackedBatch
+from rl.batch.micro_batch import MicroBatch
+from rl.batch.tree import Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BatchTensors:
-    """The arrays of a `PackedBatch` that lie along its tokens, on a device: same names, types and alignment."""
+class ModelInputs:
+    """What the model computes: the arrays of a `MicroBatch` of the same names, on a device."""
 
-    input_ids: Tensor
+    segments: tuple[Segment, ...]
+    tokens: Tensor
     position_ids: Tensor
+    multiplicity: Tensor
+    sources: Tensor
     labels: Tensor
-    loss_mask: Tensor
-    weights: Tensor
+    temperatures: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Predictions:
+    """All that losses and corrections see of a `MicroBatch`: its arrays [M] of the same names, on a device.
+
+    `rows` tells the predictions of a row, for quantities of a whole sequence; a row's stand together, in order.
+    """
+
+    rows: Tensor
     advantages: Tensor
+    weights: Tensor
     behaviour_logprobs: Tensor
     versions: Tensor
 
 
-def to_tensors(packed: PackedBatch, device: torch.device | str) -> BatchTensors:
-    """Copy a micro-batch to `device`."""
-    names = [field.name for field in fields(BatchTensors)]
-    return BatchTensors(**{name: torch.as_tensor(getattr(packed, name), device=device) for name in names})
+def model_inputs(batch: MicroBatch, device: torch.device | str) -> ModelInputs:
+    """Copy what the model needs of a micro-batch to `device`."""
+    names = [field.name for field in fields(ModelInputs) if field.name != "segments"]
+    return ModelInputs(segments=batch.segments, **_copied(batch, names, device))
+
+
+def predictions_of(batch: MicroBatch, device: torch.device | str) -> Predictions:
+    """Copy what an objective needs of a micro-batch to `device`."""
+    return Predictions(**_copied(batch, [field.name for field in fields(Predictions)], device))
+
+
+def _copied(batch: MicroBatch, names: list[str], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(getattr(batch, name), device=device) for name in names}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLoss:
-    """The result of a loss on a micro-batch. Values at positions with mask 0 are ignored."""
+    """The result of a loss on the predictions of a micro-batch."""
 
     loss: Tensor
-    """[T], differentiable."""
+    """[M], differentiable."""
     statistics: Mapping[str, Tensor]
-    """[T] each, numbers or flags. The learner detaches and sums them. Every batch, fillers included, must have the same
-    names."""
+    """[M] each, numbers or flags. The learner detaches and sums them. Every micro-batch, fillers included, must have
+    the same names."""
 
 
 class Objective(Protocol):
-    """Computes the loss of every token of a micro-batch. It knows no denominator and no other batch: the learner
-    multiplies by the tokens' weights and sums over micro-batches and ranks.
+    """Computes the loss of every prediction of a micro-batch. It knows no denominator and no other micro-batch: the
+    learner multiplies by the predictions' weights and sums over micro-batches and ranks.
 
     Args:
-        logprobs: [T], differentiable, of the policy that is trained.
-        entropy: [T], detached, of the same policy.
+        logprobs: [M], differentiable, of the policy that is trained.
+        entropy: [M], detached, of the same policy.
+        batch: M may be 0.
     """
 
-    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: BatchTensors) -> TokenLoss: ...
+    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: Predictions) -> TokenLoss: ...

@@ -16,6 +16,6 @@ class Correction:
     """
 
     weight: Tensor
-    """[T], detached."""
+    """[M], detached."""
     keep: Tensor
-    """[T], bool."""
+    """[M], bool."""

@@ -15,7 +15,7 @@ import psutil
 import ray
 from ray.actor import ActorHandle
 
-from rl.batch.micro_batch import PackedBatch
+from rl.batch.micro_batch import MicroBatch
 from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.specs import TrainerSpec
 from rl.driver.training import TrainingStage
@@ -91,7 +91,7 @@ class TrainerActor:
             device=self._spec.device,
         )
 
-    def train(self, batches: Sequence[PackedBatch], lr: float, version: int) -> dict[str, float]:
+    def train(self, batches: Sequence[MicroBatch], lr: float, version: int) -> dict[str, float]:
         """Take one optimizer step of the stage. Returns the learner's statistics, the same on every rank, and this
         rank's `rss_mb`."""
         from rl.losses.objective import make_objective
@@ -99,7 +99,7 @@ class TrainerActor:
         stage = self._stage
         assert stage is not None, "build comes first"
         objective = make_objective(stage.objective, version)
-        stats: dict[str, float] = self._learner.train_step(list(batches), objective, lr, stage.temperature)
+        stats: dict[str, float] = self._learner.train_step(list(batches), objective, lr)
         return stats | {"rss_mb": psutil.Process().memory_info().rss / 2**20}
 
     def train_planned(self, part: RankPlan, lr: float, version: int) -> dict[str, float]:

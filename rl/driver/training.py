@@ -11,11 +11,10 @@ from rl.losses.config import SUPERVISED, ObjectiveSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStage:
-    """A stage's optimizer, the objective that it minimises, and the temperature of the sampling of its tokens."""
+    """A stage's optimizer, and the objective that it minimises."""
 
     optimizer: OptimizerConfig
     objective: ObjectiveSpec
-    temperature: float = 1.0
 
 
 def supervised_stage(recipe: Recipe) -> TrainingStage:
@@ -27,5 +26,4 @@ def policy_stage(recipe: Recipe) -> TrainingStage:
     return TrainingStage(
         optimizer=recipe.trainer.optimizer,
         objective=ObjectiveSpec(loss=recipe.loss, correction=recipe.correction),
-        temperature=recipe.rollout.sampling.temperature,
     )

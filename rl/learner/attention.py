@@ -1,8 +1,9 @@
-"""Causal attention over a packed row: segments laid end to end attend only within themselves.
+"""Causal attention over prefix trees: each segment attends to its ancestors and, causally, to itself.
 
-Owns the attention function that every learner model runs, registered with transformers as `PACKED_ATTENTION`. No
-T x T mask is ever built and nothing is padded: each segment is one `is_causal` SDPA call on views, so the result
-of a segment is bit for bit what it would be alone.
+Owns the attention function that every learner model runs, registered with transformers as `TREE_ATTENTION`. Nothing is
+padded: each segment is one SDPA call, over its own keys after those of its ancestors. Its queries are the last of these
+keys, so the mask is causal from the lower right corner, and kernels that know such masks build none. A segment without
+ancestors is computed bit for bit as it would be alone.
 
 transformers builds a mask only for attention implementations it has a mask function for; we register none, so the
 model's `create_causal_mask` returns None for ours (a test pins that).
@@ -10,58 +11,81 @@ model's `create_causal_mask` returns None for ours (a test pins that).
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-PACKED_ATTENTION = "sluice_packed"
+from rl.batch.tree import Segment
+
+TREE_ATTENTION = "sluice_trees"
 CHANGES_RESULT = ("sliding_window", "softcap", "s_aux")
 """Keywords that transformers passes to the attention of some models, and that would change what it computes."""
 
 
-def packed_attention(
+def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    cu_seqlens: tuple[int, ...],
+    segments: tuple[Segment, ...],
     scaling: float,
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute the attention of one packed row. transformers fixes the signature; most of its keywords do not matter.
+    """Compute the attention of one micro-batch. transformers fixes the signature; most of its keywords do not matter.
 
     Args:
         query: [1, heads, T, D]; key and value: [1, kv_heads, T, D] (grouped-query: heads is a multiple of kv_heads).
-        cu_seqlens: n + 1 boundaries from 0 to T; segment i is cu_seqlens[i]:cu_seqlens[i + 1].
+        segments: as in `rl.batch.micro_batch.MicroBatch`.
 
     Returns:
         ([1, T, heads, D], None).
 
     Raises:
         ValueError: a mask, dropout, a sliding window, a softcap, sinks or more than one row was asked for, or the
-            boundaries do not span T tokens.
+            segments do not span T tokens.
     """
-    tokens = query.shape[2]
     if attention_mask is not None or dropout != 0.0:
-        raise ValueError("packed attention takes no mask and no dropout; set attention_dropout: 0.0 in config.json")
+        raise ValueError("tree attention takes no mask and no dropout; set attention_dropout: 0.0 in config.json")
     if asked := [name for name in CHANGES_RESULT if others.get(name) is not None]:
-        raise ValueError(f"packed attention has no {', '.join(asked)}, which this model's attention asks for")
-    if query.shape[0] != 1 or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens:
-        raise ValueError(f"cu_seqlens {cu_seqlens} does not span one row of {tokens} tokens (query {query.shape})")
-    grouped = query.shape[1] != key.shape[1]
-    lengths = [end - start for start, end in pairwise(cu_seqlens)]
+        raise ValueError(f"tree attention has no {', '.join(asked)}, which this model's attention asks for")
+    lengths = [segment.stop - segment.start for segment in segments]
+    if query.shape[0] != 1 or sum(lengths) != query.shape[2]:
+        raise ValueError(f"segments of {sum(lengths)} tokens do not span one row (query {tuple(query.shape)})")
     # Use split, not slices: the backward of each slice would allocate a full-size tensor of zeros.
-    segments = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     outputs = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in segments
+        _attend(own, [keys[i] for i in seen], [values[i] for i in seen], scaling)
+        for own, seen in zip(queries, _seen(segments), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+def _seen(segments: Sequence[Segment]) -> list[list[int]]:
+    """For each segment the numbers of its ancestors, the first one first, and its own."""
+    seen: list[list[int]] = []
+    for number, segment in enumerate(segments):
+        seen.append([*(seen[segment.parent] if segment.parent >= 0 else []), number])
+    return seen
+
+
+def _attend(
+    query: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], scaling: float
+) -> torch.Tensor:
+    grouped = query.shape[1] != keys[0].shape[1]
+    if len(keys) == 1:
+        return scaled_dot_product_attention(
+            query, keys[0], values[0], is_causal=True, scale=scaling, enable_gqa=grouped
+        )
+    key, value = torch.cat(list(keys), dim=2), torch.cat(list(values), dim=2)
+    mask = causal_lower_right(query.shape[2], key.shape[2])
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+
+
+AttentionInterface.register(TREE_ATTENTION, tree_attention)

@@ -46,6 +46,9 @@ class TrainerConfig(StrictModel):
     groups_per_step: int = Field(default=8, ge=1)
     token_budget: int = Field(default=8192, ge=16)
     """The most tokens in one packed micro-batch of one rank."""
+    share_prefixes: bool = True
+    """Compute the tokens that rows of a group begin with once for all of them in a micro-batch. The gradient is the
+    same."""
     logprob_chunk: int = Field(default=1024, ge=1)
     """Tokens whose logits are in memory at once."""
     optimizer: OptimizerConfig

@@ -31,12 +31,13 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from transformers import AutoConfig, PreTrainedConfig
 
-from rl.batch.micro_batch import PackedBatch
-from rl.batch.tensors import BatchTensors, Objective, to_tensors
+from rl.batch.micro_batch import MicroBatch
+from rl.batch.tensors import Objective, model_inputs, predictions_of
 from rl.families.registry import family_of
 from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.deepspeed_config import deepspeed_config
 from rl.learner.deepspeed_router import route_in_float32
+from rl.learner.expert_load import ExpertLoad
 from rl.learner.model import PolicyModel, load_model, resolve_model
 from rl.learner.rng import restore_rng, rng_state
 from rl.weights.hf_export import SHARD_BYTES, write_hf_export
@@ -96,16 +97,16 @@ class Learner:
             buffer.data = buffer.data.to(self._device)
         _set_deadlines(timeout)
         self.weights = WeightSource(self._engine.module, self._family)
-        self._moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
+        moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
         if self._family.float32_router:
-            route_in_float32(self._moe_layers)
+            route_in_float32(moe_layers)
+        self._expert_load = ExpertLoad(moe_layers)
 
     def train_step(
         self,
-        batches: Sequence[PackedBatch],
+        batches: Sequence[MicroBatch],
         objective: Objective,
         lr: float,
-        temperature: float = 1.0,
     ) -> dict[str, float]:
         """Take one optimizer step on Σ weight · token loss over the micro-batches of all ranks.
 
@@ -116,32 +117,32 @@ class Learner:
         Returns:
             `loss`, `grad_norm` (before clipping), `lr`, the sum of each of the objective's statistics over trained
             tokens, and for MoE models `moe/load_max_over_mean` (load of the busiest expert over the mean load, in the
-            worst layer). All are global and equal on every rank.
+            worst layer, a token of a shared prefix counted once for each of its rows). All are global and equal on
+            every rank.
 
         Raises:
             ValueError: ranks disagree on the number of micro-batches, or there are none.
         """
         self._require_lockstep(len(batches))
-        for layer in self._moe_layers:
-            layer.tokens_per_expert.zero_()
+        self._expert_load.reset()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
-            for name, value in self._backward(batch, objective, temperature).items():
+            for name, value in self._backward(batch, objective).items():
                 sums[name] = sums[name] + value if name in sums else value
         self._engine.step()
         return {
             **self._reduce(sums),
             "grad_norm": float(self._engine.get_global_grad_norm()),
             "lr": lr,
-            **self._expert_load(),
+            **self._expert_load.max_over_mean(),
         }
 
     @torch.no_grad()
-    def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> npt.NDArray[np.float32]:
-        """The log-probability [T] of each label under the current policy. All ranks must call it equally often."""
-        logprobs, _ = self._forward(to_tensors(batch, self._device), batch, temperature)
+    def logprobs(self, batch: MicroBatch) -> npt.NDArray[np.float32]:
+        """The log-probability [M] of each label under the current policy. All ranks must call it equally often."""
+        logprobs, _ = self._forward(batch)
         return logprobs.float().cpu().numpy()
 
     def save(self, directory: str | Path) -> None:
@@ -178,34 +179,33 @@ class Learner:
     def close(self) -> None:
         """Free the engine, so that another learner can be built in this process. The process group stays."""
         self._engine.destroy()
-        del self._engine, self.weights, self._moe_layers
+        del self._engine, self.weights, self._expert_load
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _forward(
-        self, tensors: BatchTensors, batch: PackedBatch, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = model_inputs(batch, self._device)
+        self._expert_load.multiplicity = inputs.multiplicity
         logprobs, entropy = self._engine(
-            input_ids=tensors.input_ids,
-            position_ids=tensors.position_ids,
-            cu_seqlens=tuple(batch.cu_seqlens.tolist()),
-            labels=tensors.labels,
-            temperature=temperature,
+            tokens=inputs.tokens,
+            position_ids=inputs.position_ids,
+            segments=inputs.segments,
+            sources=inputs.sources,
+            labels=inputs.labels,
+            temperatures=inputs.temperatures,
         )
         return logprobs, entropy
 
-    def _backward(self, batch: PackedBatch, objective: Objective, temperature: float) -> dict[str, torch.Tensor]:
-        tensors = to_tensors(batch, self._device)
-        logprobs, entropy = self._forward(tensors, batch, temperature)
-        found = objective(logprobs, entropy, tensors)
-        trained = tensors.loss_mask > 0
-        loss = (found.loss * tensors.weights).where(trained, 0.0).sum()
-        # DeepSpeed averages gradients over the ranks. The token weights are made for the whole step, so the gradients
-        # must be summed instead: multiplying by the number of ranks undoes the average.
+    def _backward(self, batch: MicroBatch, objective: Objective) -> dict[str, torch.Tensor]:
+        logprobs, entropy = self._forward(batch)
+        predictions = predictions_of(batch, self._device)
+        found = objective(logprobs, entropy, predictions)
+        loss = (found.loss * predictions.weights).sum()
+        # DeepSpeed averages gradients over the ranks. The weights are made for the whole step, so the gradients must be
+        # summed instead: multiplying by the number of ranks undoes the average.
         self._engine.backward(loss * self._world, scale_wrt_gas=False)
-        statistics = {name: values.detach().float() for name, values in found.statistics.items()}
-        return {"loss": loss.detach(), **{name: v.where(trained, 0.0).sum() for name, v in statistics.items()}}
+        return {"loss": loss.detach(), **{name: v.detach().float().sum() for name, v in found.statistics.items()}}
 
     def _require_lockstep(self, count: int) -> None:
         """Raise ValueError unless all ranks have the same number of micro-batches, at least one. ZeRO-3 gathers
@@ -224,14 +224,6 @@ class Learner:
         values = torch.stack([sums[name].detach().to(torch.float64) for name in names])
         torch.distributed.all_reduce(values)
         return dict(zip(names, values.tolist(), strict=True))
-
-    def _expert_load(self) -> dict[str, float]:
-        if not self._moe_layers:
-            return {}
-        load = torch.stack([layer.tokens_per_expert for layer in self._moe_layers])
-        torch.distributed.all_reduce(load)
-        ratio = load.max(dim=1).values / load.mean(dim=1).clamp_min(1.0)
-        return {"moe/load_max_over_mean": ratio.max().item()}
 
     def _exported_config(self) -> PreTrainedConfig:
         return type(self._config).from_dict(self._family.exported_config(self._config.to_dict()))

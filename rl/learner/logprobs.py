@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 
 
 def chunked_logprobs(
-    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperatures: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Return log softmax(hidden @ weight.T / temperature) at the labels, and that distribution's entropy.
+    """Return log softmax(hidden @ weight.T / temperatures) at the labels, and that distribution's entropy.
 
     Args:
         hidden: [T, H] floating point; T may be 0 and need not be a multiple of `chunk`. Positions are independent, so
@@ -33,7 +33,7 @@ def chunked_logprobs(
         weight: [V, H], same dtype as hidden. It must be a leaf if its storage may change before backward (see the
             module's docstring).
         labels: [T] int64 in [0, V).
-        temperature: > 0.
+        temperatures: [T] floating point, each > 0.
         chunk: tokens whose logits are in memory at once, in forward and in backward.
 
     Returns:
@@ -42,16 +42,17 @@ def chunked_logprobs(
         is float32 (or float64).
 
     Raises:
-        ValueError: the shapes do not fit each other, or temperature or chunk is not positive.
+        ValueError: the shapes do not fit each other, or chunk is not positive.
     """
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or labels.shape != hidden.shape[:1]:
+    fits = hidden.ndim == weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
+    if not fits or not labels.shape == temperatures.shape == hidden.shape[:1]:
         raise ValueError(
-            f"expected hidden [T, H], weight [V, H], labels [T]; got hidden {tuple(hidden.shape)}, "
-            f"weight {tuple(weight.shape)}, labels {tuple(labels.shape)}"
+            f"expected hidden [T, H], weight [V, H], labels [T], temperatures [T]; got hidden {tuple(hidden.shape)}, "
+            f"weight {tuple(weight.shape)}, labels {tuple(labels.shape)}, temperatures {tuple(temperatures.shape)}"
         )
-    if temperature <= 0 or chunk < 1:
-        raise ValueError(f"temperature={temperature} must be > 0 and chunk={chunk} at least 1")
-    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, labels, temperature, chunk)
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1")
+    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, labels, temperatures.to(_exact(hidden)), chunk)
     return logprobs, entropy
 
 
@@ -70,34 +71,35 @@ class ChunkedLMHead(nn.Module):
         self.weight: nn.Parameter = head.weight
         self.chunk: int = chunk
 
-    def forward(self, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return logprobs [T] and entropy [T] from hidden [T, H] and labels [T]; see `chunked_logprobs`."""
-        return chunked_logprobs(hidden, self.weight, labels, temperature, self.chunk)
+    def forward(self, hidden: Tensor, labels: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logprobs [T] and entropy [T] from hidden [T, H], labels [T] and temperatures [T]; see
+        `chunked_logprobs`."""
+        return chunked_logprobs(hidden, self.weight, labels, temperatures, self.chunk)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperatures: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
         exact = _exact(hidden)
         logprobs, entropy, normalizer = (hidden.new_empty(len(hidden), dtype=exact) for _ in range(3))
         for part in _chunks(len(hidden), chunk):
-            logits = _logits(hidden[part], weight, temperature)
+            logits = _logits(hidden[part], weight, temperatures[part])
             normalizer[part] = logits.logsumexp(dim=-1)
             logprobs[part] = logits.gather(1, labels[part, None]).squeeze(1) - normalizer[part]
             probabilities = (logits - normalizer[part, None]).exp_()
             entropy[part] = normalizer[part] - probabilities.mul_(logits).sum(dim=-1)
-        ctx.save_for_backward(hidden, weight, labels, normalizer)
-        ctx.temperature, ctx.chunk, ctx.weight_shape = temperature, chunk, weight.shape
+        ctx.save_for_backward(hidden, weight, labels, temperatures, normalizer)
+        ctx.chunk, ctx.weight_shape = chunk, weight.shape
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, labels, normalizer = ctx.saved_tensors
-        temperature, chunk = ctx.temperature, ctx.chunk
+        hidden, weight, labels, temperatures, normalizer = ctx.saved_tensors
+        chunk = ctx.chunk
         if weight.shape != ctx.weight_shape:
             raise RuntimeError(
                 f"the LM head's weight is {tuple(weight.shape)} in backward but was whole in forward: ZeRO-3 has not "
@@ -109,8 +111,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=_exact(hidden)) if want_weight else None
         for part in _chunks(len(hidden), chunk):
             # d logprob[label] / d logits = (onehot(label) - softmax) / temperature
-            scale = (grad[part] / temperature)[:, None]
-            grad_logits = _logits(hidden[part], weight, temperature).sub_(normalizer[part, None]).exp_().mul_(-scale)
+            scale = (grad[part] / temperatures[part])[:, None]
+            logits = _logits(hidden[part], weight, temperatures[part])
+            grad_logits = logits.sub_(normalizer[part, None]).exp_().mul_(-scale)
             grad_logits.scatter_add_(1, labels[part, None], scale)
             rounded = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
@@ -128,9 +131,9 @@ def _chunks(length: int, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, length, chunk)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, temperatures: Tensor) -> Tensor:
     """The logits [C, V] in float32 or float64, as a fresh tensor that the caller may overwrite."""
-    return (hidden @ weight.T).to(_exact(hidden)).div_(temperature)
+    return (hidden @ weight.T).to(_exact(hidden)).div_(temperatures[:, None])
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -18,8 +18,9 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from rl.batch.tree import Segment
 from rl.families.family import Family
-from rl.learner.attention import PACKED_ATTENTION
+from rl.learner.attention import TREE_ATTENTION
 from rl.learner.logprobs import ChunkedLMHead
 from rl.weights.hf_reader import HfCheckpoint, has_weights
 
@@ -51,7 +52,7 @@ def load_model(
     place: Callable[[nn.Parameter], None] | None = None,
     read: bool = True,
 ) -> PreTrainedModel:
-    """The causal language model at `path` in `dtype`, with packed attention, in training mode.
+    """The causal language model at `path` in `dtype`, with tree attention, in training mode.
 
     A directory without weights gets random ones from `seed`: the same on every rank, leaving the global RNG unchanged.
 
@@ -68,7 +69,7 @@ def load_model(
     torch_dtype: torch.dtype = getattr(torch, dtype)
     stored = has_weights(directory)
     with init_empty_weights(include_buffers=False) if stored else _seeded(seed):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=PACKED_ATTENTION)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=TREE_ATTENTION)
     if stored:
         _read(model, HfCheckpoint(directory, family), place or _stay, read)
     else:
@@ -136,26 +137,29 @@ class PolicyModel(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        tokens: torch.Tensor,
         position_ids: torch.Tensor,
-        cu_seqlens: tuple[int, ...],
+        segments: tuple[Segment, ...],
+        sources: torch.Tensor,
         labels: torch.Tensor,
-        temperature: float,
+        temperatures: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-probability of each label and the entropy at each position, both [T] float32.
+        """Return the log-probability of each label and the entropy of the distribution that it is of, both [M] float32.
 
         Args:
-            input_ids, position_ids, labels: [T] int64.
-            cu_seqlens: segment boundaries of the packed row.
+            tokens, position_ids: [T] int64.
+            segments: the prefix trees that the tokens form.
+            sources, labels, temperatures: [M]; label m is predicted at position `sources[m]`. Others get no logits.
         """
         output = self.model(
-            input_ids=input_ids[None],
+            input_ids=tokens[None],
             position_ids=position_ids[None],
             attention_mask=None,
             use_cache=False,
-            cu_seqlens=cu_seqlens,
+            segments=segments,
         )
+        hidden = output.last_hidden_state[0].index_select(0, sources)
         logprobs: torch.Tensor
         entropy: torch.Tensor
-        logprobs, entropy = self.lm_head(output.last_hidden_state[0], labels, temperature)
+        logprobs, entropy = self.lm_head(hidden, labels, temperatures)
         return logprobs, entropy

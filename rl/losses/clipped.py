@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl.batch.tensors import BatchTensors, TokenLoss
+from rl.batch.tensors import Predictions, TokenLoss
 from rl.losses.common import log_ratio
 from rl.losses.config import ClippedSettings
 
 
-def clipped(logprobs: Tensor, entropy: Tensor, batch: BatchTensors, settings: ClippedSettings) -> TokenLoss:
+def clipped(logprobs: Tensor, entropy: Tensor, batch: Predictions, settings: ClippedSettings) -> TokenLoss:
     """Return -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) for every token, with r = policy / behaviour policy.
 
     Schulman et al. 2017 (PPO, eq. 7) on single tokens, as in GRPO (Shao et al. 2024), with the two limits of DAPO (Yu

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rewards.extension import load
-from rl.batch.tensors import BatchTensors, Objective, TokenLoss
+from rl.batch.tensors import Objective, Predictions, TokenLoss
 from rl.corrections.registry import CORRECTIONS
 from rl.losses.config import ObjectiveSpec
 from rl.losses.registry import LOSSES
@@ -22,13 +22,13 @@ def make_objective(spec: ObjectiveSpec, version: int) -> Objective:
     loss = load(LOSSES, spec.loss.name)
     correction = load(CORRECTIONS, spec.correction.name)
 
-    def objective(logprobs: Tensor, entropy: Tensor, batch: BatchTensors) -> TokenLoss:
+    def objective(logprobs: Tensor, entropy: Tensor, batch: Predictions) -> TokenLoss:
         found: TokenLoss = loss(logprobs, entropy, batch, spec.loss)
         difference = logprobs.detach() - batch.behaviour_logprobs
         corrected = correction(difference, batch, spec.correction)
         fresh = batch.versions == version
         common = {
-            "tokens": torch.ones_like(batch.loss_mask),
+            "tokens": torch.ones_like(batch.weights),
             "entropy": entropy,
             "rejected": ~corrected.keep,
             "fresh_tokens": fresh,

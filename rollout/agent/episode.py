@@ -128,14 +128,21 @@ class Episode:
     async def _speak(self, environment: Environment) -> tuple[AssistantTurn, bool]:
         """Append one completion as sampled. Return the parsed turn, and whether a stop token ended it."""
         request_id = f"{self.request_id}/{len(self.turns)}"
+        sampling = self._sampling(request_id)
         with self.span("generate"):
-            completion = await self.agent.engine.generate(request_id, self.stream.token_ids, self._sampling(request_id))
+            completion = await self.agent.engine.generate(request_id, self.stream.token_ids, sampling)
         if completion.finish_reason == "abort":
             raise InfrastructureError(f"the engine aborted request {request_id}")
         start = len(self.stream)
         self.stream.sampled(completion)
         self.turns.append(
-            Turn(sample=len(self.streams) - 1, start=start, stop=len(self.stream), state_key=self.state_key)
+            Turn(
+                sample=len(self.streams) - 1,
+                start=start,
+                stop=len(self.stream),
+                temperature=sampling.temperature,
+                state_key=self.state_key,
+            )
         )
         self.counts["turns"] += 1
         self.counts["tokens_sampled"] += len(completion.token_ids)

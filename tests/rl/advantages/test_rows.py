@@ -29,13 +29,16 @@ def sample(sampled: int = 2) -> Sample:
 
 
 def trajectory(
-    reward: float | None, samples: tuple[Sample, ...] | None = None, turns: tuple[Turn, ...] = ()
+    reward: float | None, samples: tuple[Sample, ...] | None = None, turns: tuple[Turn, ...] | None = None
 ) -> Trajectory:
+    """Without `turns`, each sample is one turn."""
+    samples = (sample(),) if samples is None else samples
+    each = tuple(Turn(sample=i, start=1, stop=len(one)) for i, one in enumerate(samples))
     return Trajectory(
         task_id="t",
         group_id="g",
-        samples=(sample(),) if samples is None else samples,
-        turns=turns,
+        samples=samples,
+        turns=each if turns is None else turns,
         messages=(),
         stop_reason="aborted" if reward is FAILED else "answered",
         outcome="infra_error" if reward is FAILED else "scored",
@@ -110,6 +113,19 @@ def test_a_row_names_its_group_and_its_sample_and_says_equal_advantages_once() -
     rows = rows_of([group(1.0, 1.0), group(lost, forked, 0.0)])
     assert [(row.group, row.sample) for row in rows] == [(1, 1), (1, 3), (1, 4)]
     assert [(row.advantages, row.counts) for row in rows] == [((0.5,), (2,)), ((0.5,), (3,)), ((-0.5,), (2,))]
+
+
+def test_every_token_keeps_the_temperature_of_its_turn() -> None:
+    turns = (
+        Turn(sample=0, start=1, stop=2, temperature=0.5),
+        Turn(sample=0, start=2, stop=4, temperature=0.5),
+        Turn(sample=1, start=1, stop=3, temperature=2.0),
+    )
+    one = trajectory(1.0, samples=(sample(3), sample(2)), turns=turns)
+    rows, _ = train_rows(cards_of([group(one, 0.0)]), PLAIN, TOKEN)
+    assert [(row.temperatures, row.counts) for row in rows] == [((0.5,), (3,)), ((2.0,), (2,)), ((1.0,), (2,))]
+    rows, _ = train_rows(cards_of([group(one)]), own("by_turn"), TOKEN)
+    assert [(row.temperatures, row.counts) for row in rows] == [((0.5, 0.5), (1, 2)), ((2.0,), (2,))]
 
 
 @pytest.mark.parametrize(

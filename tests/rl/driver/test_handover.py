@@ -133,7 +133,7 @@ def test_driver_and_buffer_receive_as_many_bytes_for_long_trajectories_as_for_sh
         groups = [stored.group for stored in read(rollouts[tokens].folder.path)]
         by_id = {group.id: group for group in groups}
         assert all(t.samples[0].length > 0.9 * tokens for card in taken for t in card.trajectories)
-        planned = plan(taken, rows_of([by_id[card.id] for card in taken]), 2, 4 * tokens)
+        planned = plan(taken, rows_of([by_id[card.id] for card in taken]), 2, 4 * tokens, share_prefixes=True)
         received[tokens] = sum(map(bytes_by_ray, taken)) + bytes_by_ray(taken) + bytes_by_ray(planned)
         content = GROUPS * 4 * tokens * 13
         print(f"{received[tokens]} bytes for {content} bytes of samples")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from rl.batch.micro_batch import TrainRow
-from rl.batch.tensors import BatchTensors, TokenLoss
+from rl.batch.micro_batch import MicroBatch, TrainRow, lay_out
+from rl.batch.packing import Tree, assign_trees
+from rl.batch.tensors import Predictions, TokenLoss
 from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.learner import Learner
 from tests.samples import sample_of
 
 VOCAB = 512
+PREFIX = 20
 TEMPERATURE = 0.7
 # Adam's first step is g / (|g| + eps). A small eps would turn the rounding noise of tiny gradients into whole steps.
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-3, weight_decay=0.1, clip_norm=0.05)
@@ -122,12 +125,53 @@ def rows() -> list[TrainRow]:
         )
     count = sum(sample.trained_tokens for sample in samples)
     return [
-        TrainRow(sample=sample, advantages=generator.normal(size=sample.trained_tokens), weight=(1 + i % 3) / count)
+        TrainRow(
+            sample=sample,
+            advantages=generator.normal(size=sample.trained_tokens),
+            weight=(1 + i % 3) / count,
+            temperatures=TEMPERATURE,
+        )
         for i, sample in enumerate(samples)
     ]
 
 
-def objective(logprobs: Tensor, entropy: Tensor, batch: BatchTensors) -> TokenLoss:
+def group_rows() -> list[TrainRow]:
+    """Three groups of four rows. A group's rows have PREFIX tokens in common, and their own 12 to 24 after that."""
+    generator = np.random.default_rng(0)
+    made = []
+    for _ in range(3):
+        prefix = generator.integers(0, VOCAB, PREFIX).tolist()
+        for _ in range(4):
+            own = generator.integers(0, VOCAB, generator.integers(12, 25)).tolist()
+            sample = sample_of(
+                token_ids=prefix + own,
+                loss_mask=[0] * PREFIX + [1] * len(own),
+                logprobs=[0.0] * PREFIX + (-6.0 - generator.random(len(own))).tolist(),
+                versions=[-1] * PREFIX + [0] * len(own),
+            )
+            advantages = generator.normal(size=len(own))
+            made.append(TrainRow(sample=sample, advantages=advantages, weight=0.01, temperatures=TEMPERATURE))
+    return made
+
+
+def trees(ranks: int, budget: int) -> list[list[MicroBatch]]:
+    """`group_rows()` as prefix trees, for every rank."""
+    data = group_rows()
+    lengths = [len(row) for row in data]
+    groups = [Tree(range(i, i + 4), lengths[i : i + 4], [PREFIX] * 4) for i in range(0, len(data), 4)]
+    return [
+        [
+            lay_out(
+                [data[i] for tree in of_one for i in tree.rows],
+                [shared for tree in of_one for shared in (0, *tree.shared[1:])],
+            )
+            for of_one in of_rank
+        ]
+        for of_rank in assign_trees(groups, ranks, budget)
+    ]
+
+
+def objective(logprobs: Tensor, entropy: Tensor, batch: Predictions) -> TokenLoss:
     """An unclipped policy gradient."""
     ratio = torch.exp(logprobs - batch.behaviour_logprobs)
     return TokenLoss(-ratio * batch.advantages, {"entropy": entropy, "tokens": torch.ones_like(entropy)})
@@ -151,9 +195,11 @@ def checkpoint_names(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict
     return revert_weight_conversion(model, kept)
 
 
-def plain_answer(path: Path) -> Answer:
-    """Do one step over `rows()`, one sequence at a time, with full logits."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").train()
+def plain_answer(path: Path, data: Sequence[TrainRow], dtype: torch.dtype = torch.float32) -> Answer:
+    """Do one step over the rows, one sequence at a time, with full logits."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", experts_implementation="eager"
+    ).train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=OPTIMIZER.lr,
@@ -161,7 +207,6 @@ def plain_answer(path: Path) -> Answer:
         eps=OPTIMIZER.eps,
         weight_decay=OPTIMIZER.weight_decay,
     )
-    data = rows()
     all_logprobs, total = [], 0.0
     for row in data:
         tokens = torch.tensor(row.sample.token_ids)
@@ -169,9 +214,9 @@ def plain_answer(path: Path) -> Answer:
         logprobs = logits[:-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
         trained = torch.tensor(row.sample.loss_mask[1:]) == 1
         ratio = torch.exp(logprobs - torch.tensor(row.sample.logprobs[1:]))[trained]
-        loss = -row.weight * (ratio * torch.from_numpy(row.advantages).float()).sum()
+        loss = -row.weight * (ratio * torch.from_numpy(row.advantages).to(dtype)).sum()
         loss.backward()
-        all_logprobs.append(logprobs.detach())
+        all_logprobs.append(logprobs.detach()[trained])
         total += loss.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
     optimizer.step()

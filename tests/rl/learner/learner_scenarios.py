@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.utils import groups, safe_get_full_optimizer_state
 from torch import Tensor
 
-from rl.batch.micro_batch import PackedBatch, filler
+from rl.batch.micro_batch import MicroBatch, filler, lay_out
 from rl.batch.packing import pack
 from rl.learner.learner import Learner
 from rl.weights.source import _pieces
@@ -40,7 +41,7 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         )
         batches = with_fillers(case.budget)
         before = row_logprobs(learner)
-        stats = learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+        stats = learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr)
         export = directory / ("export-" + "-".join(map(str, case)))
         learner.export_hf(export, shard_bytes=100_000)
         results[case] = {
@@ -53,16 +54,39 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             "logprobs_after": row_logprobs(learner),
             "export": export,
         }
-        second = learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+        second = learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr)
         results[case]["second_loss"] = second["loss"]
         learner.close()
+    return results
+
+
+def sharing(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Do one step over rows of groups: in two packings of separate rows, and as prefix trees."""
+    data = fixtures.group_rows()
+    layouts = {
+        "wide": pack(data, WORLD, 1000)[RANK],
+        "narrow": pack(data, WORLD, 60)[RANK],
+        "trees": fixtures.trees(WORLD, 1000)[RANK],
+        "cut trees": fixtures.trees(WORLD, 90)[RANK],
+    }
+    results = {}
+    for kind in ("glm", "llama"):
+        for name, batches in layouts.items():
+            expert_parallel = min(WORLD, 2) if kind == "glm" else 1
+            learner = fixtures.learner(
+                directory.parent / kind, WORLD, expert_parallel, gradient_checkpointing=name == "cut trees"
+            )
+            stats = learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr)
+            tokens = sum(len(batch) for batch in batches)
+            results[kind, name] = {"stats": stats, "first_moment": first_moments(learner), "tokens": tokens}
+            learner.close()
     return results
 
 
 def half_precision(directory: Path) -> dict[str, Any]:
     """Do one step in bfloat16. Record the input, weight and logits of the first router, too."""
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD, dtype="bfloat16")
-    router = learner._moe_layers[0].router
+    router = next(m.router for m in learner._engine.module.modules() if isinstance(m, AutoEPMoELayer))
     seen: dict[str, Tensor] = {}
     router.gate.register_forward_hook(
         lambda gate, inputs, logits: seen.update(
@@ -88,7 +112,7 @@ def lockstep(directory: Path) -> dict[str, Any]:
         except ValueError as error:
             errors.append(str(error))
     before = full_weights(learner)
-    stats = learner.train_step(batches, fixtures.objective, lr=0.0, temperature=fixtures.TEMPERATURE)
+    stats = learner.train_step(batches, fixtures.objective, lr=0.0)
     after = full_weights(learner)
     learner.close()
     return {
@@ -125,10 +149,10 @@ def after_checkpoint(learner: Learner) -> dict[str, Any]:
 
 def step(learner: Learner) -> dict[str, float]:
     batches = with_fillers(20)
-    return learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr, fixtures.TEMPERATURE)
+    return learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr)
 
 
-def with_fillers(budget: int) -> list[PackedBatch]:
+def with_fillers(budget: int) -> list[MicroBatch]:
     """This rank's micro-batches. At a budget of 17 a filler comes first on rank 0, and last on other ranks."""
     mine = pack(fixtures.rows(), WORLD, budget)[RANK]
     if budget == 17:
@@ -137,9 +161,9 @@ def with_fillers(budget: int) -> list[PackedBatch]:
 
 
 def row_logprobs(learner: Learner) -> list[Tensor]:
-    """The logprobs of each row, shape [L - 1]. One row goes into each call, and it is the same on every rank."""
-    packed = [pack([row], 1, 64)[0][0] for row in fixtures.rows()]
-    return [torch.from_numpy(learner.logprobs(batch, fixtures.TEMPERATURE)[:-1]) for batch in packed]
+    """The logprobs of each row's trained tokens. One row goes into each call, and it is the same on every rank."""
+    packed = [lay_out([row]) for row in fixtures.rows()]
+    return [torch.from_numpy(learner.logprobs(batch)) for batch in packed]
 
 
 def full_weights(learner: Learner, max_bytes: int = 1 << 30) -> dict[str, Tensor]:

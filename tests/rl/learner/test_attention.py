@@ -1,4 +1,4 @@
-"""Packed attention gives every segment exactly what it gets alone, without a T x T mask."""
+"""Attention over prefix trees gives every row exactly what it gets alone, without padding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import create_causal_mask
 
-from rl.learner.attention import PACKED_ATTENTION, packed_attention
+from rl.batch.tree import Segment, plant
+from rl.learner.attention import TREE_ATTENTION, tree_attention
 
 BOUNDS = (0, 5, 6, 14, 16)
+APART = tuple(Segment(start, stop, -1) for start, stop in pairwise(BOUNDS))
+"""Rows that share nothing."""
+FOREST = plant([9, 7, 12, 3, 5], [0, 6, 4, 0, 3])
+"""Five rows in two trees: one branches after 4 and after 6 tokens, and a row of the other is a prefix of the next."""
 
 
 def heads(tokens: int, kv_heads: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -22,15 +27,15 @@ def heads(tokens: int, kv_heads: int = 2) -> tuple[torch.Tensor, torch.Tensor, t
     return query, key, value
 
 
-def call(query, key, value, cu_seqlens, mask=None, dropout=0.0) -> torch.Tensor:
+def call(query, key, value, segments, mask=None, dropout=0.0) -> torch.Tensor:
     module = torch.nn.Module()
-    return packed_attention(module, query, key, value, mask, cu_seqlens=cu_seqlens, scaling=0.3, dropout=dropout)[0]
+    return tree_attention(module, query, key, value, mask, segments=segments, scaling=0.3, dropout=dropout)[0]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_each_segment_is_bit_for_bit_what_it_is_alone(kv_heads: int) -> None:
+def test_each_row_that_shares_nothing_is_bit_for_bit_what_it_is_alone(kv_heads: int) -> None:
     query, key, value = heads(BOUNDS[-1], kv_heads)
-    packed = call(query, key, value, BOUNDS)
+    packed = call(query, key, value, APART)
     assert packed.shape == (1, BOUNDS[-1], 4, 8)
     for start, end in pairwise(BOUNDS):
         q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
@@ -47,7 +52,7 @@ def test_it_equals_attention_under_a_block_causal_mask_with_its_gradients() -> N
     for packed in (True, False):
         q, k, v = (tensor.clone().requires_grad_() for tensor in (query, key, value))
         out = (
-            call(q, k, v, BOUNDS)
+            call(q, k, v, APART)
             if packed
             else scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=0.3).transpose(1, 2)
         )
@@ -57,8 +62,32 @@ def test_it_equals_attention_under_a_block_causal_mask_with_its_gradients() -> N
         torch.testing.assert_close(ours, masked, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_each_row_of_a_tree_gets_the_values_and_gradients_of_a_row_alone(kv_heads: int) -> None:
+    query, key, value = (tensor.double() for tensor in heads(FOREST.tokens, kv_heads))
+    results = []
+    for shared in (True, False):
+        q, k, v = (tensor.clone().requires_grad_() for tensor in (query, key, value))
+        if shared:
+            out = call(q, k, v, FOREST.segments)[0]
+            rows = [out[torch.from_numpy(place)] for place in FOREST.places]
+        else:
+            rows = [alone(*(tensor[:, :, torch.from_numpy(place)] for tensor in (q, k, v))) for place in FOREST.places]
+        sum((row * torch.arange(1, len(row) + 1)[:, None, None]).square().sum() for row in rows).backward()
+        results.append((*(row.detach() for row in rows), q.grad, k.grad, v.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    grouped = key.shape[1] != 4
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=grouped)[0].transpose(
+        0, 1
+    )
+
+
 def test_transformers_builds_no_mask_for_it() -> None:
-    config = LlamaConfig(attn_implementation=PACKED_ATTENTION)
+    config = LlamaConfig(attn_implementation=TREE_ATTENTION)
     embeddings = torch.zeros(1, 16, 4)
     restarting = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1]])
     assert create_causal_mask(config, embeddings, None, None, restarting) is None
@@ -76,9 +105,9 @@ def test_a_packed_model_forward_equals_one_forward_a_sequence() -> None:
     tokens = torch.randint(0, 50, (1, BOUNDS[-1]))
     with torch.no_grad():
         alone = [model(tokens[:, a:b]).logits[0] for a, b in pairwise(BOUNDS)]
-        model.set_attn_implementation(PACKED_ATTENTION)
+        model.set_attn_implementation(TREE_ATTENTION)
         positions = torch.cat([torch.arange(len(logits)) for logits in alone])[None]
-        packed = model(tokens, position_ids=positions, use_cache=False, cu_seqlens=BOUNDS).logits[0]
+        packed = model(tokens, position_ids=positions, use_cache=False, segments=APART).logits[0]
     expected = torch.cat(alone)
     # In float64, since kernels of other processors add up float32 in another order. atol is a part of the largest
     # logit, because a small one may be the difference of large terms.
@@ -86,18 +115,18 @@ def test_a_packed_model_forward_equals_one_forward_a_sequence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "mask", "dropout"),
-    [((0, 5), None, 0.0), ((1, 16), None, 0.0), (BOUNDS, torch.ones(16, 16), 0.0), (BOUNDS, None, 0.1)],
+    ("segments", "mask", "dropout"),
+    [(APART[:1], None, 0.0), (APART[1:], None, 0.0), (APART, torch.ones(16, 16), 0.0), (APART, None, 0.1)],
 )
-def test_what_it_cannot_do_is_refused(bounds, mask, dropout) -> None:
+def test_what_it_cannot_do_is_refused(segments, mask, dropout) -> None:
     with pytest.raises(ValueError):
-        call(*heads(BOUNDS[-1]), bounds, mask, dropout)
+        call(*heads(BOUNDS[-1]), segments, mask, dropout)
 
 
 @pytest.mark.parametrize(("name", "value"), [("sliding_window", 4), ("softcap", 30.0), ("s_aux", torch.zeros(4))])
 def test_what_a_models_attention_asks_for_beyond_it_is_refused(name: str, value: object) -> None:
     query, key, value_states = heads(BOUNDS[-1])
-    arguments = {"cu_seqlens": BOUNDS, "scaling": 0.3}
-    packed_attention(torch.nn.Module(), query, key, value_states, None, **arguments, **{name: None})
+    arguments = {"segments": APART, "scaling": 0.3}
+    tree_attention(torch.nn.Module(), query, key, value_states, None, **arguments, **{name: None})
     with pytest.raises(ValueError, match=f"has no {name}"):
-        packed_attention(torch.nn.Module(), query, key, value_states, None, **arguments, **{name: value})
+        tree_attention(torch.nn.Module(), query, key, value_states, None, **arguments, **{name: value})

@@ -33,14 +33,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(models: Path) -> dict[str, fixtures.Answer]:
-    return {kind: fixtures.plain_answer(models / kind) for kind in KINDS}
+    return {kind: fixtures.plain_answer(models / kind, fixtures.rows()) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def scenarios(models: Path) -> dict[int, list[dict[str, Any]]]:
     """The results of each rank by scenario, by world size. Starting ranks costs seconds, so two ranks do the most."""
-    of_two = ("parity", "half_precision", "lockstep", "resume_first")
-    return {world: run_ranks(of_two if world == 2 else ("parity",), world, models / f"world{world}") for world in CASES}
+    every, of_two = ("parity", "sharing"), ("parity", "sharing", "half_precision", "lockstep", "resume_first")
+    return {world: run_ranks(of_two if world == 2 else every, world, models / f"world{world}") for world in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,33 @@ def test_expert_load_counts_every_token(results: Results) -> None:
     assert 2.0 <= results[2][0][case]["stats"]["moe/load_max_over_mean"] <= 4.0
 
 
+@pytest.mark.parametrize("kind", ["glm", "llama"])
+@pytest.mark.parametrize("world", list(CASES))
+def test_a_step_over_prefix_trees_is_as_exact_as_one_over_separate_rows(world, kind, scenarios, models) -> None:
+    """Against plain Hugging Face in float64, and relative to each tensor's largest gradient, its error is at most twice
+    that of two packings of separate rows."""
+    exact = fixtures.plain_answer(models / kind, fixtures.group_rows(), torch.float64)
+
+    def error(ours: dict[str, Tensor]) -> float:
+        largest = {name: tensor.abs().max() for name, tensor in exact.first_moment.items()}
+        gaps = {name: (ours[name] - tensor).abs().max() for name, tensor in exact.first_moment.items()}
+        return max(float(gap / largest[name]) for name, gap in gaps.items() if largest[name] > 0)
+
+    found = {name: scenarios[world][0]["sharing"][kind, name] for name in ("wide", "narrow", "trees", "cut trees")}
+    errors = {name: error(one["first_moment"]) for name, one in found.items()}
+    print(errors)
+    noise = max(errors["wide"], errors["narrow"])
+    assert 0 < errors["trees"] <= 2 * noise and 0 < errors["cut trees"] <= 2 * noise
+    tokens = {name: sum(rank["sharing"][kind, name]["tokens"] for rank in scenarios[world]) for name in found}
+    assert tokens["trees"] < tokens["cut trees"] < tokens["narrow"]
+    for one in found.values():
+        assert one["stats"]["loss"] == pytest.approx(exact.loss, rel=1e-6, abs=1e-6)
+        assert one["stats"]["grad_norm"] == pytest.approx(exact.grad_norm, rel=2e-6)
+        assert one["stats"]["tokens"] == found["wide"]["stats"]["tokens"]
+        # A token of a shared prefix counts once for each of its rows.
+        assert one["stats"].get("moe/load_max_over_mean") == found["wide"]["stats"].get("moe/load_max_over_mean")
+
+
 @pytest.mark.parametrize(("world", "case"), EVERY_CASE)
 def test_stream_has_the_names_shapes_and_types_of_save_pretrained(world, case, results: Results, models: Path) -> None:
     with safe_open(models / case[0] / "model.safetensors", framework="pt") as saved:
@@ -143,7 +170,8 @@ def test_export_loads_as_a_hugging_face_model_with_equal_weights_and_logprobs(wo
             tokens = torch.tensor(row.sample.token_ids)
             logits = model(input_ids=tokens[None]).logits[0] / fixtures.TEMPERATURE
             plain = logits[:-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
-            torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+            trained = torch.tensor(row.sample.loss_mask[1:]) == 1
+            torch.testing.assert_close(ours, plain[trained], rtol=1e-6, atol=1e-6)
 
 
 def test_in_bfloat16_routing_stays_float32_and_the_step_is_near(scenarios, answers) -> None:

@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl.learner.logprobs import ChunkedLMHead, chunked_logprobs
+from rl.learner import logprobs as module
+from rl.learner.logprobs import ChunkedLMHead
 
 H, V = 5, 11
+
+
+def chunked_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int):
+    """With the same temperature everywhere."""
+    return module.chunked_logprobs(hidden, weight, labels, torch.full(labels.shape, temperature), chunk)
 
 
 def plain(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -48,6 +54,17 @@ def test_a_value_by_hand() -> None:
     assert logprobs.item() == pytest.approx(math.log(0.75))
     assert entropy.item() == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
     assert chunked_logprobs(hidden, weight, torch.tensor([1]), 0.5, 4)[0].item() == pytest.approx(math.log(0.9))
+
+
+def test_every_token_has_its_own_temperature() -> None:
+    hidden, weight, labels = inputs(6)
+    temperatures = torch.tensor([0.5, 2.0, 1.0, 0.7, 0.5, 3.0])
+    logprobs, entropy = module.chunked_logprobs(hidden, weight, labels, temperatures, 4)
+    (grads,) = torch.autograd.grad(logprobs.sum(), hidden)
+    for i, temperature in enumerate(temperatures.tolist()):
+        expected, expected_entropy = plain(hidden[i : i + 1], weight, labels[i : i + 1], temperature)
+        torch.testing.assert_close((logprobs[i : i + 1], entropy[i : i + 1]), (expected, expected_entropy))
+        torch.testing.assert_close(grads[i], torch.autograd.grad(expected, hidden)[0][i])
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5])
@@ -117,7 +134,7 @@ def test_backward_reads_the_weight_that_is_gathered_then() -> None:
     head = ChunkedLMHead(nn.Linear(H, V, bias=False), chunk=2)
     whole = head.weight.detach().clone()
     expected = torch.autograd.grad(plain(hidden, whole, labels, 1.0)[0].sum(), hidden)
-    loss = head(hidden, labels, 1.0)[0].sum()
+    loss = head(hidden, labels, torch.ones(len(labels)))[0].sum()
     head.weight.data.fill_(float("nan"))  # the storage of the forward pass is somebody else's now
     head.weight.data = torch.empty(0)
     head.weight.data = whole.clone()
@@ -127,7 +144,7 @@ def test_backward_reads_the_weight_that_is_gathered_then() -> None:
 def test_a_weight_that_was_not_gathered_is_an_error_that_says_so() -> None:
     hidden, _, labels = inputs(5)
     head = ChunkedLMHead(nn.Linear(H, V, bias=False), chunk=2)
-    loss = head(hidden, labels, 1.0)[0].sum()
+    loss = head(hidden, labels, torch.ones(len(labels)))[0].sum()
     head.weight.data = torch.empty(0)
     with pytest.raises(RuntimeError, match="ZeRO-3 has not gathered it; call the ChunkedLMHead module"):
         loss.backward()
@@ -156,8 +173,7 @@ def test_only_chunk_tokens_of_logits_exist_at_once() -> None:
     [
         ((3, H + 1), 3, 1.0, 1, r"hidden \(3, 6\), weight \(11, 5\)"),
         ((3, H), 2, 1.0, 1, r"labels \(2,\)"),
-        ((3, H), 3, 0.0, 1, "temperature=0.0 must be > 0"),
-        ((3, H), 3, 1.0, 0, "chunk=0 at least 1"),
+        ((3, H), 3, 1.0, 0, "chunk=0 must be at least 1"),
     ],
 )
 def test_wrong_arguments(hidden: tuple[int, int], labels: int, temperature: float, chunk: int, message: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedModel
 
+from rl.batch.tree import Segment
 from rl.families.registry import family_of
 from rl.learner.model import PolicyModel, load_model
 
@@ -50,13 +51,17 @@ def test_the_policy_gives_the_logprobs_of_the_model_under_the_models_names(confi
     assert set(policy.state_dict()) == names
     tokens = torch.arange(8) * 5 % 50
     labels, positions = tokens.roll(-1), torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
-    logprobs, entropy = policy(tokens, positions, (0, 5, 8), labels, 0.5)
+    segments = (Segment(0, 5, -1), Segment(5, 8, -1))
+    logprobs, entropy = policy(tokens, positions, segments, torch.arange(8), labels, torch.full((8,), 0.5))
     model.set_attn_implementation("sdpa")
     for part in (slice(0, 5), slice(5, 8)):
         hidden = model.model(tokens[None, part]).last_hidden_state[0]
         plain = (hidden @ model.lm_head.weight.T / 0.5).log_softmax(-1)
         torch.testing.assert_close(logprobs[part], plain.gather(1, labels[part, None])[:, 0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(entropy[part], -(plain.exp() * plain).sum(-1), rtol=1e-5, atol=1e-5)
+    some = torch.tensor([6, 1, 1])
+    again, _ = policy(tokens, positions, segments, some, labels[some], torch.full((3,), 0.5))
+    torch.testing.assert_close(again, logprobs[some])
 
 
 @pytest.mark.parametrize(("name", "message"), [("empty", "no config.json"), ("missing", "not a directory")])
