@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from rewards.errors import InfrastructureError
 from rollout.actors.process import enter_role
+from rollout.engine.choice import EngineChoice, EngineStatus
 from rollout.engine.settings import EngineSettings
 from rollout.types import Completion, SamplingParams, TokenIds
 
@@ -42,6 +42,7 @@ class InferenceActor:
         enter_role(role, logs_dir, threads)
         self._replica = replica
         self._engine: Any = None
+        self._outstanding = 0
 
     async def start(self, settings: EngineSettings) -> None:
         """Build the engine; it refuses to sample until the first push."""
@@ -50,7 +51,22 @@ class InferenceActor:
         self._engine = await Inference.start(settings, replica=self._replica)
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
-        return await self._engine.generate(request_id, prompt, sampling)
+        tokens = len(prompt) + sampling.max_tokens
+        self._outstanding += tokens
+        try:
+            return await self._engine.generate(request_id, prompt, sampling)
+        finally:
+            self._outstanding -= tokens
+
+    @_control
+    async def status(self) -> EngineStatus:
+        """Say how busy the engine is, and whether it can serve."""
+        engine = self._engine
+        return EngineStatus(
+            outstanding=self._outstanding,
+            ready=engine is not None and engine.version is not None,
+            paused_s=0.0 if engine is None else engine.paused_s,
+        )
 
     @_control
     async def call(self, method: str, *args: Any) -> Any:
@@ -68,18 +84,70 @@ class InferenceActor:
             await self._engine.shutdown()
 
 
-class EngineClient:
-    """The client of one group. All its requests go to one replica, so that its members share the prompt's KV cache.
+class Engines:
+    """The engines as one worker sees them."""
 
-    `timeout_s` limits one completion, in seconds; None leaves that to the caller's own deadline.
+    def __init__(self, replicas: Sequence[ActorHandle]) -> None:
+        self._replicas = replicas
+        self.choice = EngineChoice(len(replicas), self._status)
+
+    def __getitem__(self, engine: int) -> ActorHandle:
+        return self._replicas[engine]
+
+    async def _status(self, engine: int) -> EngineStatus:
+        status: EngineStatus = await self._replicas[engine].status.remote()
+        return status
+
+
+class EngineClient:
+    """The client of one group. Its first request chooses an engine, and all others follow; when that engine dies,
+    another one is chosen.
+
+    `tokens` is the most that the group may have in engines at once. `timeout_s` limits one completion, in seconds; None
+    leaves that to the caller's own deadline. `close` it when the group has ended.
     """
 
-    def __init__(self, replicas: Sequence[ActorHandle], group_id: str, timeout_s: float | None) -> None:
-        self._replica = replicas[zlib.crc32(group_id.encode()) % len(replicas)]
+    def __init__(self, engines: Engines, group_id: str, tokens: int, timeout_s: float | None) -> None:
+        self._engines = engines
+        self._group_id = group_id
+        self._tokens = tokens
         self._timeout_s = timeout_s
+        self._engine: int | None = None
+        self._choosing = asyncio.Lock()
 
     async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
-        reference = self._replica.generate.remote(request_id, prompt_token_ids, sampling)
+        engine = await self._chosen()
+        tokens = len(prompt_token_ids) + sampling.max_tokens
+        self._engines.choice.started(engine, tokens)
+        try:
+            return await self._completion(engine, request_id, prompt_token_ids, sampling)
+        except RayActorError as error:
+            self._leave(engine)
+            raise InfrastructureError(f"request {request_id}: engine {engine} has died: {error}") from error
+        finally:
+            self._engines.choice.ended(engine, tokens)
+
+    def close(self) -> None:
+        """Let the engine go."""
+        if self._engine is not None:
+            self._engines.choice.release(self._engine, self._tokens)
+            self._engine = None
+
+    async def _chosen(self) -> int:
+        async with self._choosing:
+            if self._engine is None:
+                self._engine = await self._engines.choice.choose(self._group_id, self._tokens)
+            return self._engine
+
+    def _leave(self, engine: int) -> None:
+        if self._engine == engine:  # else another member has done so
+            self.close()
+            self._engines.choice.forget()
+
+    async def _completion(
+        self, engine: int, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams
+    ) -> Completion:
+        reference = self._engines[engine].generate.remote(request_id, prompt_token_ids, sampling)
         try:
             return await asyncio.wait_for(reference, self._timeout_s)
         except TimeoutError:

@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 
 from rewards.sandbox.config import SandboxConfig
-from rollout.actors.engine import EngineClient
+from rollout.actors.engine import EngineClient, Engines
 from rollout.actors.process import enter_role
 from rollout.agent.config import EvalConfig, RolloutConfig
 from rollout.cards import Card, card_of, samples_of
@@ -65,7 +65,7 @@ class WorkerActor:
         from rollout.agent.source import make_sources
         from rollout.chat.registry import load_chat
 
-        self._spec, self._replicas, self._buffer = spec, replicas, buffer
+        self._spec, self._engines, self._buffer = spec, Engines(replicas), buffer
         sandbox = Sandbox(spec.sandbox)
         self._sources = make_sources(spec.sources, sandbox)
         if any(source.uses_sandbox for source in self._sources.values()):
@@ -107,9 +107,13 @@ class WorkerActor:
         from rollout.agent.episode import Agent
         from rollout.agent.loop import run_group
 
-        engine = EngineClient(self._replicas, group_id, self._spec.generate_timeout_s)
+        tokens = config.group_size * config.max_context
+        engine = EngineClient(self._engines, group_id, tokens, self._spec.generate_timeout_s)
         agent = Agent(chat=self._chat, engine=engine, config=config, seed=self._spec.seed)
-        return await run_group(agent, self._sources[task.source], task, group_id)
+        try:
+            return await run_group(agent, self._sources[task.source], task, group_id)
+        finally:
+            engine.close()
 
 
 def _shared(samples: Sequence[Sample]) -> ray.ObjectRef | None:

@@ -17,6 +17,7 @@ steps that were already launched, which the old weights computed, under the old 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Inference:
         self._settings = settings
         self._replica = replica
         self._version: int | None = None
-        self._paused = False
+        self._paused_at: float | None = None
         self._update: _Update | None = None
         self._damage: str | None = None
         self._membership: dict[str, Any] | None = None
@@ -105,6 +106,11 @@ class Inference:
         """The policy version of the engine's weights; None before the first push."""
         return self._version
 
+    @property
+    def paused_s(self) -> float:
+        """For how long the engine has been paused; 0 while it samples."""
+        return 0.0 if self._paused_at is None else time.monotonic() - self._paused_at
+
     async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
         """Sample one completion. While the engine is paused the request waits; a push does not end it.
 
@@ -134,7 +140,7 @@ class Inference:
     async def pause(self) -> None:
         """Stop sampling between two steps and keep the running requests. Idempotent."""
         await self._result(self._thread.pause())
-        self._paused = True
+        self._paused_at = self._paused_at or time.monotonic()
 
     async def begin_update(self, version: int, manifest: Sequence[WeightSpec]) -> None:
         """Open the update to `version`; `manifest` lists every tensor that will be sent.
@@ -144,7 +150,7 @@ class Inference:
         Raises:
             WeightUpdateError: the engine is not paused, or `version` is older than its weights.
         """
-        if not self._paused:
+        if self._paused_at is None:
             raise WeightUpdateError(f"update to version {version}: pause the engine first")
         if self._version is not None and version < self._version:
             raise WeightUpdateError(f"update to version {version}: the engine has version {self._version} already")
@@ -206,7 +212,7 @@ class Inference:
         if self._damage is not None:
             raise WeightUpdateError(f"the engine stays paused: {self._damage}. Push the weights again")
         await self._result(self._thread.resume())
-        self._paused = False
+        self._paused_at = None
 
     async def checksums(self) -> dict[str, str]:
         """Return the sha256 of every weight as the engine computes with it, fused and packed.

@@ -21,7 +21,8 @@ from rl.driver.waiting import ProcessFailure
 from rl.processes.tree import kill_run, new_run_id
 from rl.recipe.load import load_recipe
 from rl.rundir.directory import RunDir
-from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, EngineClient, InferenceActor
+from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS as GROUPS
+from rollout.actors.engine import EngineClient, Engines, InferenceActor
 from rollout.actors.process import enter_role
 from rollout.actors.worker import WorkerActor
 from rollout.store import read
@@ -63,6 +64,8 @@ class Actor:
 
 class ScriptedEngine:
     """An engine that answers once it was resumed. It counts its requests: running, most at once, cancelled."""
+
+    version, paused_s = 0, 0.0
 
     def __init__(self) -> None:
         self.resumed = False
@@ -118,7 +121,7 @@ def cluster(ray_instance: None, tmp_path: Path) -> Cluster:
 
 
 def engine(cluster: Cluster) -> Any:
-    return cluster.spawn(ScriptedInference, "engine-0", Place(), groups=ENGINE_CONCURRENCY_GROUPS)
+    return cluster.spawn(ScriptedInference, "engine-0", Place(), groups=GROUPS)
 
 
 def test_an_actor_that_could_not_start_says_why(cluster: Cluster) -> None:
@@ -182,12 +185,13 @@ def test_a_request_that_nobody_waits_for_is_cancelled_in_the_engine(cluster: Clu
         return await replica.call.remote("counts")
 
     async def give_up() -> None:
+        engines = Engines([replica])
         with pytest.raises(InfrastructureError, match="generate_timeout_s"):
-            await EngineClient([replica], "g", timeout_s=2.0).generate("late", [1], SAMPLING)
+            await EngineClient(engines, "g", 1, timeout_s=2.0).generate("late", [1], SAMPLING)
         while (await counts())[0] != 0:
             await asyncio.sleep(0.05)
         before = (await counts())[2]
-        request = asyncio.create_task(EngineClient([replica], "g", timeout_s=100).generate("r", [1], SAMPLING))
+        request = asyncio.create_task(EngineClient(engines, "g", 1, timeout_s=100).generate("r", [1], SAMPLING))
         while (await counts())[0] != 1:
             await asyncio.sleep(0.05)
         request.cancel()
@@ -195,6 +199,41 @@ def test_a_request_that_nobody_waits_for_is_cancelled_in_the_engine(cluster: Clu
             await asyncio.sleep(0.05)
 
     asyncio.run(asyncio.wait_for(give_up(), 60))
+
+
+def test_groups_go_to_the_engine_with_the_least_to_do_and_leave_one_that_died(cluster: Cluster) -> None:
+    """Members of a group stay together. Three groups of 10 tokens each: two engines get 20 and 10."""
+    first, second = (cluster.spawn(ScriptedInference, f"engine-{i}", Place(), groups=GROUPS) for i in range(2))
+
+    async def busy(replica: Any) -> int:
+        running: int = (await replica.call.remote("counts"))[0]
+        return running
+
+    async def run() -> None:
+        engines = Engines([first, second])
+        clients = [EngineClient(engines, f"g{i}", 10, timeout_s=100) for i in range(3)]
+        running = []
+        for client in clients:
+            running += [asyncio.create_task(client.generate(f"{id(client)}/{i}", [1], SAMPLING)) for i in range(2)]
+            while await busy(first) + await busy(second) < len(running):
+                await asyncio.sleep(0.05)
+        assert sorted([await busy(first), await busy(second)]) == [2, 4]
+        alive, victim = (first, second) if await busy(first) == 2 else (second, first)
+        ray.kill(victim)
+        await alive.call.remote("resume")
+        ended = await asyncio.gather(*running, return_exceptions=True)
+        assert [type(one) for one in ended].count(Completion) == 2
+        lost = [one for one in ended if isinstance(one, InfrastructureError)]
+        assert len(lost) == 4 and all("has died" in str(one) for one in lost)
+        again = await asyncio.gather(*(client.generate(f"again/{id(client)}", [1], SAMPLING) for client in clients))
+        assert len(again) == 3
+        ray.kill(alive)
+        for client in clients:
+            client.close()
+        with pytest.raises(InfrastructureError, match=r"has died|none of the 2 inference engines answers"):
+            await clients[0].generate("late", [1], SAMPLING)
+
+    asyncio.run(asyncio.wait_for(run(), 100))
 
 
 def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Cluster, tmp_path: Path) -> None:

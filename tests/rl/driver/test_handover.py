@@ -34,6 +34,8 @@ GROUPS = 2
 class TalkativeEngine:
     """Samples random tokens until the limit, at version 0."""
 
+    version, paused_s = 0, 0.0
+
     async def generate(self, request_id: str, prompt: Any, sampling: SamplingParams) -> Completion:
         random = np.random.default_rng(sampling.seed)
         tokens = random.integers(0, 300, sampling.max_tokens).tolist()

@@ -1,0 +1,104 @@
+"""Which engine a group goes to: the one with the fewest outstanding tokens among those that can serve.
+
+What is known where: an engine counts the tokens of all requests that it holds, whoever sent them. A worker counts the
+tokens that its own groups may still take, also while their tools run and no request of theirs is anywhere. It adds
+them to what the others have running.
+
+All members of a group go to one engine, where they share the prompt's KV cache, and every trajectory stays there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from rewards.errors import InfrastructureError
+
+STATUS_S = 0.5
+"""For this long a worker uses what the engines said about themselves."""
+ANSWER_S = 5.0
+"""An engine that does not answer for this long gets no new group."""
+PAUSED_S = 10.0
+"""Nor does one that has been paused for this long: its push has trouble."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """What an engine says about itself."""
+
+    outstanding: int
+    """Tokens of the requests that it holds: their prompts, and as many as each may still sample."""
+    ready: bool
+    """Whether it has weights to sample from."""
+    paused_s: float
+    """For how long it has been paused; 0 while it samples."""
+
+
+class EngineChoice:
+    """Chooses engines, by number, for the groups of one worker. `ask` returns an engine's status, or raises."""
+
+    def __init__(self, engines: int, ask: Callable[[int], Awaitable[EngineStatus]]) -> None:
+        self._engines = engines
+        self._ask = ask
+        self._statuses: list[EngineStatus | None] = []
+        self._asked = -STATUS_S
+        self._asking = asyncio.Lock()
+        self._reserved: Counter[int] = Counter()
+        """Tokens that this worker's groups may take, by engine."""
+        self._running: Counter[int] = Counter()
+        """Of these, the tokens of requests that the engine holds."""
+
+    async def choose(self, group_id: str, tokens: int) -> int:
+        """Return the engine for a group, and count `tokens` for it until `release`.
+
+        Raises:
+            InfrastructureError: no engine answers.
+        """
+        async with self._asking:
+            if time.monotonic() - self._asked >= STATUS_S:
+                self._statuses = await asyncio.gather(*(self._status(engine) for engine in range(self._engines)))
+                self._asked = time.monotonic()
+        alive = {engine: status for engine, status in enumerate(self._statuses) if status is not None}
+        serving = [engine for engine, s in alive.items() if s.ready and s.paused_s < PAUSED_S]
+        if not alive:
+            raise InfrastructureError(f"none of the {self._engines} inference engines answers")
+        # Equal loads are told apart by the group, so that workers do not all choose the same engine.
+        chosen = min(serving or alive, key=lambda engine: (self._load(engine), _mixed(f"{group_id}/{engine}")))
+        self._reserved[chosen] += tokens
+        return chosen
+
+    def release(self, engine: int, tokens: int) -> None:
+        """Forget a group that has ended."""
+        self._reserved[engine] -= tokens
+
+    def started(self, engine: int, tokens: int) -> None:
+        """Note a request of this worker, of so many tokens."""
+        self._running[engine] += tokens
+
+    def ended(self, engine: int, tokens: int) -> None:
+        """Note that such a request has ended."""
+        self._running[engine] -= tokens
+
+    def forget(self) -> None:
+        """Ask the engines again before the next choice, because one of them has died."""
+        self._asked = -STATUS_S
+
+    def _load(self, engine: int) -> int:
+        status = self._statuses[engine]
+        assert status is not None, "only engines that answer are compared"
+        others = max(0, status.outstanding - self._running[engine])
+        return others + self._reserved[engine]
+
+    async def _status(self, engine: int) -> EngineStatus | None:
+        try:
+            return await asyncio.wait_for(self._ask(engine), ANSWER_S)
+        except Exception:  # it is dead, or as good as that
+            return None
+
+
+def _mixed(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
