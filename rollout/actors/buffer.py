@@ -54,11 +54,12 @@ class BufferActor:
             failure_share_limit=spec.failure_share_limit,
             seed=spec.seed,
         )
-        self._changed = asyncio.Condition()
+        self._gate = asyncio.Condition()
+        self._finished = asyncio.Condition()
 
     async def issue(self, wait_s: float) -> tuple[str, Task] | None:
         """Return the next task and its issue id, or None when the gate stayed shut for `wait_s` seconds."""
-        return await self._first(self._buffer.issue, wait_s)
+        return await _first(self._gate, self._buffer.issue, wait_s)
 
     async def told(self) -> Sequence[str]:
         """What people should know about how this run began."""
@@ -66,11 +67,14 @@ class BufferActor:
 
     async def put(self, card: Card) -> None:
         self._buffer.put(card)
-        await self._notify()
+        await _notify(self._finished)
+        if not card.usable:  # its place at the gate is free
+            await _notify(self._gate)
 
     async def take(self, version: int, wait_s: float) -> TakeAnswer:
         """Return the cards of the step that trains `version`, or None for them after `wait_s` seconds."""
-        cards = await self._first(lambda: self._buffer.take(version), wait_s)
+        cards = await _first(self._finished, lambda: self._buffer.take(version), wait_s)
+        await _notify(self._gate)  # a group that became stale gives its place back
         return TakeAnswer(
             cards=cards,
             arrivals=self._buffer.arrivals,
@@ -81,7 +85,7 @@ class BufferActor:
     async def published(self, version: int) -> None:
         self._buffer.published(version)
         self._log.sync()
-        await self._notify()
+        await _notify(self._gate)
 
     async def mark_trained(self, issue_ids: Sequence[str], step: int) -> Mapping[str, int]:
         """Close the issues in the ledger. Return its counts afterwards."""
@@ -100,17 +104,19 @@ class BufferActor:
         """Block forever. Callers await this to be notified when the process dies."""
         await asyncio.Event().wait()
 
-    async def _first(self, attempt: Callable[[], T | None], wait_s: float) -> T | None:
-        """Call `attempt` after every change until it returns a value. Return None after `wait_s` seconds."""
-        async with self._changed:
-            try:
-                async with asyncio.timeout(wait_s):
-                    while (found := attempt()) is None:
-                        await self._changed.wait()
-                    return found
-            except TimeoutError:
-                return None
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+async def _first(changed: asyncio.Condition, attempt: Callable[[], T | None], wait_s: float) -> T | None:
+    """Call `attempt` after every change until it returns a value. Return None after `wait_s` seconds."""
+    async with changed:
+        try:
+            async with asyncio.timeout(wait_s):
+                while (found := attempt()) is None:
+                    await changed.wait()
+                return found
+        except TimeoutError:
+            return None
+
+
+async def _notify(changed: asyncio.Condition) -> None:
+    async with changed:
+        changed.notify_all()

@@ -16,6 +16,8 @@ from rollout.types import OBSERVED, SAMPLE_DTYPES, Completion, Sample
 
 FIRST_TOKENS = 256
 """The length that the arrays of a stream begin with."""
+_OBSERVED_VALUES = {"token_ids": 0, "loss_mask": 0, "logprobs": 0.0, "versions": OBSERVED}
+"""What the arrays hold where nothing was sampled."""
 
 
 class TokenStream:
@@ -26,9 +28,8 @@ class TokenStream:
 
     def __init__(self) -> None:
         self._length = 0
-        self._arrays: dict[str, npt.NDArray[Any]] = {
-            name: np.empty(FIRST_TOKENS, dtype) for name, dtype in SAMPLE_DTYPES.items()
-        }
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        self._grow(FIRST_TOKENS)
 
     def __len__(self) -> int:
         return self._length
@@ -42,27 +43,31 @@ class TokenStream:
 
     def observe(self, token_ids: Sequence[int]) -> None:
         """Append tokens that no policy sampled: prompt, tool result, template glue."""
-        self._append(len(token_ids), token_ids=token_ids, loss_mask=0, logprobs=0.0, versions=OBSERVED)
+        where = self._room_for(len(token_ids))
+        self._arrays["token_ids"][where] = token_ids
 
     def sampled(self, completion: Completion) -> None:
         """Append what the policy sampled, exactly as sampled."""
-        self._append(
-            len(completion.token_ids),
-            token_ids=completion.token_ids,
-            loss_mask=1,
-            logprobs=completion.logprobs,
-            versions=completion.versions,
-        )
+        where = self._room_for(len(completion.token_ids))
+        self._arrays["token_ids"][where] = completion.token_ids
+        self._arrays["loss_mask"][where] = 1
+        self._arrays["logprobs"][where] = completion.logprobs
+        self._arrays["versions"][where] = completion.versions
 
     def finish(self) -> Sample:
         return Sample(**{name: array[: self._length].copy() for name, array in self._arrays.items()})
 
-    def _append(self, count: int, **values: Any) -> None:
+    def _room_for(self, count: int) -> slice:
+        """Lengthen the stream by `count` tokens, which count as observed, and return their place."""
         start, end = self._length, self._length + count
-        for name, array in self._arrays.items():
-            if end > len(array):
-                array = np.empty(max(end, 2 * len(array)), array.dtype)
-                array[:start] = self._arrays[name][:start]
-                self._arrays[name] = array
-            array[start:end] = values[name]
+        if end > len(self._arrays["token_ids"]):
+            self._grow(max(end, 2 * len(self._arrays["token_ids"])))
         self._length = end
+        return slice(start, end)
+
+    def _grow(self, size: int) -> None:
+        for name, dtype in SAMPLE_DTYPES.items():
+            array = np.full(size, _OBSERVED_VALUES[name], dtype)
+            if self._length:
+                array[: self._length] = self._arrays[name][: self._length]
+            self._arrays[name] = array

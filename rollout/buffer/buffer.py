@@ -151,6 +151,8 @@ class Buffer:
         self._breaker.check()
         if version != self._version or version == self._taken_at:
             raise ValueError(f"take({version}): published is {self._version}, last taken at {self._taken_at}")
+        if self.ledger.count("finished") < self._groups_per_step:
+            return None
         self._reissue_stale(version)
         chosen = self._choose(version)
         if chosen is None:
@@ -185,9 +187,9 @@ class Buffer:
         """Return one line for the watchdog: the state of the gate and of the next step, and whom they wait for."""
         if self._version is None:
             return "the gate is shut until the first weights are published"
-        running, finished = self.ledger.open("issued"), self.ledger.open("finished")
+        running = self.ledger.open("issued")
         state = (
-            f"version {self._version}: {len(running)} groups running, {len(finished)} finished, "
+            f"version {self._version}: {len(running)} groups running, {self.ledger.count('finished')} finished, "
             f"{self._in_training} in training, {self._admitted()} of {self._places} places of the gate taken"
         )
         if self._taken_at == self._version:
@@ -203,7 +205,7 @@ class Buffer:
         return (self._max_staleness + 1) * self._groups_per_step
 
     def _admitted(self) -> int:
-        return len(self.ledger.open("issued", "finished")) + self._in_training
+        return self.ledger.count("issued", "finished") + self._in_training
 
     def _task(self, position: int) -> Task:
         epoch, place = divmod(position, len(self._tasks))

@@ -74,6 +74,7 @@ class Ledger:
         self.record = record
         self._start = start
         self._open: dict[str, Issue] = {}
+        self._states: Counter[State] = Counter()
         self._retries: deque[_Retry] = deque()
         self._cursor = 0
         self._issued = 0
@@ -101,14 +102,14 @@ class Ledger:
     def finish(self, issue_id: str, address: Address, versions: tuple[int, int] | None) -> Issue:
         """Record that the group of an issue has arrived, where it lies, and its oldest and newest version."""
         issue = replace(self._require(issue_id, ("issued",)), state="finished", address=address, versions=versions)
-        self._open[issue_id] = issue
+        self._put(issue)
         self.record("finished", id=issue_id, address=[address.segment, address.record], versions=versions)
         return issue
 
     def take(self, issue_ids: Sequence[str], version: int) -> None:
         """Record that the step that trains `version` has these issues."""
         for issue_id in issue_ids:
-            self._open[issue_id] = replace(self._require(issue_id, ("finished",)), state="taken")
+            self._put(replace(self._require(issue_id, ("finished",)), state="taken"))
         self.record("taken", version=version, ids=list(issue_ids))
 
     def mark_trained(self, issue_ids: Sequence[str], step: int) -> None:
@@ -122,7 +123,7 @@ class Ledger:
         for issue_id in issue_ids:
             self._require(issue_id, ("taken",))
         for issue_id in issue_ids:
-            del self._open[issue_id]
+            self._close(issue_id)
         self._trained += len(issue_ids)
         self._last_step = step
         self.record("trained", step=step, ids=list(issue_ids))
@@ -159,12 +160,16 @@ class Ledger:
     def wait_again(self, issue_id: str) -> Issue:
         """Record that a group which was taken when the checkpoint was written waits again."""
         issue = replace(self._require(issue_id, ("taken",)), state="finished")
-        self._open[issue_id] = issue
+        self._put(issue)
         return issue
 
     def open(self, *states: State) -> list[Issue]:
         """Return the open issues in these states, oldest first."""
         return [issue for issue in self._open.values() if issue.state in states]
+
+    def count(self, *states: State) -> int:
+        """Return the number of open issues in these states, without looking at each."""
+        return sum(self._states[state] for state in states)
 
     def counts(self) -> dict[str, int]:
         """Return the number of issues that are issued, open, trained, dropped and reissued.
@@ -196,7 +201,8 @@ class Ledger:
         ledger._last_step = state["last_step"]
         ledger._dropped.update(state["dropped"])
         ledger._reissued.update(state["reissued"])
-        ledger._open = {issue["id"]: _issue(issue) for issue in state["open"]}
+        for issue in state["open"]:
+            ledger._put(_issue(issue))
         ledger._retries.extend(_Retry(**{**retry, "task": task_of(retry["task"])}) for retry in state["retries"])
         return ledger
 
@@ -204,9 +210,9 @@ class Ledger:
         if issue.parent is None:
             self._cursor = issue.position + 1
         else:
-            self._retries = deque(retry for retry in self._retries if retry.parent != issue.parent)
+            self._retries.remove(next(retry for retry in self._retries if retry.parent == issue.parent))
         self._issued = issue.number + 1
-        self._open[issue.id] = issue
+        self._put(issue)
         fields = asdict(issue)
         del fields["state"], fields["address"], fields["versions"]
         self.record("issued", **fields)
@@ -221,7 +227,15 @@ class Ledger:
     def _close(self, issue_id: str) -> Issue:
         issue = self._require(issue_id, ("issued", "finished", "taken"))
         del self._open[issue_id]
+        self._states[issue.state] -= 1
         return issue
+
+    def _put(self, issue: Issue) -> None:
+        before = self._open.get(issue.id)
+        if before is not None:
+            self._states[before.state] -= 1
+        self._states[issue.state] += 1
+        self._open[issue.id] = issue
 
 
 def counts_of(state: Mapping[str, Any]) -> dict[str, int]:

@@ -1,0 +1,250 @@
+"""Measure what rollouts cost beside engine, tools and trainer: the CPU time of agent loops, buffer, ledger and gate.
+
+A scripted engine answers after a heavy-tailed time, scripted tools after another (Pareto). A trajectory has TURNS turns
+and about 2,000 tokens, half of them sampled, in a byte-level chat format.
+
+virtual   one process, real agent loops and a real buffer with its log, on a clock that jumps to the next event: CPU
+          milliseconds a trajectory, while so many run at once. Without store and packing.
+format    the same trajectory's parsing and bridging in GLM-4.5's format, which the byte-level format leaves out
+ray       real Ray actors (workers, engines, buffer), against bare actor calls of the same number and concurrency: CPU
+          seconds of all processes. An actor takes at most 1,000 calls at once, so trajectories are divided over as many
+          engines and workers as that needs.
+
+Everywhere a trainer takes steps, and it is checked that no token is older than the bound and that every issue in the
+ledger ends once.
+
+    .venv/bin/python -m benchmarks.orchestration virtual|format|ray [--trajectories 1000,10000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import selectors
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout.agent.config import RolloutConfig, SamplingConfig
+from rollout.agent.episode import Agent
+from rollout.agent.loop import run_group
+from rollout.agent.source import Score, Source
+from rollout.buffer.buffer import Buffer
+from rollout.buffer.resume import begin
+from rollout.cards import card_of
+from rollout.contracts import AssistantTurn, Continuation, Environment, ToolCall, ToolSpec
+from rollout.store.eventlog import EventLog, read_events
+from rollout.types import Address, Completion, Message, SamplingParams, Task, TokenIds
+
+GROUP, TURNS, SAMPLED, OBSERVED = 16, 8, 128, 112
+STALENESS = 2
+STEPS = 6
+CONFIG = RolloutConfig(
+    group_size=GROUP,
+    max_turns=TURNS,
+    max_context=4096,
+    sampling=SamplingConfig(max_tokens=SAMPLED),
+    trajectory_timeout_s=1e6,
+)
+
+
+class Clock(selectors.DefaultSelector):
+    """A selector that never waits: the loop's time jumps to the next event instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is not None and timeout > 0:
+            self.now += timeout
+            timeout = 0
+        return super().select(timeout)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._clock = Clock()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
+
+
+class ByteChat:
+    """One token a byte. A turn calls a tool, until the last one."""
+
+    stop_token_ids = (0,)
+
+    def __init__(self) -> None:
+        self._observation = [65] * OBSERVED
+        self._call = AssistantTurn(content="call", tool_calls=(ToolCall(name="look", arguments={"at": "it"}),))
+
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
+        return self._observation
+
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec]) -> AssistantTurn:
+        return self._call
+
+    def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
+        return Continuation(kind="extension", token_ids=self._observation)
+
+    def say(self, message: Message, thinking: bool) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return ""
+
+
+class ScriptedEngine:
+    """Answers after 1 to 100 seconds, mostly fast, with tokens of the version that is published then."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._random = random.Random(0)
+        self._tokens = tuple(range(SAMPLED))
+        self._logprobs = (-1.0,) * SAMPLED
+
+    async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
+        begun = self.version
+        await asyncio.sleep(min(100.0, self._random.paretovariate(1.5)))
+        half = SAMPLED // 2
+        versions = (begun,) * half + (self.version,) * (SAMPLED - half)
+        return Completion(token_ids=self._tokens, logprobs=self._logprobs, versions=versions, finish_reason="stop")
+
+
+class SlowTools(Environment):
+    """Answers every call after 0.1 to 300 seconds, mostly fast."""
+
+    tools = ()
+
+    def __init__(self, latency: random.Random) -> None:
+        self._latency = latency
+
+    async def call(self, call: ToolCall) -> str:
+        await asyncio.sleep(min(300.0, 0.1 * self._latency.paretovariate(0.9)))
+        return "seen"
+
+
+class Scripted(Source):
+    """The source of tasks whose reward is random."""
+
+    def __init__(self) -> None:
+        self.label = "scripted"
+        self._random = random.Random(1)
+
+    def make(self, task: Task) -> Environment:
+        return SlowTools(self._random)
+
+    async def score(self, environment: Environment, ending: Any) -> Score:
+        reward = float(self._random.random() < 0.5)
+        return Score(reward=reward, parts={"done": reward}, success=reward == 1.0)
+
+
+class Trial:
+    """Agent loops, buffer and a trainer that takes STEPS steps."""
+
+    def __init__(self, folder: Path, trajectories: int) -> None:
+        self.per_step = max(1, trajectories // GROUP // (STALENESS + 1))
+        tasks = [Task(id=f"t{i}", environment="e", source="scripted", messages=()) for i in range(1000)]
+        self.log = folder / "ledger.log"
+        beginning = begin(EventLog(self.log), None, folder / "trajectories", max_staleness=STALENESS, seed=0)
+        self.buffer = Buffer(
+            tasks,
+            beginning.ledger,
+            beginning.cards,
+            max_staleness=STALENESS,
+            groups_per_step=self.per_step,
+            failure_share_limit=1.0,
+            seed=0,
+        )
+        self.engine = ScriptedEngine()
+        self.agent = Agent(chat=ByteChat(), engine=self.engine, config=CONFIG, seed=0)
+        self.source = Scripted()
+        self.gate, self.finished = asyncio.Condition(), asyncio.Condition()
+        self.records = self.done = self.running = self.most = self.oldest = 0
+
+    async def run(self) -> None:
+        self.buffer.published(0)
+        slots = [asyncio.create_task(self.slot()) for _ in range((STALENESS + 1) * self.per_step)]
+        for version in range(STEPS):
+            async with self.finished:
+                while (cards := self.buffer.take(version)) is None:
+                    await self.finished.wait()
+            spans = [span for card in cards if (span := card.version_span()) is not None]
+            self.oldest = max(self.oldest, version - min(oldest for oldest, _ in spans))
+            self.done += GROUP * len(cards)
+            await asyncio.sleep(30.0)  # the step
+            self.buffer.mark_trained([card.id for card in cards], version + 1)
+            self.engine.version = version + 1
+            async with self.gate:
+                self.buffer.published(version + 1)
+                self.gate.notify_all()
+        for slot in slots:
+            slot.cancel()
+        await asyncio.gather(*slots, return_exceptions=True)
+
+    async def slot(self) -> None:
+        while True:
+            async with self.gate:
+                while (issued := self.buffer.issue()) is None:
+                    await self.gate.wait()
+            group_id, task = issued
+            self.running += GROUP
+            self.most = max(self.most, self.running)
+            group = await run_group(self.agent, self.source, task, group_id)
+            self.running -= GROUP
+            self.records += 1
+            async with self.finished:
+                self.buffer.put(card_of(group, Address(segment=1, record=self.records)))
+                self.finished.notify_all()
+
+
+def check_ledger(path: Path, trained: int) -> None:
+    """Every issue ended at most once, and so many groups were trained."""
+    ends: Counter[str] = Counter()
+    issued = set()
+    for event in read_events(path):
+        if event["event"] == "issued":
+            assert event["id"] not in issued
+            issued.add(event["id"])
+        elif event["event"] == "trained":
+            ends.update(event["ids"])
+        elif event["event"] in ("dropped", "reissued"):
+            ends[event["id"]] += 1
+    assert all(count == 1 for count in ends.values()) and len(ends) == trained and ends.keys() <= issued
+
+
+def virtual(trajectories: int) -> str:
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        trial = Trial(Path(folder), trajectories)
+        begun = time.process_time()
+        runner.run(trial.run())
+        seconds = time.process_time() - begun
+        check_ledger(trial.log, trial.done // GROUP)
+        assert trial.oldest <= STALENESS
+        ran = trial.records * GROUP + trial.running / 2  # those that were cut at the end are half done
+        return (
+            f"| {trajectories:,} | {trial.most:,} | {trial.records * GROUP:,} | {seconds:.1f} | {seconds / ran * 1e3:.2f} "
+            f"| {trial.oldest} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("virtual", "format", "ray"))
+    parser.add_argument("--trajectories", default="1000,10000", help="comma-separated: trajectories at once")
+    options = parser.parse_args()
+    if options.part == "virtual":
+        print("| asked for | at once | finished | CPU, s | CPU a trajectory, ms | oldest token |")
+        print("|---|---|---|---|---|---|")
+        for trajectories in map(int, options.trajectories.split(",")):
+            print(virtual(trajectories), flush=True)
+
+
+if __name__ == "__main__":
+    main()
