@@ -29,20 +29,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout.agent.config import RolloutConfig, SamplingConfig
+import numpy as np
+import psutil
+import ray
+
+from rewards.sandbox.config import SandboxConfig
+from rl.driver.cluster import Cluster
+from rl.driver.placement import Place
+from rl.processes.tree import kill_run, new_run_id
+from rl.rundir.directory import RunDir
+from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
+from rollout.actors.worker import WorkerSpec
+from rollout.agent.config import EvalConfig, RolloutConfig, SamplingConfig
 from rollout.agent.episode import Agent
 from rollout.agent.loop import run_group
 from rollout.agent.source import Score, Source
-from rollout.buffer.buffer import Buffer
+from rollout.buffer.buffer import Buffer, BufferSpec
 from rollout.buffer.resume import begin
 from rollout.cards import card_of
-from rollout.contracts import AssistantTurn, Continuation, Environment, ToolCall, ToolSpec
+from rollout.chat.config import RendererSettings
+from rollout.chat.registry import load_chat
+from rollout.contracts import AssistantTurn, Continuation, Environment, EnvironmentSpec, ToolCall, ToolSpec
+from rollout.envs.config import EnvironmentSettings
+from rollout.store.config import TrajectoriesConfig
 from rollout.store.eventlog import EventLog, read_events
-from rollout.types import Address, Completion, Message, SamplingParams, Task, TokenIds
+from rollout.store.shared import LOCK_NAME, RunFolder
+from rollout.tasks.config import TasksConfig, TaskSource
+from rollout.types import Address, Completion, Message, SamplingParams, Split, Task, TokenIds
 
 GROUP, TURNS, SAMPLED, OBSERVED = 16, 8, 128, 112
 STALENESS = 2
 STEPS = 6
+AT_ONCE = 1000
+"""The most calls that an actor takes at once."""
+WAVES = 2
 CONFIG = RolloutConfig(
     group_size=GROUP,
     max_turns=TURNS,
@@ -103,17 +123,20 @@ class ByteChat:
 class ScriptedEngine:
     """Answers after 1 to 100 seconds, mostly fast, with tokens of the version that is published then."""
 
-    def __init__(self) -> None:
+    paused_s = 0.0
+
+    def __init__(self, speed: float = 1.0) -> None:
         self.version = 0
+        self._speed = speed
         self._random = random.Random(0)
         self._tokens = tuple(range(SAMPLED))
-        self._logprobs = (-1.0,) * SAMPLED
+        self._logprobs = np.full(SAMPLED, -1.0, np.float32)
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
         begun = self.version
-        await asyncio.sleep(min(100.0, self._random.paretovariate(1.5)))
+        await asyncio.sleep(min(100.0, self._random.paretovariate(1.5)) / self._speed)
         half = SAMPLED // 2
-        versions = (begun,) * half + (self.version,) * (SAMPLED - half)
+        versions = np.repeat([begun, self.version], [half, SAMPLED - half])
         return Completion(token_ids=self._tokens, logprobs=self._logprobs, versions=versions, finish_reason="stop")
 
 
@@ -122,11 +145,12 @@ class SlowTools(Environment):
 
     tools = ()
 
-    def __init__(self, latency: random.Random) -> None:
+    def __init__(self, latency: random.Random, speed: float = 1.0) -> None:
         self._latency = latency
+        self._speed = speed
 
     async def call(self, call: ToolCall) -> str:
-        await asyncio.sleep(min(300.0, 0.1 * self._latency.paretovariate(0.9)))
+        await asyncio.sleep(min(300.0, 0.1 * self._latency.paretovariate(0.9)) / self._speed)
         return "seen"
 
 
@@ -228,10 +252,158 @@ def virtual(trajectories: int) -> str:
         check_ledger(trial.log, trial.done // GROUP)
         assert trial.oldest <= STALENESS
         ran = trial.records * GROUP + trial.running / 2  # those that were cut at the end are half done
-        return (
-            f"| {trajectories:,} | {trial.most:,} | {trial.records * GROUP:,} | {seconds:.1f} | {seconds / ran * 1e3:.2f} "
-            f"| {trial.oldest} |"
-        )
+        finished = f"{trajectories:,} | {trial.most:,} | {trial.records * GROUP:,}"
+        return f"| {finished} | {seconds:.1f} | {seconds / ran * 1e3:.2f} | {trial.oldest} |"
+
+
+def glm_format() -> str:
+    """CPU milliseconds of opening, parsing and bridging one trajectory in GLM-4.5's format."""
+    chat = load_chat(RendererSettings(name="glm-4.5"), "recipes/models/tiny-glm4-moe")
+    function = {"name": "look", "arguments": {"at": "the third shelf"}}
+    said = chat.say({"role": "assistant", "content": "", "tool_calls": [{"function": function}]}, True)
+    seen = [{"role": "tool", "content": "seen " * 20}]
+    trajectories = 20
+    begun = time.process_time()
+    for _ in range(trajectories):
+        tokens = chat.open([{"role": "user", "content": "Look at it."}], (), True)
+        for _ in range(TURNS):
+            tokens = [*tokens, *said]
+            assert chat.parse(said, ()).tool_calls
+            tokens = [*tokens, *chat.bridge(tokens, seen, True).token_ids]
+    seconds = time.process_time() - begun
+    return f"GLM-4.5's format: {seconds / trajectories * 1e3:.1f} ms of CPU a trajectory of {TURNS} turns"
+
+
+class ScriptedInference(InferenceActor):
+    """The real actor around the scripted engine, a hundred times as fast."""
+
+    def __init__(self, role: str, logs_dir: str) -> None:
+        super().__init__(role, logs_dir, 1, 0)
+        self._engine = ScriptedEngine(speed=100.0)
+
+    async def publish(self, version: int) -> None:
+        self._engine.version = version
+
+
+class Caller:
+    """Sends the same requests to an engine without any agent: so many at once, TURNS each, one after the other."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    async def call(self, trajectories: int) -> None:
+        async def one(number: int) -> None:
+            for turn in range(TURNS):
+                prompt = np.zeros(OBSERVED + turn * (OBSERVED + SAMPLED), np.int32)
+                await self._engine.generate.remote(f"{number}/{turn}", prompt, SamplingParams(max_tokens=SAMPLED))
+
+        await asyncio.gather(*(one(number) for number in range(trajectories)))
+
+
+class Scene(EnvironmentSpec):
+    """The environment with slow tools, a hundred times as fast."""
+
+    name = "scene"
+    reward_parts = ("done",)
+
+    def generate(self, index: int, seed: int, split: Split) -> Task:
+        return Task(id=f"{split}-{index}", environment=self.name, messages=({"role": "user", "content": "?"},))
+
+    def make(self, task: Task, sandbox: Any) -> Environment:
+        return ScoredTools(random.Random(task.id), speed=100.0)
+
+
+class ScoredTools(SlowTools):
+    async def score(self, answer: str | None) -> dict[str, float]:
+        return {"done": float(self._latency.random() < 0.5)}
+
+
+class ByteFormat(ByteChat):
+    """The byte-level format as a recipe's."""
+
+    def __init__(self, tokenizer: Any, settings: RendererSettings) -> None:
+        super().__init__()
+
+
+def with_ray(trajectories: int) -> str:
+    """The row of real actors against bare calls."""
+    run_id, actors = new_run_id(), -(-trajectories // AT_ONCE)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
+        run = RunDir.open(Path(folder) / "run", resume="never", run_id=run_id)
+        cluster = Cluster(run.logs, run_id)
+        cluster.connect(None, 256 * 2**20)
+        try:
+            engines = [
+                cluster.spawn(ScriptedInference, f"engine-{i}", Place(), groups=ENGINE_CONCURRENCY_GROUPS)
+                for i in range(actors)
+            ]
+            callers = [ray.remote(Caller).remote(engine) for engine in engines]
+            ray.get([caller.call.remote(1) for caller in callers])
+            calls, bare_s = 0, 0.0
+            for _ in range(WAVES):
+                begun = cpu_seconds()
+                ray.get([caller.call.remote(trajectories // actors) for caller in callers])
+                bare_s += cpu_seconds() - begun
+                calls += trajectories // actors * actors
+            finished, whole_s, oldest = rollouts(cluster, run, engines, trajectories)
+            check_ledger(run.ledger, finished)
+        finally:
+            cluster.close()
+            run.close()
+            kill_run(run_id)
+    bare, whole = bare_s / calls * 1e3, whole_s / (finished * GROUP) * 1e3
+    return f"| {trajectories:,} | {actors} + {actors} | {bare:.2f} | {whole:.2f} | {whole / bare:.2f} | {oldest} |"
+
+
+def rollouts(cluster: Cluster, run: RunDir, engines: list[Any], trajectories: int) -> tuple[int, float, int]:
+    """Let workers, engines and the buffer work for WAVES steps. Return the trained groups, the CPU seconds, and the age
+    of the oldest token."""
+    per_step = trajectories // GROUP // (STALENESS + 1)
+    folder = RunFolder(path=str(run.path), run_id=run.path.joinpath(LOCK_NAME).read_text().strip())
+    source = TaskSource(environment=EnvironmentSettings(name="benchmarks.orchestration:Scene"))
+    slots = -(-per_step * (STALENESS + 1) // len(engines))
+    spec = WorkerSpec(
+        model_path="recipes/models/tiny-glm4-moe",
+        renderer=RendererSettings(name="benchmarks.orchestration:ByteFormat"),
+        sources=(source,),
+        rollout=CONFIG.model_copy(update={"workers": len(engines), "groups_per_worker": slots}),
+        evaluation=EvalConfig(),
+        sandbox=SandboxConfig(backend="unsafe-none"),
+        trajectories=TrajectoriesConfig(),
+        folder=folder,
+        generate_timeout_s=None,
+        seed=0,
+    )
+    buffer_spec = BufferSpec(
+        tasks=TasksConfig(sources=(source,)),
+        max_staleness=STALENESS,
+        groups_per_step=per_step,
+        failure_share_limit=1.0,
+        seed=0,
+    )
+    buffer = cluster.start_buffer(buffer_spec, folder, None)
+    cluster.start_workers(spec, engines, buffer)
+    ray.get([worker.seal.remote() for worker in cluster.workers])  # they have started
+    begun, finished, oldest = cpu_seconds(), 0, 0
+    ray.get(buffer.published.remote(0))
+    running = [worker.run.remote() for worker in cluster.workers]
+    for version in range(WAVES * (STALENESS + 1)):
+        while (cards := ray.get(buffer.take.remote(version, 60.0)).cards) is None:
+            assert not ray.wait(running, timeout=0)[0], "a worker has stopped"
+        oldest = max(oldest, *(version - span[0] for card in cards if (span := card.version_span())))
+        finished += len(cards)
+        ray.get(buffer.mark_trained.remote([card.id for card in cards], version + 1))
+        ray.get([engine.publish.remote(version + 1) for engine in engines])
+        ray.get(buffer.published.remote(version + 1))
+    seconds = cpu_seconds() - begun
+    assert oldest <= STALENESS
+    return finished, seconds, oldest
+
+
+def cpu_seconds() -> float:
+    """The CPU time of this process and all that it has started."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [me, *me.children(recursive=True)])
 
 
 def main() -> None:
@@ -239,7 +411,14 @@ def main() -> None:
     parser.add_argument("part", choices=("virtual", "format", "ray"))
     parser.add_argument("--trajectories", default="1000,10000", help="comma-separated: trajectories at once")
     options = parser.parse_args()
-    if options.part == "virtual":
+    if options.part == "format":
+        print(glm_format())
+    elif options.part == "ray":
+        print("| at once | workers + engines | bare calls, ms | rollouts, ms | ratio | oldest token |")
+        print("|---|---|---|---|---|---|")
+        for trajectories in map(int, options.trajectories.split(",")):
+            print(with_ray(trajectories), flush=True)
+    else:
         print("| asked for | at once | finished | CPU, s | CPU a trajectory, ms | oldest token |")
         print("|---|---|---|---|---|---|")
         for trajectories in map(int, options.trajectories.split(",")):

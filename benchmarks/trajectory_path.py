@@ -32,7 +32,7 @@ from rl.batch.plan import build as lay_out_rank
 from rl.batch.plan import plan
 from rl.observe.stepstats import rollout_metrics, staleness
 from rollout.agent.stream import TokenStream
-from rollout.cards import Card, SampleCard, TrajectoryCard, card_of, samples_of
+from rollout.cards import Card, SampleCard, TrajectoryCard, Turns, card_of, samples_of
 from rollout.store.segments import Segment
 from rollout.types import Address, Completion, Group, Sample, Task, Trajectory, Turn
 
@@ -143,7 +143,7 @@ def member_card(sample: SampleCard, reward: float) -> TrajectoryCard:
         success=True,
         reward_parts={},
         metrics={},
-        turns=(Turn(sample=0, start=sample.length - sample.trained_tokens, stop=sample.length),),
+        turns=Turns([Turn(sample=0, start=sample.length - sample.trained_tokens, stop=sample.length)]),
         samples=(sample,),
         error=None,
     )

@@ -7,8 +7,10 @@ worker that made the group. The arrays stay in the trajectory store, at the card
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cache
+from operator import attrgetter
+from typing import Any, overload
 
 import numpy as np
 
@@ -18,8 +20,76 @@ ERROR_CHARACTERS = 500
 """The most of an infrastructure failure's text that a card keeps. The store has all of it."""
 
 
+class Light:
+    """A base of frozen, slotted dataclasses that are pickled by the thousand: as their class and a tuple of values, in
+    a third of the time that dataclasses take."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind: Any = type(self)
+        return _make, (kind, _values(kind)(self))
+
+
+@cache
+def _values(kind: Any) -> attrgetter[tuple[Any, ...]]:
+    return attrgetter(*(field.name for field in fields(kind)))
+
+
+@cache
+def _setters(kind: Any) -> tuple[Any, ...]:
+    return tuple(getattr(kind, field.name).__set__ for field in fields(kind))
+
+
+def _make(kind: Any, values: Sequence[Any]) -> Any:
+    made = object.__new__(kind)
+    for setter, value in zip(_setters(kind), values, strict=True):
+        setter(made, value)
+    return made
+
+
+class Turns(Sequence[Turn]):
+    """The turns of a trajectory, in columns: a `Turn` is made when it is asked for."""
+
+    __slots__ = ("_columns",)
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self._columns = tuple(tuple(getattr(turn, name) for turn in turns) for name in _TURN)
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Turn: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Turn]: ...
+    def __getitem__(self, index: int | slice) -> Turn | list[Turn]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return Turn(**{name: column[index] for name, column in zip(_TURN, self._columns, strict=True)})
+
+    def __eq__(self, other: object) -> bool:
+        return self._columns == other._columns if isinstance(other, Turns) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Turns({list(self)})"
+
+    @property
+    def temperatures(self) -> Sequence[float]:
+        return self._columns[_TURN.index("temperature")]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens that each turn sampled."""
+        starts, stops = (self._columns[_TURN.index(name)] for name in ("start", "stop"))
+        return [stop - start for start, stop in zip(starts, stops, strict=True)]
+
+
+_TURN = tuple(field.name for field in fields(Turn))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleCard:
+class SampleCard(Light):
     """A sample without its tokens.
 
     `parent` and `shared` describe the prefix tree of the group's samples: the first `shared` tokens of this sample are
@@ -37,7 +107,7 @@ class SampleCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrajectoryCard:
+class TrajectoryCard(Light):
     """A trajectory without its tokens and messages. For the fields see `rollout.types.Trajectory`."""
 
     stop_reason: StopReason
@@ -46,7 +116,7 @@ class TrajectoryCard:
     success: bool | None
     reward_parts: Mapping[str, float]
     metrics: Mapping[str, float]
-    turns: tuple[Turn, ...]
+    turns: Turns
     samples: tuple[SampleCard, ...]
     error: str | None
 
@@ -56,7 +126,7 @@ class TrajectoryCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Card(Light):
     """A group without its tokens and messages, and where those are.
 
     `address` holds as long as the store keeps the group. `reference` is a faster way to its samples (`samples_of`): an
@@ -113,7 +183,7 @@ def _trajectory_card(member: Trajectory, samples: tuple[SampleCard, ...]) -> Tra
         success=member.success,
         reward_parts=member.reward_parts,
         metrics=member.metrics,
-        turns=member.turns,
+        turns=Turns(member.turns),
         samples=samples,
         error=None if member.error is None else member.error[:ERROR_CHARACTERS],
     )

@@ -91,20 +91,23 @@ class SamplingParams:
     seed: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Completion:
-    """The tokens that the engine sampled for one prompt. The three per-token tuples have equal length.
+    """The tokens that the engine sampled for one prompt, with a logprob and a version for each. Sequences of numbers
+    become arrays.
 
     `logprobs` are natural logs under the distribution sampled from (after temperature); `versions[i]` is the policy
     version whose weights sampled token i. A stop token that was sampled is included.
     """
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    versions: tuple[int, ...]
+    logprobs: npt.NDArray[np.float32]
+    versions: npt.NDArray[np.int32]
     finish_reason: FinishReason
 
     def __post_init__(self) -> None:
+        for name in ("logprobs", "versions"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), SAMPLE_DTYPES[name]))
         if not len(self.token_ids) == len(self.logprobs) == len(self.versions):
             raise ValueError(
                 f"a completion's lists differ in length: {len(self.token_ids)} tokens, "

@@ -25,7 +25,7 @@ class Scored:
 
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict)
-    turns: tuple[Turn, ...] = ()
+    turns: Sequence[Turn] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from rewards.extension import load
 from rl.advantages.common import Advantage, Advantages, PerToken, PerTurn, Scored, all_equal
@@ -104,8 +105,7 @@ def _rows(chosen: Sequence[_Chosen], aggregation: AggregationConfig) -> list[Pla
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(NamedTuple):
     """Trained tokens that follow each other, with the same advantage, sampled at the same temperature."""
 
     advantage: float
@@ -125,8 +125,8 @@ class _Runs:
         while tokens:
             run = self._left.pop()
             if run.tokens > tokens:
-                self._left.append(replace(run, tokens=run.tokens - tokens))
-                run = replace(run, tokens=tokens)
+                self._left.append(run._replace(tokens=run.tokens - tokens))
+                run = run._replace(tokens=tokens)
             taken.append(run)
             tokens -= run.tokens
         return taken
@@ -135,7 +135,7 @@ class _Runs:
 def _runs(one: _Chosen) -> _Runs:
     trajectory, advantage = one.trajectory, one.advantage
     what = f"trajectory of task {one.card.task_id} in group {one.card.id}"
-    turns = [(turn.temperature, len(turn)) for turn in trajectory.turns]
+    turns = list(zip(trajectory.turns.temperatures, trajectory.turns.lengths, strict=True))
     _require_count(sum(tokens for _, tokens in turns), trajectory.trained_tokens, f"{what}: tokens of its turns")
     match advantage:
         case PerToken(values):

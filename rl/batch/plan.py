@@ -7,7 +7,7 @@ out (`build`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -15,12 +15,12 @@ import numpy as np
 
 from rl.batch.micro_batch import MicroBatch, TrainRow, lay_out
 from rl.batch.packing import Tree, assign_trees
-from rollout.cards import Card
+from rollout.cards import Card, Light
 from rollout.types import Address, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRow:
+class PlannedRow(Light):
     """One sample to train: number `sample` of group number `group`.
 
     Its trained tokens come in runs, in order: `counts` tokens each, with equal `advantages` and `temperatures`.
@@ -34,8 +34,6 @@ class PlannedRow:
     counts: tuple[int, ...]
     weight: float
     """The weight of every trained token in the step's loss. It implements the aggregation (rl.advantages.rows)."""
-    shared: int = 0
-    """The number of tokens that it begins with and that are computed for the row before it in the micro-batch."""
 
     def __len__(self) -> int:
         return self.length
@@ -50,16 +48,30 @@ class GroupPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankPlan:
-    """One rank's part of a step. `groups` maps the group numbers of its rows to places. A micro-batch may be empty."""
+class PlannedBatch(Light):
+    """A micro-batch: its rows, maybe none, and for each the number of tokens that it begins with and that are computed
+    for the row before it."""
 
-    groups: dict[int, GroupPlace]
-    micro_batches: tuple[tuple[PlannedRow, ...], ...]
+    rows: tuple[PlannedRow, ...]
+    shared: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
         """Tokens that are computed."""
-        return sum(len(row) - row.shared for rows in self.micro_batches for row in rows)
+        return sum(map(len, self.rows)) - sum(self.shared)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """One rank's part of a step. `groups` maps the group numbers of its rows to places."""
+
+    groups: dict[int, GroupPlace]
+    micro_batches: tuple[PlannedBatch, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return sum(batch.tokens for batch in self.micro_batches)
 
 
 def plan(
@@ -71,7 +83,7 @@ def plan(
     """
     trees = list(_trees(cards, rows) if share_prefixes else _single(rows))
     return [
-        _rank_plan(cards, [tuple(_planned(rows, members)) for members in of_rank])
+        _rank_plan(cards, [_planned(rows, members) for members in of_rank])
         for of_rank in assign_trees(trees, ranks, token_budget)
     ]
 
@@ -81,8 +93,8 @@ def build(part: RankPlan, fetch: Callable[[GroupPlace], Sequence[Sample]]) -> li
     each group."""
     samples = {number: fetch(place) for number, place in part.groups.items()}
     return [
-        lay_out([_train_row(row, samples[row.group][row.sample]) for row in rows], [row.shared for row in rows])
-        for rows in part.micro_batches
+        lay_out([_train_row(row, samples[row.group][row.sample]) for row in batch.rows], batch.shared)
+        for batch in part.micro_batches
     ]
 
 
@@ -106,14 +118,15 @@ def _trees(cards: Sequence[Card], rows: Sequence[PlannedRow]) -> Iterator[Tree]:
         yield Tree(order, [rows[number].length for number in order], shared)
 
 
-def _planned(rows: Sequence[PlannedRow], trees: Sequence[Tree]) -> Iterator[PlannedRow]:
-    for tree in trees:
-        for number, shared in zip(tree.rows, [0, *tree.shared[1:]], strict=True):
-            yield replace(rows[number], shared=shared) if shared else rows[number]
+def _planned(rows: Sequence[PlannedRow], trees: Sequence[Tree]) -> PlannedBatch:
+    return PlannedBatch(
+        rows=tuple(rows[number] for tree in trees for number in tree.rows),
+        shared=tuple(shared for tree in trees for shared in (0, *tree.shared[1:])),
+    )
 
 
-def _rank_plan(cards: Sequence[Card], micro_batches: Sequence[tuple[PlannedRow, ...]]) -> RankPlan:
-    numbers = sorted({row.group for rows in micro_batches for row in rows})
+def _rank_plan(cards: Sequence[Card], micro_batches: Sequence[PlannedBatch]) -> RankPlan:
+    numbers = sorted({row.group for batch in micro_batches for row in batch.rows})
     groups = {i: GroupPlace(address=cards[i].address, reference=cards[i].reference) for i in numbers}
     return RankPlan(groups=groups, micro_batches=tuple(micro_batches))
 

@@ -297,14 +297,12 @@ def to_completion(output: RequestOutput) -> Completion:
     reason = _FINISH.get(sampled.finish_reason)
     if reason is None:
         raise RuntimeError(f"request {output.request_id} ended with {sampled.finish_reason!r}")
-    versions: list[int] = []
-    for span in sampled.weight_versions:
-        versions += [int(span.version)] * (span.end - span.start)
+    spans = sampled.weight_versions
     return Completion(
         token_ids=tuple(sampled.token_ids),
         # The sampled token comes first among a position's logprobs.
-        logprobs=tuple(sampled.logprobs.logprobs[start] for start in sampled.logprobs.start_indices),
-        versions=tuple(versions),
+        logprobs=np.array(sampled.logprobs.logprobs, np.float32)[sampled.logprobs.start_indices],
+        versions=np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans]),
         finish_reason=reason,
     )
 

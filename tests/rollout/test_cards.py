@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.cards import ERROR_CHARACTERS, SampleCard, card_of, samples_of, shared_prefix
+from rollout.cards import ERROR_CHARACTERS, SampleCard, Turns, card_of, samples_of, shared_prefix
 from rollout.types import OBSERVED, Address, Group, Sample, Task, Trajectory, Turn
 from tests.samples import cards_of, failed_trajectory, sample_of
 
@@ -59,11 +59,31 @@ def test_a_card_by_hand() -> None:
     member, lost = card.trajectories
     assert member.samples[0] == SampleCard(length=4, trained_tokens=3, versions={4: 2, 6: 1})
     assert member.samples[1] == SampleCard(length=3, trained_tokens=1, versions={0: 1}, parent=0, shared=2, rank=1)
-    assert (member.reward, member.reward_parts, member.turns) == (0.5, {"state": 0.5}, trajectory().turns)
+    assert (member.reward, member.reward_parts, tuple(member.turns)) == (0.5, {"state": 0.5}, trajectory().turns)
     assert member.trained_tokens == 4 and card.usable == (member,)
     assert lost.error == "e" * ERROR_CHARACTERS and (lost.reward, lost.outcome) == (None, "infra_error")
     assert card.versions() == {0, 4, 6} and card.version_span() == (0, 6)
     assert cards_of([group(failed)])[0].version_span() is None
+
+
+def test_a_card_survives_its_journey() -> None:
+    mixed = sample_of(token_ids=[1, 2], loss_mask=[0, 1], logprobs=[0, 0], versions=[OBSERVED, 4])
+    (card,) = cards_of([group(trajectory(mixed, sample([1, 2, 9])), failed_trajectory("t", "g", "gone"))])
+    again = pickle.loads(pickle.dumps(card))
+    assert again == card and again != replace(card, id="other")
+    with pytest.raises(FrozenInstanceError):
+        again.id = "other"
+
+
+def test_turns_are_a_sequence() -> None:
+    made = [
+        Turn(sample=0, start=i, stop=2 * i, temperature=0.5 * i, reward=i or None, state_key=str(i)) for i in range(4)
+    ]
+    turns = Turns(made)
+    assert list(turns) == made and turns[-1] == made[-1] and turns[1:3] == made[1:3] and len(turns) == 4
+    assert list(reversed(turns)) == made[::-1] and turns == Turns(made) != Turns(made[1:])
+    assert turns.lengths == [0, 1, 2, 3] and list(turns.temperatures) == [0.0, 0.5, 1.0, 1.5]
+    assert len(Turns([])) == 0 and repr(Turns(made[:1])) == f"Turns([{made[0]}])"
 
 
 def test_versions_of_failed_members_do_not_count() -> None:

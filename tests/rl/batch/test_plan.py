@@ -12,7 +12,7 @@ import pytest
 
 from rl.batch.micro_batch import MicroBatch, TrainRow
 from rl.batch.packing import pack
-from rl.batch.plan import GroupPlace, PlannedRow, build, plan
+from rl.batch.plan import GroupPlace, PlannedRow, RankPlan, build, plan
 from rollout.cards import samples_of
 from rollout.types import Group, Sample
 from tests.rollout.test_cards import group, sample, trajectory
@@ -70,7 +70,7 @@ def test_ranks_build_what_packing_the_rows_gives_and_fetch_each_group_once(ranks
         built = build(part, fetch)
         assert len(built) == len(expected) and all(map(same, built, expected))
         assert set(fetched.values()) <= {1} and len(fetched) == len(part.groups)
-        assert set(part.groups) == {row.group for rows in part.micro_batches for row in rows}
+        assert set(part.groups) == {row.group for planned in part.micro_batches for row in planned.rows}
 
 
 def test_rows_of_a_group_share_their_prefixes_also_past_rows_that_are_not_trained() -> None:
@@ -80,20 +80,26 @@ def test_rows_of_a_group_share_their_prefixes_also_past_rows_that_are_not_traine
     made = group(*(trajectory(sample(list(one), sampled=1)) for one in tokens))
     rows = [replace(row, advantages=(1.0,), counts=(1,), temperatures=(1.0,)) for row in rows_of([made])]
     (part,) = plan(cards_of([made]), rows, 1, 20, share_prefixes=True)
-    assert [[(row.sample, row.shared) for row in rows] for rows in part.micro_batches] == [
-        [(1, 0), (0, 2), (2, 3), (3, 0)]
-    ]
+    assert sharing(part) == [[(1, 0), (0, 2), (2, 3), (3, 0)]]
     assert part.tokens == 4 + 3 + 3 + 3
     (part,) = plan(cards_of([made]), rows[1:], 1, 20, share_prefixes=True)
-    assert [[(row.sample, row.shared) for row in rows] for rows in part.micro_batches] == [[(1, 0), (2, 2), (3, 0)]]
+    assert sharing(part) == [[(1, 0), (2, 2), (3, 0)]]
     (built,) = build(part, lambda place: samples_of(made))
     assert built.tokens.tolist() == [5, 6, 7, 3, 8, 4, 4, 4, 9, 9, 9]
     assert built.multiplicity.tolist() == [2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     (apart,) = plan(cards_of([made]), rows, 1, 20, share_prefixes=False)
-    assert apart.tokens == 18 and not any(row.shared for rows in apart.micro_batches for row in rows)
+    assert apart.tokens == 18 and not any(shared for batch in sharing(apart) for _, shared in batch)
     with pytest.raises(ValueError, match="row 1 does not begin with the 2 tokens"):
         other = [sample([7, 7, 7, 7, 7, 7][: len(one)]) for one in tokens]
         build(part, lambda place: [samples_of(made)[1] if i == 1 else other[i] for i in range(4)])
+
+
+def sharing(part: RankPlan) -> list[list[tuple[int, int]]]:
+    """Each row's sample, and the tokens that it shares."""
+    return [
+        [(row.sample, shared) for row, shared in zip(planned.rows, planned.shared, strict=True)]
+        for planned in part.micro_batches
+    ]
 
 
 def test_a_rank_gets_the_reference_of_a_card_and_its_address() -> None:
@@ -105,7 +111,7 @@ def test_a_rank_gets_the_reference_of_a_card_and_its_address() -> None:
 
 def test_without_rows_every_rank_has_one_empty_micro_batch() -> None:
     parts = plan([], [], 2, token_budget=8, share_prefixes=True)
-    assert [part.micro_batches for part in parts] == [((),), ((),)]
+    assert [[planned.rows for planned in part.micro_batches] for part in parts] == [[()], [()]]
     assert [len(build(part, samples_of)) for part in parts] == [1, 1]  # type: ignore[arg-type]
 
 
