@@ -39,6 +39,7 @@ from rl.driver.placement import Place
 from rl.processes.tree import kill_run, new_run_id
 from rl.rundir.directory import RunDir
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
+from rollout.actors.process import relax_gc
 from rollout.actors.worker import WorkerSpec
 from rollout.agent.config import EvalConfig, RolloutConfig, SamplingConfig
 from rollout.agent.episode import Agent
@@ -126,7 +127,7 @@ class ScriptedEngine:
     paused_s = 0.0
 
     def __init__(self, speed: float = 1.0) -> None:
-        self.version = 0
+        self.version = self.served = 0
         self._speed = speed
         self._random = random.Random(0)
         self._tokens = tuple(range(SAMPLED))
@@ -134,6 +135,7 @@ class ScriptedEngine:
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
         begun = self.version
+        self.served += 1
         await asyncio.sleep(min(100.0, self._random.paretovariate(1.5)) / self._speed)
         half = SAMPLED // 2
         versions = np.repeat([begun, self.version], [half, SAMPLED - half])
@@ -246,6 +248,7 @@ def check_ledger(path: Path, trained: int) -> None:
 def virtual(trajectories: int) -> str:
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=VirtualLoop) as runner:
         trial = Trial(Path(folder), trajectories)
+        relax_gc()
         begun = time.process_time()
         runner.run(trial.run())
         seconds = time.process_time() - begun
@@ -283,6 +286,11 @@ class ScriptedInference(InferenceActor):
 
     async def publish(self, version: int) -> None:
         self._engine.version = version
+
+    async def served(self) -> int:
+        """The number of requests so far."""
+        count: int = self._engine.served
+        return count
 
 
 class Caller:
@@ -326,7 +334,7 @@ class ByteFormat(ByteChat):
 
 
 def with_ray(trajectories: int) -> str:
-    """The row of real actors against bare calls."""
+    """The row of real actors against bare calls: CPU milliseconds for each request to an engine."""
     run_id, actors = new_run_id(), -(-trajectories // AT_ONCE)
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
         run = RunDir.open(Path(folder) / "run", resume="never", run_id=run_id)
@@ -339,25 +347,22 @@ def with_ray(trajectories: int) -> str:
             ]
             callers = [ray.remote(Caller).remote(engine) for engine in engines]
             ray.get([caller.call.remote(1) for caller in callers])
-            calls, bare_s = 0, 0.0
+            begun, before = cpu_seconds(), served(engines)
             for _ in range(WAVES):
-                begun = cpu_seconds()
                 ray.get([caller.call.remote(trajectories // actors) for caller in callers])
-                bare_s += cpu_seconds() - begun
-                calls += trajectories // actors * actors
-            finished, whole_s, oldest = rollouts(cluster, run, engines, trajectories)
+            bare = (cpu_seconds() - begun) / (served(engines) - before) * 1e3
+            finished, whole, oldest = rollouts(cluster, run, engines, trajectories)
             check_ledger(run.ledger, finished)
         finally:
             cluster.close()
             run.close()
             kill_run(run_id)
-    bare, whole = bare_s / calls * 1e3, whole_s / (finished * GROUP) * 1e3
     return f"| {trajectories:,} | {actors} + {actors} | {bare:.2f} | {whole:.2f} | {whole / bare:.2f} | {oldest} |"
 
 
 def rollouts(cluster: Cluster, run: RunDir, engines: list[Any], trajectories: int) -> tuple[int, float, int]:
-    """Let workers, engines and the buffer work for WAVES steps. Return the trained groups, the CPU seconds, and the age
-    of the oldest token."""
+    """Let workers, engines and the buffer work until WAVES times so many trajectories are trained. Return the trained
+    groups, the CPU milliseconds for each request, and the age of the oldest token."""
     per_step = trajectories // GROUP // (STALENESS + 1)
     folder = RunFolder(path=str(run.path), run_id=run.path.joinpath(LOCK_NAME).read_text().strip())
     source = TaskSource(environment=EnvironmentSettings(name="benchmarks.orchestration:Scene"))
@@ -368,7 +373,7 @@ def rollouts(cluster: Cluster, run: RunDir, engines: list[Any], trajectories: in
         sources=(source,),
         rollout=CONFIG.model_copy(update={"workers": len(engines), "groups_per_worker": slots}),
         evaluation=EvalConfig(),
-        sandbox=SandboxConfig(backend="unsafe-none"),
+        sandbox=SandboxConfig(kind="unsafe-none"),
         trajectories=TrajectoriesConfig(),
         folder=folder,
         generate_timeout_s=None,
@@ -384,7 +389,7 @@ def rollouts(cluster: Cluster, run: RunDir, engines: list[Any], trajectories: in
     buffer = cluster.start_buffer(buffer_spec, folder, None)
     cluster.start_workers(spec, engines, buffer)
     ray.get([worker.seal.remote() for worker in cluster.workers])  # they have started
-    begun, finished, oldest = cpu_seconds(), 0, 0
+    begun, before, finished, oldest = cpu_seconds(), served(engines), 0, 0
     ray.get(buffer.published.remote(0))
     running = [worker.run.remote() for worker in cluster.workers]
     for version in range(WAVES * (STALENESS + 1)):
@@ -395,9 +400,13 @@ def rollouts(cluster: Cluster, run: RunDir, engines: list[Any], trajectories: in
         ray.get(buffer.mark_trained.remote([card.id for card in cards], version + 1))
         ray.get([engine.publish.remote(version + 1) for engine in engines])
         ray.get(buffer.published.remote(version + 1))
-    seconds = cpu_seconds() - begun
+    milliseconds = (cpu_seconds() - begun) / (served(engines) - before) * 1e3
     assert oldest <= STALENESS
-    return finished, seconds, oldest
+    return finished, milliseconds, oldest
+
+
+def served(engines: list[Any]) -> int:
+    return sum(ray.get([engine.served.remote() for engine in engines]))
 
 
 def cpu_seconds() -> float:
@@ -414,7 +423,7 @@ def main() -> None:
     if options.part == "format":
         print(glm_format())
     elif options.part == "ray":
-        print("| at once | workers + engines | bare calls, ms | rollouts, ms | ratio | oldest token |")
+        print("| at once | workers + engines | a bare call, ms | a rollout's, ms | ratio | oldest token |")
         print("|---|---|---|---|---|---|")
         for trajectories in map(int, options.trajectories.split(",")):
             print(with_ray(trajectories), flush=True)

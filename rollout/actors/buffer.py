@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rollout.actors.process import enter_role
+from rollout.actors.process import enter_role, relax_gc
 from rollout.buffer.buffer import Buffer, BufferSpec, BufferState
 from rollout.buffer.resume import begin
 from rollout.cards import Card
@@ -54,6 +54,7 @@ class BufferActor:
             failure_share_limit=spec.failure_share_limit,
             seed=spec.seed,
         )
+        relax_gc()
         self._gate = asyncio.Condition()
         self._finished = asyncio.Condition()
 

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 
 from rewards.sandbox.config import SandboxConfig
 from rollout.actors.engine import EngineClient, Engines
-from rollout.actors.process import enter_role
+from rollout.actors.process import enter_role, relax_gc
 from rollout.agent.config import EvalConfig, RolloutConfig
 from rollout.cards import Card, card_of, samples_of
 from rollout.chat.config import RendererSettings
@@ -73,6 +73,7 @@ class WorkerActor:
         self._chat = load_chat(spec.renderer, spec.model_path)
         self._store = GroupWriter(spec.folder.trajectories, spec.trajectories)
         self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
+        relax_gc()
 
     async def run(self) -> None:
         """Run all slots for ever. Each waits for a task, runs and stores its group, and hands its card over."""

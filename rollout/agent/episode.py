@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rewards.contracts import Ending
@@ -208,14 +207,9 @@ class Episode:
         self.stream.observe(bridge.token_ids)
         return None
 
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Record how long a stage takes."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.spans.append(Span(name=name, start=start, end=time.monotonic()))
+    def span(self, name: str) -> _Timed:
+        """Record how long a stage takes, in a `with` statement."""
+        return _Timed(self.spans, name)
 
     def _policy_spent_the_time(self) -> bool:
         half = self.agent.config.trajectory_timeout_s / 2
@@ -232,6 +226,21 @@ class Episode:
             "tokens_observed": float(sum(map(len, self.streams)) - self.counts["tokens_sampled"]),
             "infra_retries": float(attempt),
         }
+
+
+class _Timed:
+    """Appends a span when its `with` statement ends, however it does."""
+
+    __slots__ = ("_name", "_spans", "_start")
+
+    def __init__(self, spans: list[Span], name: str) -> None:
+        self._spans, self._name = spans, name
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._spans.append(Span(name=self._name, start=self._start, end=time.monotonic()))
 
 
 def _sampling_seed(seed: int, request_id: str) -> int:

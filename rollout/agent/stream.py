@@ -14,10 +14,8 @@ import numpy.typing as npt
 
 from rollout.types import OBSERVED, SAMPLE_DTYPES, Completion, Sample
 
-FIRST_TOKENS = 256
+FIRST_TOKENS = 1024
 """The length that the arrays of a stream begin with."""
-_OBSERVED_VALUES = {"token_ids": 0, "loss_mask": 0, "logprobs": 0.0, "versions": OBSERVED}
-"""What the arrays hold where nothing was sampled."""
 
 
 class TokenStream:
@@ -66,8 +64,10 @@ class TokenStream:
         return slice(start, end)
 
     def _grow(self, size: int) -> None:
+        """Lengthen the arrays. What is new in them counts as observed."""
         for name, dtype in SAMPLE_DTYPES.items():
-            array = np.full(size, _OBSERVED_VALUES[name], dtype)
+            array = np.zeros(size, dtype)
             if self._length:
                 array[: self._length] = self._arrays[name][: self._length]
             self._arrays[name] = array
+        self._arrays["versions"][self._length :] = OBSERVED

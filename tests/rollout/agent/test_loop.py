@@ -81,7 +81,7 @@ def test_sampled_tokens_are_the_trained_tokens(turns: list[tuple[bytes, bool]]) 
         span = slice(len(prompt), len(prompt) + len(completion.token_ids))
         assert tuple(sample.token_ids[span].tolist()) == completion.token_ids
         assert np.array_equal(sample.logprobs[span], np.float32(completion.logprobs))
-        assert tuple(sample.versions[span].tolist()) == completion.versions
+        assert np.array_equal(sample.versions[span], completion.versions)
         covered[span] = True
     assert np.array_equal(sample.loss_mask == 1, covered)
     assert (sample.versions[~covered] == OBSERVED).all() and not sample.logprobs[~covered].any()
