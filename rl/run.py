@@ -32,6 +32,7 @@ from rl.rundir.runstate import rewrite_progress
 from rl.sft.cold_start import cold_start
 from rl.stages.stages import RL, SFT, remaining
 from rollout.cards import Card
+from rollout.store import segments
 
 
 def run(recipe: Recipe, run_id: str) -> int:
@@ -62,8 +63,7 @@ def reinforcement(run: Session, model: str) -> str:
     recipe, progress = run.recipe, run.progress
     progress.eval_after = {}  # an earlier, shorter run may have set it
     prepare_policy(run, model)
-    for line in run.calls.wait(run.buffer_began, "starting the buffer")[0]:
-        run.console.note(line)
+    begin_rollouts(run)
     publish(run, verify=True)
     progress.eval_before = progress.eval_before or evaluate(run)
     open_gate(run)
@@ -113,6 +113,13 @@ def prepare_policy(run: Session, model: str) -> None:
     with run.phase("waiting for the inference engines"):
         run.calls.wait(run.engines_started, "starting the inference engines")
         run.calls.watch(run.cluster.engines, "watch")
+
+
+def begin_rollouts(run: Session) -> None:
+    """Wait until the buffer has sorted what earlier starts left, and say what it found."""
+    for line in run.calls.wait(run.buffer_began, "starting the buffer")[0]:
+        run.console.note(line)
+    run.first_segment = max(segments.paths(run.directory.trajectories), default=0) + 1
 
 
 def learn(run: Session, cards: list[Card]) -> None:

@@ -18,6 +18,9 @@ from rl.batch.micro_batch import MicroBatch, Row, lay_out
 CUTS = (1, 2, 4, 8)
 """Trees are tried whole, and cut into parts of at most a half, a quarter and an eighth of the token budget, and into
 single rows."""
+ROWS = 8
+"""The rows of a tree may have this many budgets of tokens when each counts for itself. Attention copies a prefix for
+each of its rows, and each row has predictions of its own, so memory grows with them."""
 GOOD_ENOUGH = 1.02
 """Nothing smaller is tried when there cannot be fewer micro-batches, and the ranks take at most this many times as long
 as with whole trees that fit perfectly."""
@@ -44,14 +47,16 @@ class Tree:
     shared: Sequence[int]
     """The number of tokens that a row has in common with the one before it. That of the first does not matter."""
 
-    def cut(self, limit: float) -> list[Tree]:
-        """Parts of at most `limit` tokens, or of a single row."""
-        starts, tokens = [0], self.lengths[0]
+    def cut(self, limit: float, rows_limit: float) -> list[Tree]:
+        """Parts of at most `limit` tokens, whose rows have at most `rows_limit` tokens when each counts for itself; or
+        parts of a single row."""
+        starts, tokens, in_rows = [0], self.lengths[0], self.lengths[0]
         for i in range(1, len(self.rows)):
             tokens += self.lengths[i] - self.shared[i]
-            if tokens > limit:
+            in_rows += self.lengths[i]
+            if tokens > limit or in_rows > rows_limit:
                 starts.append(i)
-                tokens = self.lengths[i]
+                tokens = in_rows = self.lengths[i]
         return [self._part(start, stop) for start, stop in pairwise([*starts, len(self.rows)])]
 
     @property
@@ -78,7 +83,7 @@ def assign_trees(trees: Sequence[Tree], ranks: int, token_budget: int) -> list[l
     shortest = sum(tree.tokens for tree in trees) / ranks
     tried: list[tuple[int, float, list[list[list[Tree]]]]] = []
     for limit in (*(token_budget / cut for cut in CUTS), 0):
-        parts = [part for tree in trees for part in tree.cut(limit)]
+        parts = [part for tree in trees for part in tree.cut(limit, ROWS * token_budget)]
         sizes = [part.tokens for part in parts]
         plan = assign(sizes, ranks, token_budget)
         time = sum(max(sum(sizes[i] for i in members) for members in turn) for turn in zip(*plan, strict=True))
@@ -127,8 +132,10 @@ def _fill(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
     """Row indices per micro-batch, largest micro-batch first. The number of micro-batches is a multiple of `ranks`.
 
     Starts at the lower bound, ceil(total / (budget * ranks)) micro-batches a rank, and adds one a rank until all fit.
+    No two rows over half of the budget fit into one.
     """
-    per_rank = max(1, -(-sum(lengths) // (budget * ranks)))
+    alone = sum(2 * length > budget for length in lengths)
+    per_rank = max(1, -(-sum(lengths) // (budget * ranks)), -(-alone // ranks))
     while True:
         count = per_rank * ranks
         bins = _longest_to_emptiest(lengths, count, budget) or _longest_to_fullest(lengths, count, budget)

@@ -44,7 +44,7 @@ from rl.rundir.progress import Progress
 from rl.rundir.runstate import UnreadableState, read_state
 from rollout.buffer.buffer import BufferState, TooManyFailures
 from rollout.buffer.ledger import counts_of
-from rollout.store import eventlog, segments
+from rollout.store import eventlog
 
 UPLOAD_S = 120.0
 """How long wandb may take to send the rest of a finished run; metrics.jsonl has all of it."""
@@ -170,7 +170,6 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         checkpoints=checkpoints,
         progress=progress,
         started=now - progress.wall_s,
-        first_segment=max(segments.paths(directory.trajectories), default=0) + 1,
         step=StepRecord(started=now, ledger_counts=counts, stale_before=counts.get(STALE, 0)),
     )
     return session

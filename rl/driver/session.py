@@ -73,10 +73,10 @@ class Session:
     progress: Progress
     started: float
     step: StepRecord
-    first_segment: int
-    """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
     engines_started: Started = field(default_factory=dict)
     buffer_began: Started = field(default_factory=dict)
+    first_segment: int = 0
+    """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
 
     @property
     def calls(self) -> Calls:

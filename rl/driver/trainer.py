@@ -79,9 +79,11 @@ class TrainerActor:
     def build(self, model_path: str, stage: TrainingStage) -> None:
         """Make a fresh learner for a stage, with the weights in `model_path` and a fresh optimizer."""
         from rl.learner.learner import Learner
+        from rl.losses.objective import check_objective, make_objective
 
         self.close()
         self._stage = stage
+        check_objective(make_objective(stage.objective, 0))
         self._learner = Learner(
             model_path=model_path,
             model_cfg=self._spec.model,

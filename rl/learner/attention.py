@@ -78,14 +78,14 @@ def _seen(segments: Sequence[Segment]) -> list[list[int]]:
 def _attend(
     query: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], scaling: float
 ) -> torch.Tensor:
-    grouped = query.shape[1] != keys[0].shape[1]
+    key, value = (one[0] if len(one) == 1 else torch.cat(list(one), dim=2) for one in (keys, values))
+    times = query.shape[1] // key.shape[1]
+    if times > 1 and query.is_cuda and query.dtype == torch.float32:  # no fast kernel knows grouped heads in float32
+        key, value, times = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1), 1
     if len(keys) == 1:
-        return scaled_dot_product_attention(
-            query, keys[0], values[0], is_causal=True, scale=scaling, enable_gqa=grouped
-        )
-    key, value = torch.cat(list(keys), dim=2), torch.cat(list(values), dim=2)
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=times > 1)
     mask = causal_lower_right(query.shape[2], key.shape[2])
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=times > 1)
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)

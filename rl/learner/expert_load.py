@@ -33,7 +33,7 @@ class ExpertLoad:
             return {}
         load = torch.stack(self._loads)
         torch.distributed.all_reduce(load)
-        ratio = load.max(dim=1).values / load.mean(dim=1).clamp_min(1.0)
+        ratio = load.max(dim=1).values / load.mean(dim=1).clamp_min(torch.finfo(load.dtype).tiny)
         return {"moe/load_max_over_mean": ratio.max().item()}
 
     def _counter(self, number: int) -> Any:

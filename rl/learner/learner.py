@@ -201,11 +201,12 @@ class Learner:
         logprobs, entropy = self._forward(batch)
         predictions = predictions_of(batch, self._device)
         found = objective(logprobs, entropy, predictions)
-        loss = (found.loss * predictions.weights).sum()
+        # A filler's loss may have no graph, and its rank must take part in the backward pass all the same.
+        loss = (found.loss * predictions.weights).sum() + 0.0 * logprobs[:0].sum()
         # DeepSpeed averages gradients over the ranks. The weights are made for the whole step, so the gradients must be
         # summed instead: multiplying by the number of ranks undoes the average.
         self._engine.backward(loss * self._world, scale_wrt_gas=False)
-        return {"loss": loss.detach(), **{name: v.detach().float().sum() for name, v in found.statistics.items()}}
+        return {**{name: v.detach().float().sum() for name, v in found.statistics.items()}, "loss": loss.detach()}
 
     def _require_lockstep(self, count: int) -> None:
         """Raise ValueError unless all ranks have the same number of micro-batches, at least one. ZeRO-3 gathers
@@ -240,6 +241,7 @@ def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.devi
     else:
         place, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl"
         torch.cuda.set_device(place)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it makes and keeps a plan for every length that it meets
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, and each call site would warn.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if not deepspeed.comm.is_initialized():

@@ -28,6 +28,10 @@ CHANGES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_
 """Keys of a config.json with which some models scale or bound the logits after the head."""
 
 
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+"""The kinds of layers that see nothing but what our attention function shows them. (It refuses a sliding window.)"""
+
+
 def resolve_model(path: str) -> Path:
     """The local directory of a model: `path` itself, or the cached snapshot of that hub name (downloaded once).
 
@@ -115,7 +119,8 @@ class PolicyModel(nn.Module):
     """A decoder under its Hugging Face parameter names (`model.*`, `lm_head.weight`), returning log-probabilities.
 
     Raises:
-        ValueError: the logits of `causal_lm` are not just its decoder's output times a matrix.
+        ValueError: the logits of `causal_lm` are not just its decoder's output times a matrix, or it has layers that
+            are no attention (linear attention, convolutions, state spaces).
     """
 
     def __init__(self, causal_lm: PreTrainedModel, chunk: int) -> None:
@@ -130,6 +135,11 @@ class PolicyModel(nn.Module):
         if changing := [f"{key}={value}" for key, value in values.items() if value not in (None, 1.0)]:
             raise ValueError(
                 f"{type(causal_lm).__name__} changes its logits by {', '.join(changing)}, which the trainer does not"
+            )
+        if kinds := sorted({*(getattr(causal_lm.config, "layer_types", None) or ())} - ATTENTION_LAYERS):
+            raise ValueError(
+                f"{type(causal_lm).__name__} has layers of the kind {', '.join(kinds)}, which carry a state from row "
+                "to row of a micro-batch; supported are layers of softmax attention"
             )
         self.config: PreTrainedConfig = causal_lm.config
         self.model: nn.Module = causal_lm.base_model

@@ -11,6 +11,9 @@ from rl.corrections.registry import CORRECTIONS
 from rl.losses.config import ObjectiveSpec
 from rl.losses.registry import LOSSES
 
+RESERVED = {"loss", "grad_norm", "lr", "policy"}
+"""Names that other numbers of a step have."""
+
 
 def make_objective(spec: ObjectiveSpec, version: int) -> Objective:
     """The objective of a step that trains policy version `version`.
@@ -34,7 +37,27 @@ def make_objective(spec: ObjectiveSpec, version: int) -> Objective:
             "fresh_tokens": fresh,
             "mismatch": difference.abs().where(fresh, 0.0),
         }
+        if taken := sorted(found.statistics.keys() & {*common, *RESERVED}):
+            raise ValueError(f"the loss {spec.loss.name} names a statistic {', '.join(taken)}: that name is taken")
         weighted = (found.loss * corrected.weight).where(corrected.keep, 0.0)
         return TokenLoss(weighted, {**found.statistics, **common})
 
     return objective
+
+
+def check_objective(objective: Objective) -> None:
+    """Call an objective on two predictions and on none, as a rank without rows does.
+
+    Raises:
+        ValueError: it cannot do without predictions, or then reports other statistics. Ranks would wait for each other.
+    """
+    some, none = ({*objective(torch.zeros(n), torch.zeros(n), _predictions(n)).statistics} for n in (2, 0))
+    if some != none:
+        raise ValueError(f"a loss must report the same statistics without any prediction: {sorted(some ^ none)}")
+
+
+def _predictions(count: int) -> Predictions:
+    zeros = torch.zeros(count)
+    return Predictions(
+        rows=zeros.long(), advantages=zeros, weights=zeros, behaviour_logprobs=zeros, versions=zeros.int()
+    )

@@ -62,7 +62,8 @@ class CheckpointStore:
     @staticmethod
     def steps(root: Path) -> list[Path]:
         """The complete checkpoints below `root`, oldest first."""
-        return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        named = (path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit())
+        return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
     def _final(self, step: int) -> Path:
         return self._root / f"step-{step:06d}"

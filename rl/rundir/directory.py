@@ -10,6 +10,7 @@ which nothing was started.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import IO, Self
@@ -24,12 +25,13 @@ CHECKPOINTS = "checkpoints"
 
 
 class RunDir:
-    """An open run directory. `resumed` says whether an earlier run was here, `previous_run_id` which one it was."""
+    """An open run directory. `resumed` says whether an earlier run was here, `previous_run_id` which one it was, where
+    that is known."""
 
-    def __init__(self, path: Path, lock: IO[str], previous_run_id: str | None) -> None:
+    def __init__(self, path: Path, lock: IO[str], *, resumed: bool, previous_run_id: str | None) -> None:
         self.path = path
         self.previous_run_id = previous_run_id
-        self.resumed = previous_run_id is not None
+        self.resumed = resumed
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
@@ -52,13 +54,11 @@ class RunDir:
         path = path.expanduser().absolute()
         _check(path, resume)
         path.mkdir(parents=True, exist_ok=True)
+        earlier = (path / LOCK_NAME).exists()
         lock = _acquire(path)
         previous = lock.read().strip() or None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(run_id)
-        lock.flush()
-        run = cls(path, lock, previous)
+        _overwrite(lock, run_id)
+        run = cls(path, lock, resumed=earlier, previous_run_id=previous)
         for folder in (run.trajectories, run.checkpoints, run.logs):
             folder.mkdir(exist_ok=True)
         return run
@@ -98,8 +98,17 @@ def _release_or_refuse(path: Path) -> None:
     _acquire(path).close()
 
 
+def _overwrite(lock: IO[str], run_id: str) -> None:
+    """Replace the content of the lock file. It is never empty meanwhile, so a full disk leaves the old id there."""
+    lock.seek(0)
+    lock.write(run_id)
+    lock.flush()
+    lock.truncate(len(run_id))
+    os.fsync(lock.fileno())
+
+
 def _acquire(path: Path) -> IO[str]:
-    lock = (path / LOCK_NAME).open("a+", encoding="utf-8")
+    lock = os.fdopen(os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rl.rundir.atomic import atomic_write_json
+from rl.rundir.atomic import atomic_write_bytes
 from rl.rundir.progress import Progress
 from rollout.buffer.buffer import BufferState
 
@@ -16,12 +17,12 @@ STATE_NAME = "run.json"
 
 def write_state(checkpoint: Path, progress: Progress, buffer: BufferState) -> None:
     """Write progress and buffer into a checkpoint that is not published yet."""
-    atomic_write_json(checkpoint / STATE_NAME, {"progress": progress.to_dict(), "buffer": asdict(buffer)})
+    _write(checkpoint, {"progress": progress.to_dict(), "buffer": asdict(buffer)})
 
 
 def rewrite_progress(checkpoint: Path, progress: Progress) -> None:
     """Rewrite a published checkpoint's progress, to record the evaluation of its weights."""
-    atomic_write_json(checkpoint / STATE_NAME, _read(checkpoint) | {"progress": progress.to_dict()})
+    _write(checkpoint, _read(checkpoint) | {"progress": progress.to_dict()})
 
 
 class UnreadableState(ValueError):
@@ -50,6 +51,11 @@ def read_progress(checkpoint: Path) -> Progress:
 def read_buffer(checkpoint: Path) -> BufferState:
     """The state from which the buffer of a resumed run continues."""
     return BufferState(**_read(checkpoint)["buffer"])
+
+
+def _write(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """A task may hold what strict JSON and UTF-8 cannot: NaN, or half of a surrogate pair."""
+    atomic_write_bytes(checkpoint / STATE_NAME, json.dumps(state).encode())
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

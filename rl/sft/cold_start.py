@@ -73,8 +73,9 @@ def _endless(rows: Sequence[SftRow], seed: int) -> Iterator[SftRow]:
 def _fill(order: Iterator[SftRow], tokens: int) -> list[SftRow]:
     """Take rows until they have `tokens` tokens. The last one may go beyond that."""
     rows: list[SftRow] = []
-    while sum(len(row) for row in rows) < tokens:
+    while tokens > 0:
         rows.append(next(order))
+        tokens -= len(rows[-1])
     return rows
 
 

@@ -184,7 +184,7 @@ class Episode:
         """Record an observation: its message, the reward of the turn before it, and the state that it leads to."""
         observation = Observation(shown) if isinstance(shown, str) else shown
         if observation.reward is not None:
-            self.turns[-1] = replace(self.turns[-1], reward=(self.turns[-1].reward or 0.0) + observation.reward)
+            self.turns[-1] = replace(self.turns[-1], reward=(self.turns[-1].reward or 0.0) + float(observation.reward))
         self.state_key = observation.state_key
         message = {"role": role, "content": observation.text}
         self.messages.append(message)

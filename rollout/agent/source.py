@@ -64,7 +64,8 @@ class Source:
             parts |= await reward.score(ending)
         if set(parts) != set(self.parts):
             raise ValueError(f"source {self.label!r} has rewards {sorted(parts)}, and announced {sorted(self.parts)}")
-        total = compose(parts, self._config.weights)
+        total = float(compose(parts, self._config.weights))
+        parts = {name: float(value) for name, value in parts.items()}  # NumPy's numbers cannot be stored
         return Score(reward=total, parts=parts, success=succeeded(total, parts, self._config.success))
 
 

@@ -63,7 +63,8 @@ class BufferSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferState:
-    """The buffer in a checkpoint: the ledger as JSON, the position of its log, and the version that was published.
+    """The buffer in a checkpoint: the ledger as JSON, the position of its log, the version that was published, and the
+    time, in seconds since 1970.
 
     The finished groups themselves lie in the trajectory store, at the addresses that the ledger holds.
     """
@@ -71,6 +72,7 @@ class BufferState:
     ledger: Mapping[str, Any]
     position: int
     version: int
+    time: float
 
 
 class Buffer:
@@ -133,10 +135,8 @@ class Buffer:
         self._breaker.observe(card)
         if card.usable:
             self._finished[card.id] = self._expiring(issue, card)
-        elif issue.failures + 1 < MAX_FAILURES:
-            self.ledger.reissue(issue.id, "infra_error")
         else:
-            self.ledger.drop(issue.id, "infra_error")
+            fail(self.ledger, issue)
 
     def take(self, version: int) -> list[Card] | None:
         """Return the cards of P groups for the step that trains `version`, earliest deadline first; None while the step
@@ -243,6 +243,14 @@ class Buffer:
         left = [self._deadline(issue) for issue in admitted if issue.id not in taken]
         in_time = all(deadline > version + rank // count for rank, deadline in enumerate(left))
         return chosen if in_time else None
+
+
+def fail(ledger: Ledger, issue: Issue) -> None:
+    """End an issue whose group has no usable member."""
+    if issue.failures + 1 < MAX_FAILURES:
+        ledger.reissue(issue.id, "infra_error")
+    else:
+        ledger.drop(issue.id, "infra_error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

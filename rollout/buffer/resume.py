@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollout.buffer.buffer import BufferState
+from rollout.buffer.buffer import BufferState, fail
 from rollout.buffer.ledger import Issue, Ledger, Reason
 from rollout.cards import Card, card_of
 from rollout.store import segments
 from rollout.store.eventlog import Event, EventLog
 from rollout.types import Address
+
+CLOCKS_S = 3600.0
+"""How far the clocks of a run's machines may be apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ def begin(log: EventLog, saved: BufferState | None, trajectories: Path, *, max_s
         trajectories: the folder of the run's segments.
         seed: the run's. The log keeps it, because the order of tasks and the sampling follow from it.
     """
-    told = [*log.told, *segments.tidy(trajectories)]
+    told = [*log.told, *segments.tidy(trajectories, {} if saved is None else _known(saved, log.since))]
     if saved is None:
         if log.start == 1:
             log.append("started", start=1, seed=seed)
@@ -56,7 +59,7 @@ def begin(log: EventLog, saved: BufferState | None, trajectories: Path, *, max_s
     ledger = Ledger.from_state_dict(saved.ledger, record, log.start)
     for event in log.since:
         ledger.replay(event)
-    _finish_unlogged(ledger, trajectories)
+    told += _finish_unlogged(ledger, trajectories, saved.time - CLOCKS_S)
     cards, again, lost = _sort(ledger, saved.version, max_staleness, trajectories)
     log.append("resumed", start=log.start, seed=seed, position=saved.position, then=events)
     log.sync()
@@ -64,19 +67,40 @@ def begin(log: EventLog, saved: BufferState | None, trajectories: Path, *, max_s
     return Beginning(ledger=ledger, cards=cards, told=[*told, *lost, _summary(cards, again, log.since)])
 
 
-def _finish_unlogged(ledger: Ledger, trajectories: Path) -> None:
-    """Finish the issues whose group is durable, but was not handed in before the run ended."""
+def _known(saved: BufferState, since: Sequence[Event]) -> dict[int, int]:
+    """The number of records that each segment must have: one more than the last that the ledger knows."""
+    addresses = [event["address"] for event in since if event["event"] == "finished"]
+    addresses += [list(issue["address"].values()) for issue in saved.ledger["open"] if issue["address"]]
+    known: dict[int, int] = {}
+    for segment, record in addresses:
+        known[segment] = max(known.get(segment, 0), record + 1)
+    return known
+
+
+def _finish_unlogged(ledger: Ledger, trajectories: Path, since: float) -> list[str]:
+    """Finish the issues whose group is durable, but of which the log knows nothing, because the run ended just then.
+    Sealed segments are looked at if they were written after `since`. Return a line for each one that cannot be read."""
     running = {issue.id for issue in ledger.open("issued")}
+    told = []
     for number, path in segments.paths(trajectories).items():
-        if path.suffix != segments.STREAM:  # a sealed segment was full long before the run ended
+        if path.suffix == segments.SEALED and path.stat().st_mtime < since:
             continue
-        for record, group_id in enumerate(segments.group_ids(path)):
-            if group_id not in running:
+        try:
+            ids = segments.group_ids(path)
+        except (OSError, ValueError) as error:
+            told.append(f"{path.name} cannot be read: {error}")
+            continue
+        unlogged = [record for record, group_id in enumerate(ids) if group_id in running]
+        for record, group in segments.read_groups(trajectories, number, unlogged).items():
+            if isinstance(group, ValueError):
+                told.append(f"{group}; it was not finished")
                 continue
             address = Address(segment=number, record=record)
-            card = card_of(segments.read_group(trajectories, address), address)
-            if card.usable:
-                ledger.finish(group_id, address, card.version_span())
+            card = card_of(group, address)
+            if card.usable and group.id in running:
+                running.remove(group.id)
+                ledger.finish(group.id, address, card.version_span())
+    return told
 
 
 def _sort(
@@ -87,20 +111,32 @@ def _sort(
     cards: dict[str, Card] = {}
     again: Counter[str] = Counter()
     lost: list[str] = []
+    waiting: dict[int, list[Issue]] = {}
     for issue in ledger.open("issued", "finished", "taken"):
         reason = _reason(issue, version, max_staleness)
         if reason is None:
             assert issue.address is not None, "a finished issue has an address"
-            try:
-                cards[issue.id] = card_of(segments.read_group(trajectories, issue.address), issue.address)
-            except ValueError as error:
-                lost.append(f"{error}; its task is issued again")
-                reason = "interrupted"
-        if reason is not None:
+            waiting.setdefault(issue.address.segment, []).append(issue)
+        else:
             ledger.reissue(issue.id, reason)
             again[reason] += 1
-        elif issue.state == "taken":
-            ledger.wait_again(issue.id)
+    for segment, issues in waiting.items():
+        groups = segments.read_groups(trajectories, segment, [i.address.record for i in issues if i.address])
+        for issue in issues:
+            assert issue.address is not None, "see above"
+            group = groups[issue.address.record]
+            if isinstance(group, ValueError):
+                lost.append(f"{group}; its task is issued again")
+                ledger.reissue(issue.id, "interrupted")
+                again["interrupted"] += 1
+                continue
+            card = card_of(group, issue.address)
+            if not card.usable:  # the run ended before it could say so
+                fail(ledger, issue)
+                continue
+            if issue.state == "taken":
+                ledger.wait_again(issue.id)
+            cards[issue.id] = card
     return cards, again, lost
 
 

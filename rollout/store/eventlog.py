@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rollout.store.files import sync, write_whole
+
 NAME = "ledger.log"
 Event = dict[str, Any]
 _BEGINS = (b'{"event": "started"', b'{"event": "resumed"')
@@ -43,7 +45,7 @@ class EventLog:
         self.told: list[str] = []
         """What people should know, in words."""
         check(path, position)
-        stretches, end = _read(path, position or 0)
+        stretches, end = _read(path, position)
         self.start = len(stretches) + 1
         """The number of this start, from 1."""
         self.since = [] if position is None else _since(stretches, position)
@@ -52,12 +54,13 @@ class EventLog:
         if (torn := os.fstat(self._descriptor).st_size - end) > 0:
             os.ftruncate(self._descriptor, end)
             self.told.append(f"{path.name}: cut {torn} bytes at its end, of a line that was not written whole")
+        sync(path.parent)
         self.position = end
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event. It survives this process at once, and the machine after the next `sync`."""
         content = json.dumps({"event": event, **fields}).encode() + b"\n"
-        os.write(self._descriptor, content)
+        write_whole(self._descriptor, content, self.position)
         self.position += len(content)
 
     def sync(self) -> None:
@@ -82,7 +85,7 @@ def all_events(path: Path, position: int) -> list[Event]:
 
 def check(path: Path, position: int | None) -> None:
     """Raise ValueError unless an `EventLog` can be opened, for a checkpoint that was written at `position`."""
-    _, end = _read(path, position or 0)
+    _, end = _read(path, position)
     if end < (position or 0):
         raise ValueError(f"{path} ends at byte {end}, but the checkpoint was written at byte {position}")
 
@@ -96,13 +99,14 @@ class _Stretch:
     events: list[tuple[int, Event]] = field(default_factory=list)
 
 
-def _read(path: Path, position: int) -> tuple[list[_Stretch], int]:
-    """Return all stretches, with their events from `position` on only, and where the last whole line ends."""
+def _read(path: Path, position: int | None) -> tuple[list[_Stretch], int]:
+    """Return all stretches, with their events from `position` on only (None: without events), and where the last whole
+    line ends."""
     stretches: list[_Stretch] = []
     end, damaged = 0, None
     for number, line in enumerate(_lines(path), start=1):
         begins = line.startswith(_BEGINS)
-        event = _event(line) if begins or end >= position else {}
+        event = _event(line) if begins or position is None or end >= position else {}
         if event is None:
             damaged = damaged or number
             continue
@@ -112,7 +116,7 @@ def _read(path: Path, position: int) -> tuple[list[_Stretch], int]:
             stretches.append(_Stretch(end, event.get("position", 0)))
         elif not stretches:
             raise ValueError(f"{path}:1: this is no ledger's log: it does not begin with `started`")
-        if end >= position:
+        if position is not None and end >= position:
             then = event.get("then", [event])
             stretches[-1].events.extend((end, kept) for kept in then)
         end += len(line)

@@ -36,9 +36,18 @@ def read(run_dir: str | Path) -> Iterator[Stored]:
         raise ValueError(f"{run_dir} is no run directory: it has no folder {FOLDER!r}")
     steps = trained_steps(log)
     for number, path in segments.paths(folder).items():
-        for record, (group, split) in enumerate(segments.groups(path)):
+        for record, (group, split) in enumerate(_groups(path)):
             address = Address(segment=number, record=record)
             yield Stored(group=group, split=split, step=steps.get(address), address=address)
+
+
+def _groups(path: Path) -> Iterator[tuple[Group, Split]]:
+    """The groups of a segment, which may have been sealed, or deleted to save space, since `path` was found."""
+    sealed = path.with_suffix(segments.SEALED)
+    for form in (path, sealed) if path != sealed else (sealed,):
+        if form.exists():
+            yield from segments.groups(form)
+            return
 
 
 def trained_steps(log: Path) -> dict[Address, int]:

@@ -25,13 +25,21 @@ def trim(folder: Path, keep_bytes: float, needed: Collection[int], first_own: in
     was deleted.
     """
     found = segments.paths(folder)
-    sizes = {number: path.stat().st_size for number, path in found.items()}
+    sizes = {number: _size(path) for number, path in found.items()}
     total, deleted = sum(sizes.values()), []
     for number, path in found.items():
         growing = path.suffix == segments.STREAM and number >= first_own
-        if total <= keep_bytes or number in needed or growing:
+        newest = number == max(found)  # its number must not be given again
+        if total <= keep_bytes or number in needed or growing or newest:
             continue
-        path.unlink()
+        path.unlink(missing_ok=True)
         total -= sizes[number]
         deleted.append(path)
     return deleted
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a stream that was sealed just now
+        return 0

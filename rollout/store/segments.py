@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rollout.store.files import sync, write_whole
 from rollout.store.groups import COMPRESSION, decode, encode, header, schema
 from rollout.types import Address, Group, Split
 
@@ -34,9 +36,10 @@ class Segment:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.number, self.path, self._descriptor = _claim(folder)
-        self._records = 0
+        self.records = 0
         self.size = 0
         self._write(header())
+        sync(folder)
 
     def append(self, group: Group, split: Split) -> Address:
         """Write one group. It is durable after the next `sync`.
@@ -45,8 +48,8 @@ class Segment:
             OSError: the disk is full, say. The segment then ends where it ended before.
         """
         self._write(encode(group, split))
-        self._records += 1
-        return Address(segment=self.number, record=self._records - 1)
+        self.records += 1
+        return Address(segment=self.number, record=self.records - 1)
 
     def sync(self) -> None:
         """Return when everything that was appended before the call would survive a power cut."""
@@ -56,29 +59,30 @@ class Segment:
         os.close(self._descriptor)
 
     def _write(self, content: bytes) -> None:
-        try:
-            written = 0
-            while written < len(content):
-                written += os.write(self._descriptor, memoryview(content)[written:])
-        except OSError:
-            os.ftruncate(self._descriptor, self.size)
-            raise
+        write_whole(self._descriptor, content, self.size)
         self.size += len(content)
 
 
 def seal(stream: Path) -> None:
-    """Replace a finished stream by a Parquet file with one row group a record. Readers always find one of the two."""
+    """Replace a finished stream by a Parquet file with one row group a record. Readers always find one of the two.
+
+    Raises:
+        ValueError: the stream is damaged. It stays as it is.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _, end = _whole(stream)
+    if end != stream.stat().st_size:
+        raise ValueError(f"{stream} is damaged at byte {end}")
     sealed = stream.with_suffix(SEALED)
     partial = sealed.with_suffix(PARTIAL)
     with pq.ParquetWriter(partial, schema(), compression=COMPRESSION) as writer:
         for batch in batches(stream):
             writer.write_table(pa.Table.from_batches([batch]), row_group_size=len(batch))
-    _sync(partial)
+    sync(partial)
     partial.rename(sealed)
-    _sync(sealed.parent)
+    sync(sealed.parent)
     stream.unlink()
 
 
@@ -113,12 +117,18 @@ def groups(path: Path) -> Iterator[tuple[Group, Split]]:
     yield from map(decode, batches(path))
 
 
-def group_ids(stream: Path) -> list[str]:
-    """The id of each record's group in a stream without a torn end, in order. No other column is read."""
+def group_ids(path: Path) -> list[str]:
+    """The id of each record's group in a segment without a torn end, in order. No other column is read."""
     import pyarrow as pa
 
+    if path.suffix == SEALED:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            columns = (file.read_row_group(i, columns=["group_id"]) for i in range(file.num_row_groups))
+            return [column["group_id"][0].as_py() for column in columns]
     options = pa.ipc.IpcReadOptions(included_fields=[schema().get_field_index("group_id")])
-    with pa.memory_map(str(stream)) as source, pa.ipc.open_stream(source, options=options) as reader:
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source, options=options) as reader:
         return [batch.column(0)[0].as_py() for batch in reader]
 
 
@@ -128,34 +138,49 @@ def read_group(folder: Path, address: Address) -> Group:
     Raises:
         ValueError: no such record is there (any more), or it cannot be read.
     """
-    stream = folder / _name(address.segment, STREAM)
-    try:
-        return _read(stream, address.record)
-    except FileNotFoundError:
-        pass  # sealed, maybe just now
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{stream}: record {address.record} cannot be read: {error}") from error
-    sealed = folder / _name(address.segment, SEALED)
-    try:
-        return _read(sealed, address.record)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{sealed}: record {address.record} cannot be read: {error}") from error
+    (found,) = read_groups(folder, address.segment, [address.record]).values()
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
-def tidy(folder: Path) -> list[str]:
-    """Clean up after writers that are gone. Return one line for each stream whose end was cut.
+def read_groups(folder: Path, segment: int, records: Collection[int]) -> dict[int, Group | ValueError]:
+    """Return the groups of several records of a segment, which is read once. In the place of one that is not there (any
+    more), or cannot be read, stands the error that says so."""
+    for path in (folder / _name(segment, STREAM), folder / _name(segment, SEALED)):
+        try:
+            found = _read(path, records)
+        except FileNotFoundError as error:  # of a stream: it was sealed, maybe just now
+            found = {record: ValueError(f"{path}: record {record} cannot be read: {error}") for record in records}
+            continue
+        return found
+    return found
+
+
+def tidy(folder: Path, known: Mapping[int, int]) -> list[str]:
+    """Clean up after writers that are gone. Return one line for each stream whose end was cut, or is damaged.
 
     Nobody may be writing. A stream whose sealed form is there is deleted, and so are streams without a record and files
     that were being sealed.
+
+    Args:
+        known: the number of records that a segment must have, because the ledger lists them. A stream that has fewer is
+            damaged, and nothing of it is cut.
     """
-    for partial in folder.glob(f"segment-*{PARTIAL}"):
-        partial.unlink()
+    for unfinished in folder.glob(f"segment-*{PARTIAL}"):
+        unfinished.unlink()
     told = []
-    for stream in sorted(folder.glob(f"segment-*{STREAM}")):
-        end = _end(stream)
-        if stream.with_suffix(SEALED).exists() or end <= len(header()):
+    for number, stream in paths(folder).items():
+        if stream.suffix == SEALED:
+            stream.with_suffix(STREAM).unlink(missing_ok=True)
+            continue
+        records, end = _whole(stream)
+        torn = stream.stat().st_size - end
+        if records < known.get(number, 0):
+            told.append(f"{stream.name}: damaged at byte {end}, where a finished group should be; it is left as it is")
+        elif records == 0:
             stream.unlink()
-        elif (torn := stream.stat().st_size - end) > 0:
+        elif torn > 0:
             os.truncate(stream, end)
             told.append(f"{stream.name}: cut {torn} bytes at its end, of a group that was not written whole")
     return told
@@ -180,21 +205,28 @@ def _name(number: int, ending: str) -> str:
     return f"segment-{number:06d}{ending}"
 
 
-def _read(path: Path, record: int) -> Group:
+def _read(path: Path, records: Collection[int]) -> dict[int, Group | ValueError]:
     import pyarrow as pa
 
     if path.suffix == SEALED:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as file:
-            if record >= file.num_row_groups:
-                raise ValueError(f"it has {file.num_row_groups} records")
-            return decode(_row_group(file, record))[0]
+            batches = {i: partial(_row_group, file, i) for i in records if i < file.num_row_groups}
+            return {record: _decoded(path, record, batches.get(record)) for record in records}
     with pa.memory_map(str(path)) as source:
-        for number, (message, _) in enumerate(_messages(source)):
-            if number == record:
-                return decode(pa.ipc.read_record_batch(message, schema()))[0]
-    raise ValueError("the stream ends before it")
+        messages = ((i, message) for i, (message, _) in enumerate(_messages(source)) if i in records)
+        batches = {i: partial(pa.ipc.read_record_batch, message, schema()) for i, message in messages}
+        return {record: _decoded(path, record, batches.get(record)) for record in records}
+
+
+def _decoded(path: Path, record: int, read: Callable[[], pa.RecordBatch] | None) -> Group | ValueError:
+    try:
+        if read is None:
+            raise ValueError("there is none")
+        return decode(read())[0]
+    except (OSError, ValueError, KeyError) as error:
+        return ValueError(f"{path}: record {record} cannot be read: {error}")
 
 
 def _row_group(file: pa.parquet.ParquetFile, record: int) -> pa.RecordBatch:
@@ -218,19 +250,12 @@ def _messages(source: pa.MemoryMappedFile) -> Iterator[tuple[pa.Message, int]]:
         return
 
 
-def _end(stream: Path) -> int:
-    """Where the last complete record of a stream ends; 0 without any."""
+def _whole(stream: Path) -> tuple[int, int]:
+    """The number of complete records of a stream, and where the last one ends."""
     import pyarrow as pa
 
     if stream.stat().st_size == 0:
-        return 0
+        return 0, 0
     with pa.memory_map(str(stream)) as source:
-        return max((end for _, end in _messages(source)), default=0)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        ends = [end for _, end in _messages(source)]
+    return len(ends), ends[-1] if ends else len(header())

@@ -12,6 +12,9 @@ from rollout.types import Address, Group, Split
 
 log = logging.getLogger(__name__)
 
+MAX_RECORDS = 2000
+"""A segment is full with so many groups, however small: to read one of them takes time for all of them."""
+
 
 class GroupWriter:
     """Appends groups for one process, whose event loop it belongs to. It begins a segment with the first group.
@@ -47,24 +50,26 @@ class GroupWriter:
         if self._next is not None:
             await self._next
         async with self._syncing:
-            if self._segment is not None:
-                self._finish(self._segment)
+            segment, self._segment = self._segment, None
+            if segment is not None:
+                await asyncio.to_thread(segment.sync)
+                self._finish(segment)
         await asyncio.gather(*self._sealing)
 
     async def _sync(self) -> None:
         async with self._syncing:
             self._next = None  # what is appended from here on waits for the next one
             segment = self._segment
-            assert segment is not None, "a group was appended before"
-            if segment.size >= self._limit:
+            if segment is None:  # `seal` has made it durable
+                return
+            full = segment.size >= self._limit or segment.records >= MAX_RECORDS
+            if full:
                 self._segment = None
             await asyncio.to_thread(segment.sync)
-        if self._segment is not segment:
-            self._finish(segment)
+            if full:
+                self._finish(segment)
 
     def _finish(self, segment: Segment) -> None:
-        if self._segment is segment:
-            self._segment = None
         segment.close()
         task = asyncio.create_task(_seal(segment.path))
         self._sealing.add(task)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.batch.micro_batch import MicroBatch, SftRow, TrainRow, filler, lay_out
-from rl.batch.packing import Tree, _longest_to_fullest, assign_trees, pack
+from rl.batch.packing import ROWS, Tree, _longest_to_fullest, assign_trees, pack
 from rl.batch.tree import Segment
 from rollout.types import OBSERVED, Sample
 from tests.samples import sample_of
@@ -290,6 +290,17 @@ def test_trees_are_packed_whole_within_budget_and_in_lockstep(shapes: list[tuple
     assert all(sum(tree.tokens for tree in trees) <= BUDGET for batches in of_ranks for trees in batches)
     rows = {row: length for tree in trees for row, length in zip(tree.rows, tree.lengths, strict=True)}
     assert all([rows[row] for row in tree.rows] == list(tree.lengths) for tree in packed)
+
+
+def test_rows_over_half_the_budget_are_counted_and_not_tried() -> None:
+    """One more micro-batch at a time, from the 1,025 that the tokens would fill, took 43 s for these."""
+    of_ranks = assign_trees([Tree([i], [1025], [0]) for i in range(2048)], 2, 2048)
+    assert [len(batches) for batches in of_ranks] == [1024, 1024]
+
+
+def test_a_tree_of_very_many_rows_is_cut_because_each_copies_the_prefix() -> None:
+    [batches] = assign_trees([group(0, 30, [1] * 64)], ranks=1, token_budget=94)
+    assert len(batches) > 1 and max(sum(tree.lengths) for trees in batches for tree in trees) <= ROWS * 94
 
 
 def test_a_row_of_a_tree_that_is_longer_than_the_budget_is_refused() -> None:

@@ -76,6 +76,19 @@ def test_other_architectures_are_refused() -> None:
         PolicyModel(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9)), chunk=1)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "named"), [(["conv", "full_attention"], "conv"), (["linear_attention"] * 2, "linear")]
+)
+def test_layers_that_carry_a_state_from_row_to_row_are_refused(kinds: list[str], named: str, config_only: Path) -> None:
+    model = load_model(str(config_only), "float32", 0, DENSE)
+    model.config.layer_types = ["full_attention"]
+    PolicyModel(model, chunk=3)
+    model = load_model(str(config_only), "float32", 0, DENSE)
+    model.config.layer_types = kinds
+    with pytest.raises(ValueError, match=f"layers of the kind {named}"):
+        PolicyModel(model, chunk=3)
+
+
 @pytest.mark.parametrize("model_type", ["granite", "cohere"])
 def test_a_model_that_changes_its_logits_after_the_head_is_refused(model_type: str) -> None:
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}

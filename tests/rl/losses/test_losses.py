@@ -13,12 +13,12 @@ from torch import Tensor
 
 from rl.batch.micro_batch import MicroBatch, SftRow, TrainRow, filler
 from rl.batch.packing import pack
-from rl.batch.tensors import ModelInputs, Predictions, TokenLoss, model_inputs, predictions_of
+from rl.batch.tensors import ModelInputs, Objective, Predictions, TokenLoss, model_inputs, predictions_of
 from rl.corrections.config import CorrectionSettings
 from rl.losses.clipped import clipped
 from rl.losses.common import LOG_RATIO_LIMIT, log_ratio
 from rl.losses.config import SUPERVISED, ClippedSettings, LossSettings, ObjectiveSpec
-from rl.losses.objective import make_objective
+from rl.losses.objective import check_objective, make_objective
 from rl.losses.sft import cross_entropy
 from rollout.types import OBSERVED
 from tests.samples import sample_of
@@ -117,6 +117,36 @@ def halve_and_reject(difference: Tensor, batch: Predictions, settings: Correctio
     from rl.corrections.common import Correction
 
     return Correction(torch.full_like(difference, 0.5), difference <= 0)
+
+
+def named(name: str):
+    def loss(logprobs: Tensor, entropy: Tensor, batch: Predictions, settings: LossSettings) -> TokenLoss:
+        return TokenLoss(-logprobs, {name: logprobs})
+
+    return loss
+
+
+own_loss, own_tokens, own_surprise = named("loss"), named("tokens"), named("surprise")
+
+
+def only_with_predictions(logprobs: Tensor, entropy: Tensor, batch: Predictions, settings: LossSettings) -> TokenLoss:
+    return TokenLoss(-logprobs, {"surprise": -logprobs} if len(logprobs) else {})
+
+
+def objective_of(function: str) -> Objective:
+    settings = LossSettings(name=f"{__file__}:{function}")
+    return make_objective(ObjectiveSpec(loss=settings, correction=CorrectionSettings(name="none")), 0)
+
+
+def test_a_loss_is_tried_before_training_as_a_rank_without_rows_would_use_it() -> None:
+    check_objective(make_objective(SPEC, 0))
+    check_objective(make_objective(SUPERVISED, 0))
+    check_objective(objective_of("own_surprise"))
+    for function, message in (("own_loss", "statistic loss: that name"), ("own_tokens", "statistic tokens: that")):
+        with pytest.raises(ValueError, match=message):
+            check_objective(objective_of(function))
+    with pytest.raises(ValueError, match=r"same statistics without any prediction: \['surprise'\]"):
+        check_objective(objective_of("only_with_predictions"))
 
 
 def test_the_supervised_objective_is_cross_entropy() -> None:

@@ -45,6 +45,19 @@ def test_a_directory_in_which_nothing_started_is_taken_away_and_one_with_an_earl
     assert (tmp_path / "run").exists()
 
 
+def test_a_lock_without_an_id_is_an_earlier_run_all_the_same(tmp_path: Path) -> None:
+    """A power cut may have emptied it. Such a directory is never taken away."""
+    RunDir.open(tmp_path / "run", resume="never", run_id="a long id").close()
+    (tmp_path / "run" / "run.lock").write_text("")
+    with RunDir.open(tmp_path / "run", resume="auto", run_id="r2") as run:
+        assert run.resumed and run.previous_run_id is None
+        run.discard()
+    assert (tmp_path / "run" / "run.lock").read_text() == "r2"
+    RunDir.open(tmp_path / "run", resume="auto", run_id="a longer id").close()
+    RunDir.open(tmp_path / "run", resume="auto", run_id="r4").close()
+    assert (tmp_path / "run" / "run.lock").read_text() == "r4"
+
+
 def test_resume_must_needs_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"resume=must, but .* holds no checkpoint"):
         RunDir.open(tmp_path / "run", resume="must", run_id="r1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +80,9 @@ class Run:
         """The buffer's state, after it went through a checkpoint's JSON."""
         version = self.buffer.version
         assert version is not None
-        state = BufferState(ledger=self.buffer.ledger.state_dict(), position=self.log.position, version=version)
+        state = BufferState(
+            ledger=self.buffer.ledger.state_dict(), position=self.log.position, version=version, time=time.time()
+        )
         return BufferState(**json.loads(json.dumps(asdict(state))))
 
     def store(self, made: Group) -> Card:

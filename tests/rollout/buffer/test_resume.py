@@ -8,6 +8,7 @@ import pytest
 
 from rollout.store import read
 from rollout.store.eventlog import read_events
+from rollout.store.segments import seal
 from rollout.types import Address
 from tests.rollout.buffer.buffer_support import Run, group, ids
 
@@ -99,6 +100,42 @@ def test_a_durable_group_that_was_never_handed_in_waits_and_a_failed_one_is_issu
     run.resume(saved)
     assert [issue.id for issue in run.buffer.ledger.open("finished")] == [issued[0][0]]
     assert run.buffer.ledger.counts()["reissued/interrupted"] == 3
+
+
+def test_a_durable_group_in_a_segment_that_was_sealed_is_found_too(run: Run) -> None:
+    issued = run.issue_all()
+    saved = run.state()
+    run.store(group(*issued[0], 0))
+    assert run._segment is not None
+    seal(run._segment.path)
+    run.resume(saved)
+    assert [issue.id for issue in run.buffer.ledger.open("finished")] == [issued[0][0]]
+
+
+def test_a_kill_between_finishing_and_failing_a_group_does_not_train_it(run: Run) -> None:
+    issued = run.issue_all()
+    saved = run.state()
+    card = run.store(group(*issued[0], failed=True))
+    run.buffer.ledger.finish(card.id, card.address, None)
+    run.resume(saved)
+    assert run.buffer.ledger.open("finished") == []
+    assert run.buffer.ledger.counts()["reissued/infra_error"] == 1
+
+
+def test_an_unlogged_record_that_cannot_be_read_costs_its_group_only(run: Run) -> None:
+    issued = run.issue_all()
+    saved = run.state()
+    for issue in issued[:2]:
+        run.store(group(*issue, 0))
+    assert run._segment is not None
+    content = bytearray(run._segment.path.read_bytes())
+    content[-300:] = bytes(300)
+    run._segment.path.write_bytes(content)
+    run.resume(saved)
+    assert any("cannot be read" in line for line in run.told)
+    assert run.buffer.ledger.counts()["reissued/interrupted"] >= 3
+    run.buffer.published(0)
+    assert len(run.issue_all()) >= 3
 
 
 def test_a_group_without_sampled_tokens_ages_from_its_issue(run: Run) -> None:

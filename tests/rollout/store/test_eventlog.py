@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_a_start_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
     assert log.since == [] and log.start == 2
     train(log, 1)
     assert numbers(read_events(path)) == [1]
+
+
+def test_a_full_disk_costs_the_line_that_did_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.log"
+    log = started(path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.position + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            train(log, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert train(log, 3) == path.stat().st_size
+    assert numbers(read_events(path)) == [1, 3]
 
 
 @pytest.mark.parametrize(

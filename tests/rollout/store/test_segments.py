@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.store import segments
-from rollout.store.groups import encode
-from rollout.store.segments import Segment, group_ids, groups, paths, read_group, seal, tidy
+from rollout.store.groups import encode, header
+from rollout.store.segments import Segment, group_ids, groups, paths, read_group, read_groups, seal, tidy
 from rollout.types import OBSERVED, Address, Group
 from tests.rollout.store.test_groups import GROUP
 from tests.samples import sample_of
@@ -119,12 +119,12 @@ def test_a_torn_tail_costs_the_torn_record_only(tmp_path_factory: pytest.TempPat
     with segment.path.open("ab") as file:
         file.write(last[:kept] + bytes(zeros if kept < 8 else 0))
     assert [group for group, _ in groups(segment.path)] == made[:2]
-    told = tidy(folder)
+    told = tidy(folder, {})
     torn = kept + (zeros if kept < 8 else 0)
     assert told == (
         [f"segment-000001.arrows: cut {torn} bytes at its end, of a group that was not written whole"] if torn else []
     )
-    assert segment.path.stat().st_size == segment.size and tidy(folder) == []
+    assert segment.path.stat().st_size == segment.size and tidy(folder, {}) == []
     assert group_ids(segment.path) == [group.id for group in made[:2]]
 
 
@@ -132,7 +132,7 @@ def test_a_stream_without_a_record_is_deleted(tmp_path: Path) -> None:
     Segment(tmp_path)
     (tmp_path / "segment-000002.arrows").touch()
     (tmp_path / "segment-000003.arrows").write_bytes(encode(GROUP, "train")[:100])
-    assert tidy(tmp_path) == [] and list(tmp_path.iterdir()) == []
+    assert tidy(tmp_path, {}) == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_crash_while_sealing_leaves_one_of_the_two(tmp_path: Path) -> None:
@@ -140,11 +140,11 @@ def test_a_crash_while_sealing_leaves_one_of_the_two(tmp_path: Path) -> None:
     segment, addresses = written(tmp_path, made)
     stream = segment.path.read_bytes()
     (tmp_path / "segment-000001.partial").write_bytes(b"half")
-    tidy(tmp_path)
+    tidy(tmp_path, {})
     assert [read_group(tmp_path, address) for address in addresses] == made
     seal(segment.path)
     segment.path.write_bytes(stream)  # the crash came between the rename and this file's end
-    tidy(tmp_path)
+    tidy(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["segment-000001.parquet"]
     assert [read_group(tmp_path, address) for address in addresses] == made
 
@@ -161,15 +161,45 @@ def test_a_full_disk_costs_the_group_that_did_not_fit_and_no_other(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.stat(segment.path).st_size == segment.size
     assert segment.append(made[3], "train") == Address(segment=1, record=2)
-    assert [group for group, _ in groups(segment.path)] == [*made[:2], made[3]] and tidy(tmp_path) == []
+    assert [group for group, _ in groups(segment.path)] == [*made[:2], made[3]] and tidy(tmp_path, {}) == []
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     segment, _ = written(tmp_path, some(1))
-    with pytest.raises(ValueError, match=r"segment-000001.arrows: record 1 cannot be read: the stream ends before it"):
+    with pytest.raises(ValueError, match=r"segment-000001.arrows: record 1 cannot be read: there is none"):
         read_group(tmp_path, Address(segment=1, record=1))
     with pytest.raises(ValueError, match=r"segment-000007.parquet: record 0 cannot be read: .*No such file"):
         read_group(tmp_path, Address(segment=7, record=0))
     seal(segment.path)
-    with pytest.raises(ValueError, match=r"segment-000001.parquet: record 2 cannot be read: it has 1 records"):
+    with pytest.raises(ValueError, match=r"segment-000001.parquet: record 2 cannot be read: there is none"):
         read_group(tmp_path, Address(segment=1, record=2))
+
+
+def test_damage_before_a_finished_group_is_told_and_nothing_is_cut_or_sealed(tmp_path: Path) -> None:
+    """The ledger knows three records, and the second is overwritten with zeros: the third is not torn."""
+    segment, _ = written(tmp_path, some(3))
+    content = bytearray(segment.path.read_bytes())
+    first = len(header()) + len(encode(some(1)[0], "train"))
+    content[first : first + 64] = bytes(64)
+    segment.path.write_bytes(content)
+    assert tidy(tmp_path, {1: 3}) == [
+        f"segment-000001.arrows: damaged at byte {first}, where a finished group should be; it is left as it is"
+    ]
+    assert segment.path.read_bytes() == content
+    with pytest.raises(ValueError, match=rf"is damaged at byte {first}"):
+        seal(segment.path)
+    assert [path.name for path in tmp_path.iterdir()] == ["segment-000001.arrows"]
+
+
+def test_a_record_that_cannot_be_decoded_costs_no_other(tmp_path: Path) -> None:
+    """A power cut may leave the length of a record, and zeros for its content."""
+    made = some(3)
+    segment, _ = written(tmp_path, made)
+    content = bytearray(segment.path.read_bytes())
+    end = len(content) - len(encode(made[2], "train")) - 100
+    content[end - 400 : end] = bytes(400)
+    segment.path.write_bytes(content)
+    found = read_groups(tmp_path, 1, range(4))
+    assert found[0] == made[0] and found[2] == made[2]
+    assert isinstance(found[1], ValueError) and "record 1 cannot be read" in str(found[1])
+    assert isinstance(found[3], ValueError) and "there is none" in str(found[3])

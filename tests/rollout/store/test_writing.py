@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,47 @@ def test_the_oldest_segments_go_but_none_that_is_needed_or_growing(tmp_path: Pat
     assert [path.stem for path in trim(tmp_path, everything - first, set(), own.number)] == ["segment-000001"]
     gone = trim(tmp_path, 0, {sealed[2]}, own.number)
     assert [*paths(tmp_path)] == [sealed[2], own.number] and dead.path in gone
+
+
+def test_the_newest_number_stays_so_that_it_is_not_given_again(tmp_path: Path) -> None:
+    asyncio.run(append_all(tmp_path, some(8)))
+    newest = max(paths(tmp_path))
+    trim(tmp_path, 0, set(), newest + 1)
+    assert [*paths(tmp_path)] == [newest] and Segment(tmp_path).number == newest + 1
+
+
+def test_groups_that_arrive_while_everything_is_sealed_are_durable_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One arrives during the fsync that the sealing waits for."""
+    synced: dict[int, int] = {}
+    fsync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.05)
+        fsync(descriptor)
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    async def run(made: list[Group]) -> list[Address]:
+        writer = GroupWriter(tmp_path, TrajectoriesConfig())
+        first = asyncio.create_task(writer.append(made[0], "train"))
+        await asyncio.sleep(0.02)
+        sealing = asyncio.create_task(writer.seal())
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(writer.append(one, "train")) for one in made[1:]]
+        addresses = [await first, *(await asyncio.gather(*others))]
+        await sealing
+        await writer.seal()
+        return addresses
+
+    monkeypatch.setattr(os, "fsync", slow)
+    made = some(3)
+    addresses = asyncio.run(run(made))
+    assert [read_group(tmp_path, address) for address in addresses] == made
+    assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
+
+
+def test_a_segment_is_full_with_many_small_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.store.writing.MAX_RECORDS", 2)
+    addresses = asyncio.run(append_all(tmp_path, some(5), TrajectoriesConfig()))
+    assert [(a.segment, a.record) for a in addresses] == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
