@@ -25,7 +25,7 @@ from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
 from rl.paths import REPOSITORY
 from rl.processes.tree import TEMP, resource_prefix
-from rollout.actors.buffer import BUFFER_CONCURRENCY_GROUPS, BufferActor
+from rollout.actors.buffer import BufferActor
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.actors.worker import WorkerActor, WorkerSpec
 from rollout.buffer.buffer import BufferSpec, BufferState
@@ -148,7 +148,7 @@ class Cluster:
 
     def start_buffer(self, spec: BufferSpec, folder: RunFolder, saved: BufferState | None) -> ActorHandle:
         """Start the actor of the buffer."""
-        self.buffer = self.spawn(BufferActor, "buffer", Place(), spec, folder, saved, groups=BUFFER_CONCURRENCY_GROUPS)
+        self.buffer = self.spawn(BufferActor, "buffer", Place(), spec, folder, saved)
         return self.buffer
 
     def spawn(

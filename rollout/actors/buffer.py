@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import ray
-
 from rollout.actors.process import enter_role, relax_gc
 from rollout.buffer.buffer import Buffer, BufferSpec, BufferState
 from rollout.buffer.resume import begin
@@ -19,10 +17,6 @@ from rollout.store.shared import RunFolder
 from rollout.types import Task
 
 T = TypeVar("T")
-
-GATE = "gate"
-BUFFER_CONCURRENCY_GROUPS = {GATE: 1000}
-"""Ray's concurrency groups of a BufferActor. Workers that wait at the gate must not keep others from handing in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +59,6 @@ class BufferActor:
         self._gate = asyncio.Condition()
         self._finished = asyncio.Condition()
 
-    @ray.method(concurrency_group=GATE)  # type: ignore[untyped-decorator]
     async def issue(self, wait_s: float) -> tuple[str, Task] | None:
         """Return the next task and its issue id, or None when the gate stayed shut for `wait_s` seconds."""
         return await _first(self._gate, self._buffer.issue, wait_s)

@@ -72,6 +72,8 @@ class WorkerActor:
             sandbox.require()
         self._chat = load_chat(spec.renderer, spec.model_path)
         self._store = GroupWriter(spec.folder.trajectories, spec.trajectories)
+        self._at_the_gate = asyncio.Lock()
+        """One slot of a worker waits in the buffer, so that others can hand in: an actor runs at most 1,000 calls."""
         self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
         relax_gc()
 
@@ -83,7 +85,8 @@ class WorkerActor:
 
     async def _slot(self) -> None:
         while True:
-            issue = await self._buffer.issue.remote(ISSUE_POLL_S)
+            async with self._at_the_gate:
+                issue = await self._buffer.issue.remote(ISSUE_POLL_S)
             if issue is not None:
                 group_id, task = issue
                 group = await self._group(group_id, task, self._spec.rollout)

@@ -142,6 +142,20 @@ def test_driver_and_buffer_receive_as_many_bytes_for_long_trajectories_as_for_sh
     assert received[16_384] == pytest.approx(received[1024], rel=0.05)
 
 
+def test_a_worker_at_the_gate_goes_on_as_soon_as_weights_are_published(
+    rollouts: dict[int, Rollout], tmp_path: Path
+) -> None:
+    """It would wait for ten minutes else."""
+    rollout = rollouts[1024]
+    with RunDir.open(tmp_path / "run", resume="never", run_id="r1"):
+        cluster = Cluster(tmp_path / "run" / "logs", "test")
+        folder = RunFolder(path=str(tmp_path / "run"), run_id="r1")
+        buffer = cluster.start_buffer(buffer_spec(rollout.recipe), folder, None)
+        waiting = [buffer.issue.remote(600.0) for _ in range(2)]
+        cluster.calls.ask(buffer, "published", 0, what="opening the gate")
+        assert all(issue is not None for issue in ray.get(waiting, timeout=120))
+
+
 def bytes_by_ray(value: Any) -> int:
     size: int = ray._private.worker.global_worker.get_serialization_context().serialize(value).total_bytes
     return size
