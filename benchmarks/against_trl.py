@@ -16,6 +16,7 @@ TRL needs an environment of its own, which sees this one's packages:
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -121,8 +122,8 @@ def inside_trl(model: str, completions: int, out: str) -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
 
+    trl = importlib.import_module("trl")  # in an environment of its own, and no package of ours
     torch.set_num_threads(2)
     ends: list[float] = []
 
@@ -132,7 +133,7 @@ def inside_trl(model: str, completions: int, out: str) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    config = GRPOConfig(
+    config = trl.GRPOConfig(
         output_dir=str(Path(out).with_suffix("")),
         per_device_train_batch_size=completions,
         num_generations=GROUP,
@@ -149,7 +150,7 @@ def inside_trl(model: str, completions: int, out: str) -> None:
         logging_steps=1,
         disable_tqdm=True,
     )
-    trainer = GRPOTrainer(
+    trainer = trl.GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         reward_funcs=lambda completions, **_: [vowels(text) for text in completions],
         args=config,
