@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rollout.store.files import sync
+
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old content or the new one, also after a crash or a power cut.
@@ -24,15 +26,6 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Return as soon as a file's content, or a directory's entries, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def atomic_write_json(path: Path, value: Mapping[str, Any]) -> None:

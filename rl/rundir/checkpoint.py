@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from rl.rundir.atomic import sync
+from rollout.store.files import sync
 
 _PARTIAL, _REPLACED, _DELETED = ".partial", ".replaced", ".deleted"
 """Endings of hidden directories: being written; stepping aside for a new one of the same step; being deleted."""

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from rl.driver.cluster import Cluster
 from rl.driver.placement import Place
 from rl.driver.specs import worker_spec
 from rl.driver.waiting import ProcessFailure
-from rl.processes.tree import kill_run, new_run_id
 from rl.recipe.load import load_recipe
 from rl.rundir.directory import RunDir
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS as GROUPS
@@ -98,20 +96,6 @@ class ScriptedInference(InferenceActor):
     def __init__(self, role: str, logs_dir: str) -> None:
         super().__init__(role, logs_dir, 1, 0)
         self._engine = ScriptedEngine()
-
-
-@pytest.fixture(scope="module")
-def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    run_id = new_run_id()
-    cluster = Cluster(tmp_path_factory.mktemp("logs"), run_id)
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # so that what `connect` sets is put back
-            environment.setenv(name, "")
-            environment.delenv(name)
-        cluster.connect(None, 100 * 2**20)
-        yield
-        cluster.close()
-    kill_run(run_id)
 
 
 @pytest.fixture

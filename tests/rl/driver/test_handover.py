@@ -17,7 +17,6 @@ from rl.driver.cluster import Cluster
 from rl.driver.placement import Place
 from rl.driver.specs import buffer_spec, trainer_spec, worker_spec
 from rl.driver.trainer import TrainerActor
-from rl.processes.tree import kill_run, new_run_id
 from rl.recipe.load import load_recipe
 from rl.rundir.directory import RunDir
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
@@ -59,20 +58,6 @@ class Fetching(TrainerActor):
 
     def fetch(self, place: GroupPlace) -> list[Sample]:
         return list(self._fetch(place))
-
-
-@pytest.fixture(scope="module")
-def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    run_id = new_run_id()
-    cluster = Cluster(tmp_path_factory.mktemp("logs"), run_id)
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # so that what `connect` sets is put back
-            environment.setenv(name, "")
-            environment.delenv(name)
-        cluster.connect(None, 100 * 2**20)
-        yield
-        cluster.close()
-    kill_run(run_id)
 
 
 class Rollout:
