@@ -20,7 +20,7 @@ from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.specs import TrainerSpec
 from rl.driver.training import TrainingStage
 from rl.weights.publish import PublishReport, publish
-from rollout.actors.process import enter_role
+from rollout.actors.process import enter_role, settling_in
 from rollout.cards import samples_of
 from rollout.ports import free_port
 from rollout.store.segments import read_group
@@ -74,7 +74,8 @@ class TrainerActor:
         )
         if self._spec.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
-        import rl.learner.learner  # noqa: F401
+        with settling_in():
+            import rl.learner.learner  # noqa: F401
 
     def build(self, model_path: str, stage: TrainingStage) -> None:
         """Make a fresh learner for a stage, with the weights in `model_path` and a fresh optimizer."""

@@ -36,6 +36,7 @@ from rl.batch.tensors import Objective, model_inputs, predictions_of
 from rl.families.registry import family_of
 from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.deepspeed_config import deepspeed_config
+from rl.learner.deepspeed_overhead import gather_together, spare_on_cpu
 from rl.learner.deepspeed_router import route_in_float32
 from rl.learner.expert_load import ExpertLoad
 from rl.learner.model import PolicyModel, load_model, resolve_model
@@ -96,6 +97,7 @@ class Learner:
         for buffer in self._engine.module.buffers():  # DeepSpeed does not move those of a partitioned model
             buffer.data = buffer.data.to(self._device)
         _set_deadlines(timeout)
+        gather_together(self._engine.optimizer)
         self.weights = WeightSource(self._engine.module, self._family)
         moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
         if self._family.float32_router:
@@ -237,6 +239,7 @@ def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.devi
     """Join torch.distributed once per process and choose this rank's device."""
     if device == "cpu":
         torch.set_num_threads(trainer.cpu_threads)
+        spare_on_cpu()
         place, backend = torch.device("cpu"), "gloo"
     else:
         place, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl"

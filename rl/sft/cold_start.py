@@ -19,7 +19,7 @@ from rl.batch.packing import pack
 from rl.config import Recipe
 from rl.driver.health import check_finite
 from rl.driver.training import supervised_stage
-from rl.driver.waiting import Actor, Calls
+from rl.driver.waiting import Actor, Calls, Started
 from rl.learner.schedule import learning_rate
 from rl.sft.config import SftConfig
 from rl.sft.data import sft_rows
@@ -36,8 +36,9 @@ def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: 
     target = Path(recipe.run.cache_dir).resolve() / f"sft-{sft_fingerprint(recipe)}"
     if target.is_dir():
         return str(target)
+    building = calls.start(trainers, "build", recipe.model.path, supervised_stage(recipe))
     rows = sft_rows(recipe)
-    calls.ask_all(trainers, "build", recipe.model.path, supervised_stage(recipe), what="loading the model")
+    calls.wait(building, "loading the model")
     for step, stats in enumerate(_steps(recipe, recipe.sft, calls, trainers, rows), start=1):
         check_finite(f"supervised step {step}", stats, "sft.optimizer")
         report(step, recipe.sft.steps, stats["loss"])
@@ -53,14 +54,20 @@ def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: 
 def _steps(
     recipe: Recipe, sft: SftConfig, calls: Calls, trainers: Sequence[Actor], rows: Sequence[SftRow]
 ) -> Iterator[dict[str, float]]:
-    """Run every step and yield its statistics."""
+    """Run every step and yield its statistics. A step waits at the ranks when they end the one before it."""
     order = _endless(rows, recipe.run.seed)
-    for step in range(sft.steps):
+
+    def start(step: int) -> Started:
         chosen = _weighed(_fill(order, sft.tokens_per_step))
         batches = pack(chosen, recipe.trainer.ranks, recipe.trainer.token_budget)
         lr = learning_rate(sft.optimizer, step, sft.steps)
-        started = calls.start_each(trainers, "train", [(of_rank, lr, 0) for of_rank in batches])
-        yield calls.wait(started, f"supervised step {step + 1}")[0]
+        return calls.start_each(trainers, "train", [(of_rank, lr, 0) for of_rank in batches])
+
+    running = start(0)
+    for step in range(1, sft.steps + 1):
+        following = start(step) if step < sft.steps else {}
+        yield calls.wait(running, f"supervised step {step}")[0]
+        running = following
 
 
 def _endless(rows: Sequence[SftRow], seed: int) -> Iterator[SftRow]:

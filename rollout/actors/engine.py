@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from rewards.errors import InfrastructureError
-from rollout.actors.process import enter_role
+from rollout.actors.process import enter_role, settling_in
 from rollout.engine.choice import EngineChoice, EngineStatus
 from rollout.engine.settings import EngineSettings
 from rollout.types import Completion, SamplingParams, TokenIds
@@ -46,9 +46,10 @@ class InferenceActor:
 
     async def start(self, settings: EngineSettings) -> None:
         """Build the engine; it refuses to sample until the first push."""
-        from rollout.engine.inference import Inference
+        with settling_in():
+            from rollout.engine.inference import Inference
 
-        self._engine = await Inference.start(settings, replica=self._replica)
+            self._engine = await Inference.start(settings, replica=self._replica)
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
         tokens = len(prompt) + sampling.max_tokens

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 
 from rewards.sandbox.config import SandboxConfig
 from rollout.actors.engine import EngineClient, Engines
-from rollout.actors.process import enter_role, relax_gc
+from rollout.actors.process import enter_role, relax_gc, settling_in
 from rollout.agent.config import EvalConfig, RolloutConfig
 from rollout.cards import Card, card_of, samples_of
 from rollout.chat.config import RendererSettings
@@ -61,16 +61,17 @@ class WorkerActor:
     ) -> None:
         enter_role(role, logs_dir)
         spec.folder.check(role)
-        from rewards.sandbox.sandbox import Sandbox
-        from rollout.agent.source import make_sources
-        from rollout.chat.registry import load_chat
+        with settling_in():
+            from rewards.sandbox.sandbox import Sandbox
+            from rollout.agent.source import make_sources
+            from rollout.chat.registry import load_chat
 
-        self._spec, self._engines, self._buffer = spec, Engines(replicas), buffer
-        sandbox = Sandbox(spec.sandbox)
-        self._sources = make_sources(spec.sources, sandbox)
-        if any(source.uses_sandbox for source in self._sources.values()):
-            sandbox.require()
-        self._chat = load_chat(spec.renderer, spec.model_path)
+            self._spec, self._engines, self._buffer = spec, Engines(replicas), buffer
+            sandbox = Sandbox(spec.sandbox)
+            self._sources = make_sources(spec.sources, sandbox)
+            if any(source.uses_sandbox for source in self._sources.values()):
+                sandbox.require()
+            self._chat = load_chat(spec.renderer, spec.model_path)
         self._store = GroupWriter(spec.folder.trajectories, spec.trajectories)
         self._at_the_gate = asyncio.Lock()
         """One slot of a worker waits in the buffer, so that others can hand in: an actor runs at most 1,000 calls."""

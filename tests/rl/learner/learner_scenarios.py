@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
@@ -112,11 +115,14 @@ def lockstep(directory: Path) -> dict[str, Any]:
         except ValueError as error:
             errors.append(str(error))
     before = full_weights(learner)
-    stats = learner.train_step(batches, fixtures.objective, lr=0.0)
+    learner.train_step(batches, fixtures.objective, lr=0.0)  # DeepSpeed learns the order of the modules
+    with counted_gathers() as gathers:
+        stats = learner.train_step(batches, fixtures.objective, lr=0.0)
     after = full_weights(learner)
     learner.close()
     return {
         "errors": errors,
+        "gathers": len(gathers),
         "loss": stats["loss"],
         "unmoved": all(torch.equal(after[name], before[name]) for name in before),
     }
@@ -139,6 +145,23 @@ def resume_second(directory: Path) -> dict[str, Any]:
         torch.rand(draw + 1), random.random(), np.random.random()
     learner.load(directory.parent / "checkpoint")
     return after_checkpoint(learner)
+
+
+@contextmanager
+def counted_gathers() -> Iterator[list[None]]:
+    """A list that grows by one with every all-gather of DeepSpeed."""
+    backend, seen = deepspeed.comm.comm.cdb, []
+    gather = backend.all_gather_into_tensor
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(None)
+        return gather(*args, **kwargs)
+
+    backend.all_gather_into_tensor = counted
+    try:
+        yield seen
+    finally:
+        del backend.all_gather_into_tensor
 
 
 def after_checkpoint(learner: Learner) -> dict[str, Any]:

@@ -202,6 +202,11 @@ def test_ranks_that_disagree_are_refused_on_every_rank(scenarios, answers) -> No
         assert result["unmoved"], "lr=0 must leave every weight as it was"
 
 
+def test_small_parameters_are_gathered_in_one_message_for_each_group_of_ranks(scenarios) -> None:
+    for ranks in scenarios[2]:
+        assert ranks["lockstep"]["gathers"] == 2, "AutoEP's routers have a group of their own"
+
+
 def test_a_resumed_run_goes_on_bit_for_bit(scenarios, models: Path) -> None:
     straight = [rank["resume_first"] for rank in scenarios[2]]
     resumed = [rank["resume_second"] for rank in run_ranks(["resume_second"], 2, models / "resumed")]
