@@ -8,8 +8,8 @@ plain asyncio object; `rollout.actors.engine` puts it in a Ray actor, `rl.weight
 
 **Exact versions.** `Completion.versions[i]` is the version whose weights sampled token i, also for requests that were
 running during a push, because of three facts. (1) One thread does everything to the engine: a step (schedule, forward,
-sample) ends before the next command runs. (2) vLLM labels the tokens of a step with its current weight version and
-appends them to their request inside the same `LLMEngine.step` call, so no token waits anywhere for its label.
+sample) ends before the next command runs. (2) vLLM labels the tokens of a step with its current weight version, and
+`Requests.step` appends them to their request within the same call, so no token waits anywhere for its label.
 (3) The label moves only in `finish_update`, between steps; with asynchronous scheduling `pause` first collects the
 steps that were already launched, which the old weights computed, under the old label.
 """

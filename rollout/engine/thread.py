@@ -19,16 +19,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollout.engine.arguments import check_engine_args, set_vllm_environment
+from rollout.engine.requests import Requests
 from rollout.engine.settings import EngineSettings
 from rollout.types import Completion, SamplingParams, TokenIds
 
 if TYPE_CHECKING:
-    from vllm.outputs import RequestOutput
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -36,7 +34,6 @@ T = TypeVar("T")
 
 KV_CACHE_GIB = 1.0
 """KV cache of an engine on CPU if the recipe sets none."""
-_FINISH: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
 
 
 class EngineThread:
@@ -48,7 +45,7 @@ class EngineThread:
         self.generated_tokens = 0
         self._settings = settings
         self._commands: queue.SimpleQueue[tuple[Callable[[LLMEngine], Any], Future[Any]]] = queue.SimpleQueue()
-        self._requests: dict[str, Future[Completion]] = {}
+        self._requests = Requests()
         self._paused = False
         self._closing = False
         self._lock = threading.Lock()
@@ -77,10 +74,7 @@ class EngineThread:
         finished: Future[Completion] = Future()
 
         def add(engine: LLMEngine) -> None:
-            if request_id in self._requests:
-                raise ValueError(f"request id {request_id!r} is already running: ids must be unique")
-            add_request(engine, request_id, prompt, sampling, cache_salt)
-            self._requests[request_id] = finished
+            self._requests.add(engine, request_id, prompt, sampling, cache_salt, finished)
 
         def forward(added: Future[None]) -> None:
             error = added.exception()
@@ -94,9 +88,9 @@ class EngineThread:
         """Fail a request with `reason`. Do nothing if it has ended."""
 
         def run(engine: LLMEngine) -> None:
-            if request_id in self._requests:
-                engine.abort_request([request_id])
-                _fail(self._requests.pop(request_id), reason)
+            running = self._requests.abort(engine, request_id)
+            if running is not None:
+                _fail(running, reason)
 
         return self.submit(run)
 
@@ -131,8 +125,8 @@ class EngineThread:
         try:
             engine = build_engine(self._settings, on_worker_failure=self._worker_failed)
             while not self._closing:
-                self._run_commands(engine, block=self._paused or not engine.has_unfinished_requests())
-                if not self._paused and engine.has_unfinished_requests() and not self._closing:
+                self._run_commands(engine, block=self._paused or not self._requests)
+                if not self._paused and self._requests and not self._closing:
                     self._step(engine)
         except BaseException as error:
             self._end(error)
@@ -155,12 +149,9 @@ class EngineThread:
 
     def _step(self, engine: LLMEngine) -> None:
         try:
-            for output in engine.step():
-                completion = to_completion(output)
+            for finished, completion in self._requests.step(engine):
                 self.generated_tokens += len(completion.token_ids)
-                request = self._requests.pop(output.request_id, None)
-                if request is not None:
-                    _settle(request, completion)
+                _settle(finished, completion)
         except Exception as error:
             # Close the engine even if a command made the step: a failed step loses the requests' state.
             self._closing = True
@@ -179,8 +170,7 @@ class EngineThread:
             if not self.dead.done():
                 self.dead.set_result(None) if error is None else self.dead.set_exception(error)
             reason = self.dead.exception() or RuntimeError("the engine was shut down")
-            waiting = list(self._requests.values())
-            self._requests.clear()
+            waiting: list[Future[Any]] = [*self._requests.drain()]
             while not self._commands.empty():
                 waiting.append(self._commands.get()[1])
         for future in waiting:
@@ -225,6 +215,7 @@ def build_engine(settings: EngineSettings, on_worker_failure: Callable[[], None]
 def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
     from vllm.config.weight_transfer import WeightTransferConfig
 
+    from rollout.engine.cpu_kernels import PRIORITY
     from rollout.engine.worker import BACKEND, WorkerExtension
 
     chosen = {
@@ -249,62 +240,15 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
         # vLLM rewinds the generator of a seeded request whose prompt was only partly computed in a step. torch's CPU
         # generators can't be rewound, so the engine would die the first time a step is too small for all prompts.
         chosen["enable_chunked_prefill"] = False
+        # The prefix cache keeps whole blocks, and vLLM's own choice on CPU, 128, is as long as many a prompt.
+        chosen["block_size"] = 32
+        chosen["ir_op_priority"] = PRIORITY
     return chosen | settings.config.engine_args
 
 
 def engine_core(engine: LLMEngine) -> EngineCore:
     """Return the in-process core. LLMEngine has no pause itself; AsyncLLM's calls the core's through a socket."""
     return engine.engine_core.engine_core
-
-
-def add_request(
-    engine: LLMEngine, request_id: str, prompt: TokenIds, sampling: SamplingParams, cache_salt: str | None
-) -> None:
-    """Queue one request. Every sampling parameter is given, so that no default of the engine or the model applies."""
-    from vllm import SamplingParams as VllmSamplingParams
-    from vllm.inputs.engine import tokens_input
-    from vllm.sampling_params import RequestOutputKind
-
-    parameters = VllmSamplingParams(
-        n=1,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=0.0,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        repetition_penalty=1.0,
-        seed=sampling.seed,
-        max_tokens=sampling.max_tokens,
-        min_tokens=0,
-        # The model's own end token is a stop token only if it is among ours.
-        ignore_eos=True,
-        stop_token_ids=list(sampling.stop_token_ids),
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-    engine.add_request(request_id, tokens_input(np.asarray(prompt).tolist(), cache_salt=cache_salt), parameters)
-
-
-def to_completion(output: RequestOutput) -> Completion:
-    """Convert vLLM's final output to ours. Its spans of weight versions become one version for every token."""
-    from vllm.logprobs import FlatLogprobs
-
-    sampled = output.outputs[0]
-    assert isinstance(sampled.logprobs, FlatLogprobs) and sampled.weight_versions is not None
-    reason = _FINISH.get(sampled.finish_reason)
-    if reason is None:
-        raise RuntimeError(f"request {output.request_id} ended with {sampled.finish_reason!r}")
-    spans = sampled.weight_versions
-    return Completion(
-        token_ids=tuple(sampled.token_ids),
-        # The sampled token comes first among a position's logprobs.
-        logprobs=np.array(sampled.logprobs.logprobs, np.float32)[sampled.logprobs.start_indices],
-        versions=np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans]),
-        finish_reason=reason,
-    )
 
 
 def _release(engine: LLMEngine) -> None:
