@@ -22,6 +22,7 @@ from rollout.contracts import (
     EpisodeEnded,
     Observation,
     ToolCall,
+    ToolSpec,
 )
 from rollout.types import Message, SamplingParams, Span, StopReason, Task, Turn
 
@@ -34,6 +35,16 @@ class Agent:
     engine: Engine
     config: RolloutConfig
     seed: int
+    _opened: list[tuple[Sequence[Message], Sequence[ToolSpec], list[int]]] = field(default_factory=list)
+
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
+        """Return the tokens of the first prompt, which the attempts of a group have in common: it is rendered once."""
+        for known_messages, known_tools, prompt in self._opened:
+            if known_messages == messages and known_tools == tools:
+                return prompt
+        prompt = self.chat.open(messages, tools, self.config.thinking)
+        self._opened.append((messages, tools, prompt))
+        return prompt
 
 
 @dataclass(slots=True)
@@ -116,7 +127,7 @@ class Episode:
         self.messages += self.task.messages
         self.state_key = environment.first_state_key
         config = self.agent.config
-        prompt = self.agent.chat.open(self.task.messages, environment.tools, config.thinking)
+        prompt = self.agent.open(self.task.messages, environment.tools)
         if len(prompt) >= config.max_context:
             raise InfrastructureError(
                 f"the prompt of task {self.task.id} has {len(prompt)} tokens: raise "

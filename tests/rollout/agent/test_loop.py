@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from rewards.errors import InfrastructureError
 from rollout.agent.loop import run_agent, run_group
 from rollout.contracts import EpisodeEnded, Observation
-from rollout.types import OBSERVED, Completion, Group, SamplingParams, Trajectory
+from rollout.types import OBSERVED, Completion, Group, SamplingParams, Task, Trajectory
 from tests.rollout.agent.agent_support import (
     ASSISTANT,
     CONFIG,
     STOP,
     TASK,
     USER,
+    ByteChat,
     Counter,
     Counters,
     ScriptedEngine,
@@ -31,6 +32,7 @@ from tests.rollout.agent.agent_support import (
 pytestmark = pytest.mark.timeout(60)
 
 ADD = "CALL add {}"
+TOOL = {"type": "function", "function": {"name": "add"}}
 
 
 def test_a_solved_task() -> None:
@@ -222,6 +224,25 @@ def test_a_group_has_all_members_and_a_failure_leaves_it() -> None:
     assert group.trajectories[1].success is None
     assert len(set(engine.requests)) == len(engine.requests)
     assert len({sampling.seed for _, _, sampling, _ in engine.seen}) == len(engine.seen)
+
+
+def test_the_prompt_of_a_group_is_rendered_once_for_each_set_of_tools() -> None:
+    class Alternating(Counters):
+        def make(self, task: Task) -> Counter:
+            self.how = {"tools": (TOOL,) * (len(self.made) % 2)}
+            return super().make(task)
+
+    shared = agent(ScriptedEngine(["1"]))
+    group = asyncio.run(run_group(shared, Alternating(), TASK, "g7"))  # type: ignore[arg-type]
+    assert [t.outcome for t in group.trajectories] == ["scored"] * 3
+    assert isinstance(shared.chat, ByteChat)
+    opened = [tools for what, tools, *_ in shared.chat.asked if what == "open"]
+    assert opened == [(), (TOOL,)]
+    for trajectory in group.trajectories:
+        assert trajectory.samples[0].token_ids[: trajectory.turns[0].start].tolist() == [
+            *b"count to 2",
+            ASSISTANT,
+        ]
 
 
 def test_a_user_may_speak_after_an_answer() -> None:
