@@ -74,10 +74,11 @@ class Tracker:
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._failed = False
-        self._busy_since: float | None = time.monotonic()
+        self._busy_since: float | None = None
         self._queue: queue.SimpleQueue[_Log | _Finish] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if self.mode != "disabled":
+            self._busy_since = time.monotonic()
             self._thread.start()
 
     @property
