@@ -1,10 +1,9 @@
 """Measure a step of on-policy GRPO against TRL's on the same machine: the same random model, prompts, batch and tokens.
 
 The model is the quickstart's tiny GLM-4.5-style MoE with random weights, float32. Completions have at most 54 tokens,
-50 on average, or they are long-tailed: 43 tokens on average, at most 256. The reward is a share of letters, so that
-groups have something to learn from. Both sides have two cores: TRL two threads, which generate and then train; Sluice
-one thread for the engine and one for the trainer, which work at the same time (`max_staleness` 1). Sluice's prompts are
-in GLM-4.5's chat format, which makes them a little longer.
+50 on average, or they are long-tailed: about 43 tokens on average, at most 256. The reward is a share of letters. Both
+sides have two cores: TRL two threads, which generate and then train; Sluice one thread for the engine and one for the
+trainer, which work at the same time (`max_staleness` 1). Prompts are in GLM-4.5's chat format on both sides.
 
 The last columns compare with the slower of engine and trainer alone (`benchmarks.floor`): the time of a step less the
 push, which holds the engine.
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import floor
-from benchmarks.grpo_work import GROUP, PROMPT, SKIPPED, STEPS, WORKS, Work, make_model, vowels, write_recipe
+from benchmarks.grpo_work import GROUP, LR, SKIPPED, STEPS, WORKS, Work, make_model, prompts, vowels, write_recipe
 
 COLUMNS = (
     "completions", "round", "TRL, s a step", "tokens/s", "Sluice, s a step", "tokens/s", "over TRL's",
@@ -78,13 +77,14 @@ def inside_trl(model: str, work: Work, out: str) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    prompt = prompts(Path(model))
     config = trl.GRPOConfig(
         output_dir=str(Path(out).with_suffix("")),
         per_device_train_batch_size=work.completions,
         num_generations=GROUP,
         max_completion_length=work.tokens,
         max_steps=STEPS,
-        learning_rate=1e-4,
+        learning_rate=LR,
         beta=0.0,
         temperature=1.0,
         use_cpu=True,
@@ -99,7 +99,9 @@ def inside_trl(model: str, work: Work, out: str) -> None:
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         reward_funcs=lambda completions, **_: [vowels(text) for text in completions],
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": PROMPT.format(i)} for i in range(STEPS * work.completions)]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": tokenizer.decode(prompt(i))} for i in range(STEPS * work.completions)]
+        ),
         processing_class=tokenizer,
         callbacks=[Clock()],
     )

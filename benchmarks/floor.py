@@ -17,12 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.grpo_work import GROUP, MEAN, PROMPT, WORKS, Work, make_model, write_recipe
+from benchmarks.grpo_work import GROUP, MEAN, WORKS, Work, make_model, prompts, write_recipe
 from rollout.ports import free_port
 
 SECONDS = 15.0
@@ -55,14 +54,6 @@ def meet(side: str, folder: Path) -> None:
     (folder / f"{side}.ready").touch()
     while not all((folder / f"{other}.ready").exists() for other in ("engine", "trainer")):
         time.sleep(0.01)
-
-
-def prompts(model: Path) -> Callable[[int], list[int]]:
-    from rollout.chat.config import RendererSettings
-    from rollout.chat.registry import load_chat
-
-    chat = load_chat(RendererSettings(name="glm-4.5"), model)
-    return lambda number: chat.open([{"role": "user", "content": PROMPT.format(number)}], (), False)
 
 
 async def engine_alone(model: Path, work: Work, folder: Path) -> None:

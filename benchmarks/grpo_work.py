@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 MODEL = Path("recipes/models/tiny-glm4-moe")
 GROUP, STEPS, SKIPPED = 8, 14, 4
+LR = 1e-6
+"""So small that completions keep their lengths."""
 PROMPT = "Write as many vowels as you can, number {}."
 
 
@@ -64,21 +67,22 @@ def vowels(text: str) -> float:
 def make_model(folder: Path, work: Work) -> Path:
     """Save the model with random weights, so that both sides begin with the same."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
     shutil.copytree(MODEL, folder / "model")
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL), dtype=torch.float32)
     if work.long_tailed:
-        _end_after(model, MEAN)
+        _end_after(model, MEAN, AutoTokenizer.from_pretrained(MODEL).eos_token_id, prompts(MODEL))
     model.save_pretrained(folder / "model")
     return folder / "model"
 
 
-def _end_after(model: PreTrainedModel, tokens: int) -> None:
-    """Give the stop tokens a bias, so that after each token a completion ends with a probability of 1 / `tokens`.
+def _end_after(model: PreTrainedModel, tokens: int, stop: int, prompt: Callable[[int], list[int]]) -> None:
+    """Give the token `stop` a bias, so that the answers to prompts have so many tokens on average. (TRL stops at one
+    token only.)
 
-    The head has no bias, so one feature of the hidden states is made constant, at which only those tokens look.
+    The head has no bias, so one feature of the hidden states is made constant, at which only that token looks.
     """
     import torch
 
@@ -87,14 +91,26 @@ def _end_after(model: PreTrainedModel, tokens: int) -> None:
             if "o_proj" in name or "down_proj" in name:
                 parameter[..., 0, :] = 0.0
         model.get_input_embeddings().weight[:, 0] = 2.0
-        head, stops = model.get_output_embeddings().weight, list(model.config.eos_token_id)
+        head = model.get_output_embeddings().weight
         head[:, 0] = 0.0
-        ids = torch.randint(model.config.vocab_size, (16, 64))
-        low, high = -20.0, 20.0
-        for _ in range(30):
-            head[stops, 0] = (low + high) / 2
-            ends = model(ids).logits.softmax(-1)[..., stops].sum(-1).mean()
-            low, high = (low, (low + high) / 2) if ends > 1 / tokens else ((low + high) / 2, high)
+        begin, low, high = torch.tensor([prompt(number % 10) for number in range(160)]), 0.0, 320.0
+        for _ in range(9):
+            head[stop, 0] = (low + high) / 2
+            said = model.generate(
+                begin, attention_mask=torch.ones_like(begin), do_sample=True, top_k=0, max_new_tokens=256,
+                eos_token_id=stop, pad_token_id=stop,
+            )[:, begin.shape[1] :]  # fmt: skip
+            mean = ((said != stop).sum() / len(said)).item() + 1
+            low, high = (low, (low + high) / 2) if mean < tokens else ((low + high) / 2, high)
+
+
+def prompts(model: Path) -> Callable[[int], list[int]]:
+    """The tokens of prompt number i, in GLM-4.5's chat format."""
+    from rollout.chat.config import RendererSettings
+    from rollout.chat.registry import load_chat
+
+    chat = load_chat(RendererSettings(name="glm-4.5"), model)
+    return lambda number: chat.open([{"role": "user", "content": PROMPT.format(number)}], (), True)
 
 
 def write_recipe(model: Path, work: Work, folder: Path) -> Path:
@@ -116,7 +132,7 @@ def write_recipe(model: Path, work: Work, folder: Path) -> Path:
             "ranks": 1,
             "groups_per_step": work.completions // GROUP,
             "token_budget": 8192,
-            "optimizer": {"lr": 1e-4},
+            "optimizer": {"lr": LR},
         },
         "checkpoint": {"every": 0},
         "wandb": {"mode": "disabled"},
