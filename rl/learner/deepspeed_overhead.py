@@ -23,7 +23,8 @@ def spare_on_cpu() -> None:
 def gather_together(optimizer: Any) -> None:
     """Make a ZeRO-3 optimizer fetch its persistent parameters after a step in one message for each process group.
 
-    DeepSpeed sends one for each parameter, and persistent parameters are the small ones.
+    DeepSpeed sends one for each parameter, and persistent parameters are the small ones. With quantized weights (qwZ)
+    or secondary partitions (hpZ) nothing changes: there the common message would carry others than the new weights.
     """
     persistent: Sequence[Any] = getattr(optimizer, "persistent_parameters", ())
     if not persistent:
@@ -32,10 +33,14 @@ def gather_together(optimizer: Any) -> None:
     one_by_one = first.all_gather
 
     def all_gather(param_list: Sequence[Any] | None = None, async_op: bool = False, hierarchy: int = 0) -> Any:
-        if param_list is not persistent:
+        if param_list is not persistent or any(map(_kept_twice, persistent)):
             return one_by_one(param_list, async_op=async_op, hierarchy=hierarchy)
         absent = [parameter for parameter in persistent if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE]
         first.all_gather_coalesced(absent).wait()
         return None
 
     first.all_gather = all_gather  # its other callers pass lists of their own
+
+
+def _kept_twice(parameter: Any) -> bool:
+    return parameter.ds_secondary_tensor is not None or hasattr(parameter.ds_tensor, "ds_quant_scale")

@@ -66,12 +66,12 @@ class WorkerActor:
             from rollout.agent.source import make_sources
             from rollout.chat.registry import load_chat
 
-            self._spec, self._engines, self._buffer = spec, Engines(replicas), buffer
-            sandbox = Sandbox(spec.sandbox)
-            self._sources = make_sources(spec.sources, sandbox)
-            if any(source.uses_sandbox for source in self._sources.values()):
-                sandbox.require()
             self._chat = load_chat(spec.renderer, spec.model_path)
+        self._spec, self._engines, self._buffer = spec, Engines(replicas), buffer
+        sandbox = Sandbox(spec.sandbox)
+        self._sources = make_sources(spec.sources, sandbox)
+        if any(source.uses_sandbox for source in self._sources.values()):
+            sandbox.require()
         self._store = GroupWriter(spec.folder.trajectories, spec.trajectories)
         self._at_the_gate = asyncio.Lock()
         """One slot of a worker waits in the buffer, so that others can hand in: an actor runs at most 1,000 calls."""

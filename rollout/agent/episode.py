@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from rewards.contracts import Ending
@@ -43,7 +44,7 @@ class Agent:
             if known_messages == messages and known_tools == tools:
                 return prompt
         prompt = self.chat.open(messages, tools, self.config.thinking)
-        self._opened.append((messages, tools, prompt))
+        self._opened.append((deepcopy(messages), deepcopy(tools), prompt))  # an environment may change its own
         return prompt
 
 

@@ -6,6 +6,7 @@ spans of versions of them, of which nothing is used here and which took a fiftee
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -94,23 +95,22 @@ class Requests:
         engine.engine_core.abort_requests([core_id])
         return self._pop(core_id).finished
 
-    def step(self, engine: LLMEngine) -> list[tuple[Future[Completion], Completion]]:
-        """Run one step of the engine. Return what has ended with it.
+    def step(self, engine: LLMEngine) -> Iterator[tuple[Future[Completion], Completion]]:
+        """Run one step of the engine. Yield what has ended with it; whatever was not yielded can be drained.
 
         Raises:
             RuntimeError: a request ended otherwise than by a stop token or its length.
         """
         outputs = engine.engine_core.get_output()
-        ended = []
         for output in outputs.outputs:
             request = self._running.get(output.request_id)
             if request is None:  # given up meanwhile
                 continue
             request.extend(output, outputs.weight_version)
             if output.finish_reason is not None:
+                completion = request.completion(output.finish_reason)
                 self._pop(output.request_id)
-                ended.append((request.finished, request.completion(output.finish_reason)))
-        return ended
+                yield request.finished, completion
 
     def drain(self) -> list[Future[Completion]]:
         """Forget all requests and return their futures."""

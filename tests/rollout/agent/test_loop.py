@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rewards.errors import InfrastructureError
 from rollout.agent.loop import run_agent, run_group
-from rollout.contracts import EpisodeEnded, Observation
+from rollout.contracts import EpisodeEnded, Observation, ToolSpec
 from rollout.types import OBSERVED, Completion, Group, SamplingParams, Task, Trajectory
 from tests.rollout.agent.agent_support import (
     ASSISTANT,
@@ -243,6 +243,15 @@ def test_the_prompt_of_a_group_is_rendered_once_for_each_set_of_tools() -> None:
             *b"count to 2",
             ASSISTANT,
         ]
+
+
+def test_tools_that_an_environment_changes_in_place_are_rendered_anew() -> None:
+    tools: list[ToolSpec] = []
+    shared = agent(ScriptedEngine([]))
+    shared.open(TASK.messages, tools)
+    tools.append(TOOL)
+    shared.open(TASK.messages, tools)
+    assert isinstance(shared.chat, ByteChat) and len(shared.chat.asked) == 2
 
 
 def test_a_user_may_speak_after_an_answer() -> None:
