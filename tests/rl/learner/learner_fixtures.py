@@ -89,15 +89,17 @@ def learner(
     optimizer: OptimizerConfig = OPTIMIZER,
     gradient_checkpointing: bool = False,
     dtype: str = "float32",
+    **zero: int,
 ) -> Learner:
-    """A learner on gloo; parameters of up to `persist` elements stay whole between steps."""
+    """A learner on gloo; parameters of up to `persist` elements stay whole between steps. `zero` are further settings
+    of DeepSpeed's ZeRO."""
     settings = {
         "ranks": ranks,
         "expert_parallel": expert_parallel,
         "logprob_chunk": 11,
         "timeout_s": 60.0,
         "gradient_checkpointing": gradient_checkpointing,
-        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": persist}},
+        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": persist, **zero}},
     }
     return Learner(
         model_path=str(path),

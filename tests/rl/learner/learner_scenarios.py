@@ -128,6 +128,16 @@ def lockstep(directory: Path) -> dict[str, Any]:
     }
 
 
+def second_copies(directory: Path) -> list[list[float]]:
+    """The losses of three steps without and with hpZ, where each rank keeps a second partition of every parameter."""
+    losses = []
+    for more in ({}, {"zero_hpz_partition_size": WORLD}):
+        learner = fixtures.learner(directory.parent / "llama", WORLD, 1, **more)
+        losses.append([step(learner)["loss"] for _ in range(3)])
+        learner.close()
+    return losses
+
+
 def resume_first(directory: Path) -> dict[str, Any]:
     """Do one step, save a checkpoint, do another step."""
     learner = fixtures.learner(directory.parent / "glm", WORLD, WORLD)
