@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -13,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from rewards.errors import InfrastructureError
 from rollout.actors.process import enter_role, settling_in
 from rollout.engine.choice import EngineChoice, EngineStatus
+from rollout.engine.exchange import Answer, Desk, Line, Request
 from rollout.engine.settings import EngineSettings
 from rollout.types import Completion, SamplingParams, TokenIds
 
@@ -43,6 +46,7 @@ class InferenceActor:
         self._replica = replica
         self._engine: Any = None
         self._outstanding = 0
+        self._desk = Desk(self.generate)
 
     async def start(self, settings: EngineSettings) -> None:
         """Build the engine; it refuses to sample until the first push."""
@@ -52,12 +56,21 @@ class InferenceActor:
             self._engine = await Inference.start(settings, replica=self._replica)
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
+        """Sample one completion."""
         tokens = len(prompt) + sampling.max_tokens
         self._outstanding += tokens
         try:
             return await self._engine.generate(request_id, prompt, sampling)
         finally:
             self._outstanding -= tokens
+
+    async def exchange(self, line: str, requests: Sequence[Request]) -> list[Answer]:
+        """Begin a line's requests and return what has finished of that line (`rollout.engine.exchange`)."""
+        return await self._desk.exchange(line, requests)
+
+    async def give_up(self, request_id: str) -> None:
+        """End a request that nobody waits for any more."""
+        self._desk.give_up(request_id)
 
     @_control
     async def status(self) -> EngineStatus:
@@ -90,14 +103,19 @@ class Engines:
 
     def __init__(self, replicas: Sequence[ActorHandle]) -> None:
         self._replicas = replicas
+        self._lines = [_line(replica) for replica in replicas]
         self.choice = EngineChoice(len(replicas), self._status)
 
-    def __getitem__(self, engine: int) -> ActorHandle:
-        return self._replicas[engine]
+    def __getitem__(self, engine: int) -> Line:
+        return self._lines[engine]
 
     async def _status(self, engine: int) -> EngineStatus:
         status: EngineStatus = await self._replicas[engine].status.remote()
         return status
+
+
+def _line(replica: ActorHandle) -> Line:
+    return Line(partial(replica.exchange.remote, uuid.uuid4().hex), replica.give_up.remote)
 
 
 class EngineClient:
@@ -148,17 +166,12 @@ class EngineClient:
     async def _completion(
         self, engine: int, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams
     ) -> Completion:
-        reference = self._engines[engine].generate.remote(request_id, prompt_token_ids, sampling)
         try:
-            return await asyncio.wait_for(reference, self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._engines[engine].generate(request_id, prompt_token_ids, sampling)
         except TimeoutError:
-            ray.cancel(reference)
             raise InfrastructureError(
                 f"request {request_id}: no completion in inference.generate_timeout_s={self._timeout_s:g} s"
             ) from None
-        except asyncio.CancelledError:
-            # Nobody waits for the answer any more, so the engine must stop sampling it.
-            ray.cancel(reference)
-            raise
         except RayTaskError as error:
             raise InfrastructureError(f"request {request_id}: {error.cause}") from error

@@ -155,10 +155,20 @@ def test_results_come_in_order_and_each_arrival_is_told(cluster: Cluster) -> Non
 
 
 def test_an_engine_flooded_with_requests_while_it_is_paused_can_still_be_resumed(cluster: Cluster) -> None:
+    """Requests one by one, and more of them than calls that an actor takes at once."""
     replica = engine(cluster)
-    requests = [replica.generate.remote(f"r{i}", [1], SAMPLING) for i in range(1200)]
-    cluster.calls.ask(replica, "call", "resume", what="resuming")
-    assert len(ray.get(requests, timeout=120)) == 1200
+
+    async def flood() -> None:
+        client, requests = EngineClient(Engines([replica]), "g", 1, timeout_s=100), []
+        for i in range(1200):
+            requests.append(asyncio.create_task(client.generate(f"r{i}", [1], SAMPLING)))
+            await asyncio.sleep(0.001)
+        while (await replica.call.remote("counts"))[0] != 1200:
+            await asyncio.sleep(0.05)
+        await replica.call.remote("resume")
+        assert len(await asyncio.gather(*requests)) == 1200
+
+    asyncio.run(asyncio.wait_for(flood(), 120))
 
 
 def test_a_request_that_nobody_waits_for_is_cancelled_in_the_engine(cluster: Cluster) -> None:
