@@ -21,7 +21,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from rollout.engine import cpu_kernels  # noqa: F401 (registers them in this process)
+from rollout.engine import cpu_kernels, cpu_sampling  # noqa: F401 (registers them in this process)
 from rollout.engine.readback import packed_digests
 from rollout.engine.reload import Reload
 from rollout.transfer.bucket import Bucket, Receiver, ReceiverPlace, check_digests
