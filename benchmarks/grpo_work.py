@@ -113,8 +113,9 @@ def prompts(model: Path) -> Callable[[int], list[int]]:
     return lambda number: chat.open([{"role": "user", "content": PROMPT.format(number)}], (), True)
 
 
-def write_recipe(model: Path, work: Work, folder: Path) -> Path:
-    """Write Sluice's recipe for the work, with a run directory in `folder`."""
+def write_recipe(model: Path, work: Work, folder: Path, cache_policy: str = "recompute") -> Path:
+    """Write Sluice's recipe for the work, with a run directory in `folder`. `cache_policy` says what a push does to the
+    KV cache of running requests."""
     recipe = {
         "run": {"name": "against-trl", "steps": STEPS, "dir": str(folder / "run"), "device": "cpu"},
         "model": {"path": str(model), "dtype": "float32", "renderer": "glm-4.5"},
@@ -128,6 +129,7 @@ def write_recipe(model: Path, work: Work, folder: Path) -> Path:
         },
         "inference": {"engine_args": {"enforce_eager": True}},
         "buffer": {"max_staleness": 1},
+        "weight_sync": {"cache_policy": cache_policy},
         "trainer": {
             "ranks": 1,
             "groups_per_step": work.completions // GROUP,
