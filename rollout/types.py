@@ -185,8 +185,17 @@ class Turn:
     reward: float | None = None
     state_key: str | None = None
 
+    def __post_init__(self) -> None:
+        _require_finite("the reward of a turn", self.reward)
+
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+def _require_finite(what: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool | np.generic)
+    if value is not None and not (number and math.isfinite(value)):  # type: ignore[arg-type]
+        raise ValueError(f"{what} is {value!r:.100}, which is no finite Python number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +210,7 @@ class Span:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """One attempt at a task. `reward` and `success` are None exactly when `outcome` is infra_error; `error` then says
-    what failed.
+    what failed. Rewards are finite Python numbers.
 
     When the chat format edits the history (strips its reasoning, say), the trajectory goes on in a new sample. There
     the edited history counts as observed, so every sampled token is trained once, in the sample that it was sampled in.
@@ -225,6 +234,9 @@ class Trajectory:
         for name, value in (("reward", self.reward), ("success", self.success)):
             if (value is None) != (self.outcome == "infra_error"):
                 raise ValueError(f"outcome {self.outcome!r} with {name} {value!r}: a failure is data, never a reward")
+        _require_finite("the reward of a trajectory", self.reward)
+        for name, value in self.reward_parts.items():
+            _require_finite(f"reward part {name!r}", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,10 @@ def enter_role(role: str, logs_dir: str, threads: int = 1) -> Path:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        # What a policy wrote is in errors and hence in logs, and `logging` lets an encoding error out. Ray's actors
+        # have streams of Ray's own, in which a TextIOWrapper is wrapped.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return path

@@ -25,7 +25,7 @@ from rollout.store.config import TrajectoriesConfig
 from rollout.store.shared import RunFolder
 from rollout.store.writing import GroupWriter
 from rollout.tasks.config import TaskSource
-from rollout.types import Group, Sample, Task
+from rollout.types import Address, Group, Sample, Split, Task
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,7 @@ class WorkerActor:
                 issue = await self._buffer.issue.remote(ISSUE_POLL_S)
             if issue is not None:
                 group_id, task = issue
-                group = await self._group(group_id, task, self._spec.rollout)
-                address = await self._store.append(group, "train")
+                group, address = await self._kept(await self._group(group_id, task, self._spec.rollout), "train")
                 await self._buffer.put.remote(card_of(group, address, _shared(samples_of(group))))
 
     async def evaluate(self, group_id: str, task: Task) -> Card:
@@ -102,11 +101,24 @@ class WorkerActor:
         """
         async with self._evaluating:
             group = await self._group(group_id, task, self._spec.evaluation.rollout(self._spec.rollout))
-        return card_of(group, await self._store.append(group, "eval"))
+        return card_of(*await self._kept(group, "eval"))
 
     async def seal(self) -> None:
         """Seal what this worker has written so far, for people to open."""
         await self._store.seal()
+
+    async def _kept(self, group: Group, split: Split) -> tuple[Group, Address]:
+        """Store a group. One that cannot be written down is an infrastructure failure of that group."""
+        from rollout.agent.loop import lost
+
+        try:
+            return group, await self._store.append(group, split)
+        except OSError:  # the disk, and not the group
+            raise
+        except Exception as error:
+            log.error("group %s cannot be stored", group.id, exc_info=error)
+            group = lost(group, error)
+            return group, await self._store.append(group, split)
 
     async def _group(self, group_id: str, task: Task, config: RolloutConfig) -> Group:
         from rollout.agent.episode import Agent

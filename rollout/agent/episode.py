@@ -25,7 +25,12 @@ from rollout.contracts import (
     ToolCall,
     ToolSpec,
 )
+from rollout.plain import plain
 from rollout.types import Message, SamplingParams, Span, StopReason, Task, Turn
+
+CHARACTERS_PER_TOKEN = 64
+"""An observation is cut to so many characters for each token of the context, which can hardly hold that much. To turn
+an endless text into tokens would hold up all other episodes of the worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +162,7 @@ class Episode:
         )
         self.counts["turns"] += 1
         self.counts["tokens_sampled"] += len(completion.token_ids)
-        turn = self.agent.chat.parse(completion.token_ids, environment.tools)
+        turn = _bounded(self.agent.chat.parse(completion.token_ids, environment.tools))
         self.messages.append(_message(turn))
         return turn, completion.finish_reason == "stop"
 
@@ -194,7 +199,7 @@ class Episode:
 
     def _observed(self, shown: str | Observation, role: str) -> Message:
         """Record an observation: its message, the reward of the turn before it, and the state that it leads to."""
-        observation = Observation(shown) if isinstance(shown, str) else shown
+        observation = _checked(shown, CHARACTERS_PER_TOKEN * self.agent.config.max_context)
         if observation.reward is not None:
             self.turns[-1] = replace(self.turns[-1], reward=(self.turns[-1].reward or 0.0) + float(observation.reward))
         self.state_key = observation.state_key
@@ -253,6 +258,32 @@ class _Timed:
 
     def __exit__(self, *_: object) -> None:
         self._spans.append(Span(name=self._name, start=self._start, end=time.monotonic()))
+
+
+def _bounded(turn: AssistantTurn) -> AssistantTurn:
+    """The turn, if its arguments can travel and be stored (`rollout.plain`); else it is malformed."""
+    try:
+        calls = tuple(ToolCall(name=call.name, arguments=plain(call.arguments, call.name)) for call in turn.tool_calls)
+    except ValueError as error:
+        return AssistantTurn(content=turn.content, reasoning=turn.reasoning, malformed=f"the arguments of {error}")
+    return replace(turn, tool_calls=calls)
+
+
+def _checked(shown: str | Observation, characters: int) -> Observation:
+    """What an environment shows, cut to so many characters.
+
+    Raises:
+        TypeError: it is neither a text nor an observation with one.
+    """
+    observation = Observation(shown) if isinstance(shown, str) else shown
+    if not isinstance(observation, Observation) or not isinstance(observation.text, str):
+        raise TypeError(f"the environment showed {shown!r:.100}, which is no text and no Observation with a text")
+    if not isinstance(observation.state_key, str | None):
+        raise TypeError(f"the environment named a state {observation.state_key!r:.100}, which is no text")
+    if len(observation.text) <= characters:
+        return observation
+    more = len(observation.text) - characters
+    return replace(observation, text=f"{observation.text[:characters]}… ({more} more characters)")
 
 
 def _sampling_seed(seed: int, request_id: str) -> int:

@@ -6,6 +6,7 @@
 Every token enters a `TokenStream` once, as shown or as sampled. Failures are attributed here. What the policy caused is
 scored. Anything that an engine, environment or reward raises is retried with a fresh episode; when no try is left, the
 trajectory becomes an infra_error. No exception but a cancellation leaves these functions.
+`lost` is what remains of a group that cannot be stored.
 
 A trajectory must stop acting `trajectory_timeout_s` after its first try began; later tries get no new deadline. The
 policy is to blame for passing the deadline if this try's tool calls together took at least half of that time and no
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from rewards.errors import one_line
 from rollout.agent.episode import Agent, Episode
 from rollout.agent.source import Source
 from rollout.contracts import Environment
@@ -27,6 +29,8 @@ from rollout.types import Group, Outcome, StopReason, Task, Trajectory
 log = logging.getLogger(__name__)
 
 CLOSE_S = 10.0
+ERROR_CHARACTERS = 10_000
+"""The most of an error's text that is kept."""
 TRUNCATED: frozenset[StopReason] = frozenset({"turn_limit", "token_limit", "time_limit"})
 
 
@@ -53,7 +57,7 @@ async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, req
         try:
             return await _attempt(episode, source, group_id, deadline, attempt)
         except Exception as error:  # the edge of a rollout: every error is kept as text
-            failures.append(f"try {attempt + 1}: {type(error).__name__}: {error}")
+            failures.append(one_line(f"try {attempt + 1}: {type(error).__name__}: {error}", ERROR_CHARACTERS))
             log.warning("trajectory %s: %s", request_id, failures[-1], exc_info=error)
         if asyncio.get_running_loop().time() >= deadline:
             break
@@ -69,6 +73,26 @@ async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, req
         spans=tuple(episode.spans),
         metrics=episode.metrics(attempt),
     )
+
+
+def lost(group: Group, error: Exception) -> Group:
+    """The group without anything that a policy, an environment or a reward made: its members are infra_errors."""
+    task = Task(id=group.task.id, environment=group.task.environment, source=group.task.source, messages=())
+    failure = one_line(f"the group cannot be stored: {type(error).__name__}: {error}", ERROR_CHARACTERS)
+    members = [
+        Trajectory(
+            task_id=task.id,
+            group_id=group.id,
+            samples=(),
+            messages=(),
+            stop_reason="aborted",
+            outcome="infra_error",
+            reward=None,
+            error=failure,
+        )
+        for _ in group.trajectories
+    ]
+    return Group(id=group.id, task=task, trajectories=tuple(members))
 
 
 async def _attempt(episode: Episode, source: Source, group_id: str, deadline: float, attempt: int) -> Trajectory:
