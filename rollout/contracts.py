@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from rollout.types import Completion, Message, SamplingParams, Split, Task, TokenIds
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from rewards.sandbox.sandbox import Sandbox
     from rollout.envs.config import EnvironmentSettings
 
@@ -102,6 +104,9 @@ class EnvironmentSpec:
     """The `Task.environment` of its tasks. Empty: the name in the recipe; of `file.py:attribute` only the attribute."""
     reward_parts: tuple[str, ...] = ()
     """The names of the parts that `Environment.score` returns. Weights and success rules of a recipe refer to them."""
+    payload: type[BaseModel] | None = None
+    """What the payload of a dataset's row must hold, in types; checked strictly before a run begins. Other fields are
+    allowed unless the model forbids them. None: anything."""
     uses_sandbox: bool = False
     """Whether `make` needs a sandbox that isolates."""
 

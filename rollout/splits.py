@@ -11,5 +11,9 @@ EVAL_SHARE = 0.125
 
 def split_of(content: str) -> Split:
     """Return the split that a question belongs to, as a pure function of what it asks."""
-    bucket = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64
-    return "eval" if bucket < EVAL_SHARE else "train"
+    return "eval" if place_of(content) < EVAL_SHARE else "train"
+
+
+def place_of(content: str) -> float:
+    """Return a number from 0 to 1 for a question; those below EVAL_SHARE are held out."""
+    return int.from_bytes(hashlib.sha256(content.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64

@@ -10,9 +10,9 @@ pass tests that are too weak. A failure of the sandbox raises InfrastructureErro
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import secrets
+import warnings
 from collections import OrderedDict
 from functools import partial
 
@@ -78,11 +78,17 @@ class Judge:
             self._verdicts.pop(key, None)
 
 
-async def _judge(sandbox: Sandbox, tests: str, answer: str) -> Verdict:
+def check_program(tests: str) -> None:
+    """Raise ValueError unless `tests` are a program."""
     try:
-        ast.parse(tests)
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"the tests are not Python: {error}: {tests[:200]!r}") from error
+        with warnings.catch_warnings(action="ignore"):
+            compile(tests, "<tests>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError(f"the tests are not Python: {str(error)[:200]}: {tests[:200]!r}") from None
+
+
+async def _judge(sandbox: Sandbox, tests: str, answer: str) -> Verdict:
+    check_program(tests)
     token = secrets.token_hex(16)
     # !a (ascii) makes a Python literal of any text, including lone surrogates.
     program = f"answer = {answer!a}\n{tests}\nprint()\nprint({token!r})\n"

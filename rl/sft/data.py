@@ -6,7 +6,6 @@ Demonstrations come from the environments' scripted oracles (`dataset: oracle`) 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 
@@ -18,7 +17,8 @@ from rollout.chat.demonstrations import render_demonstration
 from rollout.chat.registry import load_chat
 from rollout.contracts import Chat, Demonstrator, ToolSpec
 from rollout.envs.registry import make_environment
-from rollout.tasks.rows import Row, checked_messages, read_rows
+from rollout.tasks.conversation import read_demonstration, read_tools
+from rollout.tasks.rows import read_rows
 from rollout.tasks.stream import task_stream
 from rollout.types import Message
 
@@ -63,22 +63,9 @@ def _oracle_conversations(recipe: Recipe, count: int) -> Iterator[Conversation]:
 
 
 def _dataset_conversations(dataset: str) -> Iterator[Conversation]:
-    for index, row in enumerate(read_rows(dataset)):
-        where = f"dataset {dataset} row {index}"
-        yield where, checked_messages(row, where), _checked_tools(row, where)
-
-
-def _checked_tools(row: Row, where: str) -> tuple[ToolSpec, ...]:
-    """The row's `tools`: a list of functions in OpenAI form, or that list as JSON text (Arrow cannot mix schemas)."""
-    tools = row.get("tools", [])
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: field 'tools' is not JSON ({error.msg})") from None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) and "function" in tool for tool in tools):
-        raise ValueError(f"{where}: field 'tools' must be a list of {{'type': 'function', 'function': …}}")
-    return tuple(tools)
+    for row in read_rows(dataset):
+        messages = read_demonstration(row.values, row.where)
+        yield row.where, messages, read_tools(row.values.get("tools"), f"{row.where}: field 'tools'")
 
 
 def _cycles(messages: list[Message]) -> Iterator[list[Message]]:

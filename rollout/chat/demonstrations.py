@@ -45,6 +45,7 @@ def _results_after(messages: Sequence[Message], position: int) -> list[Message]:
     end = position + 1
     while end < len(messages) and messages[end]["role"] == "tool":
         end += 1
-    if bool(messages[position].get("tool_calls")) != (end > position + 1):
+    last = end == len(messages) == position + 1  # it may end with calls that nobody answers
+    if not last and bool(messages[position].get("tool_calls")) != (end > position + 1):
         raise ValueError(f"message {position}: a turn has tool results after it exactly when it calls tools")
     return [{"role": "tool", "content": str(message["content"])} for message in messages[position + 1 : end]]

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from weakref import WeakKeyDictionary
 
+from pydantic import BaseModel, field_validator
+
 from rewards.sandbox.sandbox import Outcome, Sandbox
-from rewards.scorers.code import Judge
+from rewards.scorers.code import Judge, check_program
 from rollout.contracts import Environment, EnvironmentSpec, ToolCall
 from rollout.envs.arguments import checked_arguments, function_tool
 from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, draw, says
@@ -86,10 +88,26 @@ class Question:
         return str(OPERATIONS[self.kind].answer(self.a, self.b))
 
 
+class PythonPayload(BaseModel):
+    """What a row for this environment must hold."""
+
+    tests: str
+    """A program that asserts on `answer`, the text of the last turn."""
+
+    @field_validator("tests")
+    @classmethod
+    def _program(cls, tests: str) -> str:
+        if not tests.strip():
+            raise ValueError("there are no tests: any answer would pass")
+        check_program(tests)
+        return tests
+
+
 class PythonQuestions(EnvironmentSpec):
     """Generates questions, the oracle's answers and episodes."""
 
     name = "python"
+    payload = PythonPayload
     reward_parts = ("code",)
     uses_sandbox = True
 
@@ -120,7 +138,7 @@ class PythonQuestions(EnvironmentSpec):
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
         judge = self._judges.setdefault(sandbox, Judge(sandbox))
-        return PythonEpisode(str(task.payload["tests"]), sandbox, judge, self._max_observation)
+        return PythonEpisode(task.payload["tests"], sandbox, judge, self._max_observation)
 
 
 class PythonEpisode(Environment):

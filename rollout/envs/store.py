@@ -10,6 +10,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from pydantic import BaseModel
+
 from rewards.sandbox.sandbox import Sandbox
 from rewards.scorers.state import state_reward
 from rollout.contracts import Environment, EnvironmentSpec, ToolCall
@@ -62,10 +64,18 @@ class Request:
         return [ToolCall(name="delete", arguments={"name": name}) for name in (self.item, self.animal)]
 
 
+class StorePayload(BaseModel):
+    """What a row for this environment must hold: where everything is, and where it should be in the end."""
+
+    state: dict[str, str]
+    goal: dict[str, str]
+
+
 class StoreRequests(EnvironmentSpec):
     """Generates requests, the oracle's conversations and episodes."""
 
     name = "store"
+    payload = StorePayload
     reward_parts = ("state",)
 
     def generate(self, index: int, seed: int, split: Split) -> Task:

@@ -23,6 +23,13 @@ class TaskSource(StrictModel):
     """The source's share of the tasks is its weight divided by the sum of all weights."""
     dataset: str | None = None
     """jsonl / parquet path or Hugging Face dataset name whose rows are tasks; null: the environment generates them."""
+    split: str = "train"
+    """The split of a Hugging Face dataset to train on."""
+    eval_dataset: str | None = None
+    """A dataset of its own for evaluation; null: the one above. Without this and `eval_split` an eighth of the tasks,
+    chosen by what they ask and their payload, is held out."""
+    eval_split: str | None = None
+    """The split of a Hugging Face dataset to evaluate on."""
     rewards: tuple[Reward, ...] = Field(default=(RewardSettings(name="environment"),), min_length=1)
     """The rewards that score a trajectory; `environment` stands for the environment's own."""
     weights: dict[str, float] = Field(default_factory=dict)

@@ -6,7 +6,6 @@ mixed by weight in a fixed pattern and not at random, so any stretch of the stre
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -15,9 +14,8 @@ from typing import overload
 
 from rollout.contracts import EnvironmentSpec
 from rollout.envs.registry import make_environment
-from rollout.splits import split_of
 from rollout.tasks.config import TasksConfig, TaskSource
-from rollout.tasks.rows import Row, checked_messages, read_rows
+from rollout.tasks.dataset import checked_task, dataset_tasks
 from rollout.types import Split, Task
 
 PATTERN = 1000
@@ -84,7 +82,7 @@ class _Generated:
         return math.inf
 
     def task(self, rank: int) -> Task:
-        return replace(self.spec.generate(rank, self.seed, self.split), source=self.label)
+        return checked_task(replace(self.spec.generate(rank, self.seed, self.split), source=self.label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +102,9 @@ def _source(source: TaskSource, seed: int, split: Split) -> _Generated | _Rows:
     spec = make_environment(source.environment)
     if source.dataset is None:
         return _Generated(spec, source.label, seed, split)
-    tasks = [_row_task(row, i, source.dataset, source.label, spec) for i, row in enumerate(read_rows(source.dataset))]
-    chosen = [task for task in tasks if split_of(json.dumps(task.messages, sort_keys=True)) == split]
-    if not chosen:
-        raise ValueError(
-            f"dataset {source.dataset}: none of its {len(tasks)} rows falls into the {split} split (an eighth of "
-            "them, by content, is held out for evaluation); add rows"
-        )
+    chosen = dataset_tasks(source, spec, split)
     random.Random(f"{source.dataset}/{seed}").shuffle(chosen)
     return _Rows(chosen)
-
-
-def _row_task(row: Row, index: int, dataset: str, label: str, spec: EnvironmentSpec) -> Task:
-    where = f"dataset {dataset} row {index}"
-    for field in ("payload", "metadata"):
-        if not isinstance(row.get(field, {}), dict):
-            raise ValueError(f"{where}: field {field!r} must be an object, not {row[field]!r}")
-    return Task(
-        id=str(row.get("id", f"{label}-{dataset}-{index}")),
-        environment=spec.name,
-        source=label,
-        messages=tuple(checked_messages(row, where)),
-        payload=row.get("payload", {}),
-        metadata=row.get("metadata", {}),
-    )
 
 
 def _pattern(sources: Sequence[TaskSource]) -> list[int]:

@@ -84,10 +84,10 @@ def test_parquet_rows_render_like_jsonl_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"tools": []}, r"row 1: field 'messages' must be a non-empty list"),
-        ({"messages": TALK, "tools": "{"}, r"row 1: field 'tools' is not JSON"),
-        ({"messages": TALK, "tools": [3]}, r"row 1: field 'tools' must be a list"),
-        ({"messages": TALK[:5]}, r"row 1: field 'messages': a demonstration ends with an assistant message"),
+        ({"tools": []}, r"d\.jsonl:2: it has no 'messages'; its columns are 'tools'"),
+        ({"messages": TALK, "tools": "{"}, r"d\.jsonl:2: field 'tools': not JSON"),
+        ({"messages": TALK, "tools": [3]}, r"d\.jsonl:2: field 'tools'\[0\] must be"),
+        ({"messages": TALK[:5]}, r"d\.jsonl:2: field 'messages': a demonstration ends with an assistant message"),
     ],
 )
 def test_a_bad_row_is_named_with_its_field(tmp_path: Path, row: object, reason: str) -> None:
@@ -100,7 +100,7 @@ def test_a_row_that_no_micro_batch_can_hold_is_named(tmp_path: Path) -> None:
     long = recipe(write(tmp_path / "d.jsonl", {"messages": TALK[:2]}, {"messages": TALK}))
     fits = max(len(row) for row in sft_rows(long))
     small = long.model_copy(update={"trainer": long.trainer.model_copy(update={"token_budget": fits - 1})})
-    with pytest.raises(ValueError, match=rf"row 1: {fits} tokens, but trainer.token_budget is {fits - 1}: raise"):
+    with pytest.raises(ValueError, match=rf"d\.jsonl:2: {fits} tokens, but trainer.token_budget is {fits - 1}: raise"):
         sft_rows(small)
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from rollout.tasks.config import TasksConfig
 from rollout.tasks.stream import task_stream
-from rollout.types import Split, Task
 from tests.support import task_source
 
 BOTH = (task_source("python", weight=3), task_source("store", weight=1))
@@ -53,8 +52,11 @@ def dataset(path: str) -> TasksConfig:
     return TasksConfig(sources=(task_source("store", dataset=path),), train_size=300, eval_size=40)
 
 
+PAYLOAD: dict[str, object] = {"state": {}, "goal": {}}
+
+
 def row(number: int) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": f"task {number}"}], "payload": {"state": {}, "goal": {}}}
+    return {"messages": [{"role": "user", "content": f"task {number}"}], "payload": PAYLOAD}
 
 
 def test_dataset_rows_become_tasks_in_disjoint_splits_and_each_row_once_an_epoch(tmp_path: Path) -> None:
@@ -72,27 +74,20 @@ def test_a_source_of_little_weight_has_a_place_and_keeps_it() -> None:
 
 
 def test_a_row_may_name_itself_and_bring_metadata_but_need_not(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "x"}]
-    for given, identity, payload, metadata in (
-        ({"id": 7, "metadata": {"level": 2}, "payload": {"n": 1}}, "7", {"n": 1}, {"level": 2}),
-        ({}, "store-{path}-0", {}, {}),
+    for given, identity, metadata in (
+        ({"id": 7, "metadata": {"level": 2}, "payload": PAYLOAD | {"n": 1}}, "7", {"level": 2}),
+        ({"payload": PAYLOAD | {"n": 1}}, "store-{path}-0", {}),
     ):
-        path = write(tmp_path / "t.jsonl", [{"messages": messages} | given])
-        tasks = [task for split in ("train", "eval") for task in _tasks_or_none(path, split)]
-        assert tasks[0].id == identity.format(path=path)
-        assert (tasks[0].payload, tasks[0].metadata) == (payload, metadata)
-
-
-def _tasks_or_none(path: str, split: Split) -> list[Task]:
-    try:
-        return [task_stream(dataset(path), split, 0)[0]]
-    except ValueError:  # the row is in the other split
-        return []
+        path = write(tmp_path / "t.jsonl", [{"messages": [{"role": "user", "content": "x"}]} | given, row(1)])
+        tasks = [task for split in ("train", "eval") for task in task_stream(dataset(path), split, 0)[:1]]  # type: ignore[arg-type]
+        (task,) = (task for task in tasks if task.messages[0]["content"] == "x")
+        assert task.id == identity.format(path=path)
+        assert (task.payload, task.metadata) == (PAYLOAD | {"n": 1}, metadata)
 
 
 def test_the_order_of_a_rows_keys_does_not_change_its_split(tmp_path: Path) -> None:
     rows = [row(i) for i in range(40)]
-    turned = [{"messages": [dict(reversed(m.items())) for m in r["messages"]]} for r in rows]  # type: ignore[attr-defined]
+    turned = [r | {"messages": [dict(reversed(m.items())) for m in r["messages"]]} for r in rows]  # type: ignore[attr-defined]
     held_out = [
         {task.messages[0]["content"] for task in task_stream(dataset(write(tmp_path / name, made)), "eval", 0)}
         for name, made in (("a.jsonl", rows), ("b.jsonl", turned))
@@ -118,7 +113,8 @@ def test_parquet_rows_become_tasks(tmp_path: Path) -> None:
     import datasets
 
     path = str(tmp_path / "t.parquet")
-    datasets.Dataset.from_list([row(i) | {"payload": {"n": i}} for i in range(40)]).to_parquet(path)
+    payload = {"state": {"a": "b"}, "goal": {"a": "b"}}
+    datasets.Dataset.from_list([row(i) | {"payload": payload | {"n": i}} for i in range(40)]).to_parquet(path)
     task = task_stream(dataset(path), "train", 0)[0]
     assert task.messages[0] == {"role": "user", "content": f"task {task.payload['n']}"}
 
@@ -134,43 +130,127 @@ def test_a_row_ends_at_a_newline_and_at_no_other_separator(tmp_path: Path) -> No
     assert {task.messages[0]["content"] for task in stream} < set(contents)
 
 
-def test_messages_without_content_get_an_empty_one_nulls_are_dropped_and_blank_lines_skipped(tmp_path: Path) -> None:
-    called = {"role": "assistant", "tool_calls": [{"name": "set", "arguments": {"place": None, "name": "cat"}}]}
-    row = {"messages": [{"role": "user", "content": "put"}, called], "payload": {"gone": None}}
+def test_blank_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text("".join(f"{json.dumps(row)}\n\n" for _ in range(40)), encoding="utf-8")
-    tasks = task_stream(TasksConfig(sources=(task_source("store", dataset=str(path)),), train_size=40), "train", 0)[:]
-    wanted = {"role": "assistant", "content": "", "tool_calls": [{"name": "set", "arguments": {"name": "cat"}}]}
-    assert all(task.messages[1] == wanted and task.payload == {} for task in tasks)
-    assert max(int(task.id.rpartition("-")[2]) for task in tasks) > 0
+    path.write_text("".join(f"{json.dumps(row(i))}\n \n\n" for i in range(40)), encoding="utf-8")
+    assert len({task.id for task in task_stream(dataset(str(path)), "train", 0)}) > 20
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
+    ("changes", "reason"),
     [
-        ('{"messages": ["hello"]}', r"field 'messages\[0\].role' is None; use one of system, user, assistant, tool$"),
-        ('{"messages": []}', r"row 0: field 'messages' must be a non-empty list"),
-        ('{"messages": [{"role": "robot"}]}', r"row 0: field 'messages\[0\].role' is 'robot'"),
-        ('{"messages": [{"role": "user", "content": 3}]}', r"field 'messages\[0\].content' must be a string"),
-        ('{"messages": [{"role": "user", "content": "x"}], "payload": 3}', r"row 0: field 'payload' must be an object"),
-        ("{oops", r"t.jsonl:1: not JSON"),
-        ('{"messages": [{"role": "user", "content": "x"}], "metadata": []}', r"row 0: field 'metadata' must be an obj"),
-        ("[1]", r"t.jsonl:1: a row must be a JSON object, not list"),
+        ({"messages": ["hello"]}, r"field 'messages'\[0\] must be an object with role and content, not 'hello'"),
+        ({"messages": []}, r"field 'messages' must be a non-empty list"),
+        (
+            {"messages": [{"role": "robot"}]},
+            r"field 'messages'\[0\].role is 'robot'; use one of system, developer, user",
+        ),
+        ({"messages": [{"role": "user", "content": 3}]}, r"field 'messages'\[0\].content must be a text or a list of"),
+        ({"payload": 3}, r"field 'payload' must be an object, not 3"),
+        ({"metadata": []}, r"field 'metadata' must be an object, not \[\]"),
+        ({"id": [1]}, r"field 'id' must be a text or an integer, not \[1\]"),
+        ({"tools": [{"name": "f"}]}, r"field 'tools': a task has the tools of its environment"),
+        ({"prompt": "other"}, r"it has both 'messages' and 'prompt', which differ"),
+        ({"messages": None, "question": "x"}, r"it has no 'messages'; its columns are 'payload', 'question'"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "ends with the assist",
+        ),
+        ({"payload": None}, r"field 'payload.state': Field required; environment 'store' needs it$"),
+        (
+            {"payload": None, "answer": 3},
+            r"'payload.state': Field required; .* needs it; its other columns are 'answer'",
+        ),
+        (
+            {"payload": {"state": {"lamp": 3}, "goal": {}}},
+            r"field 'payload.state.lamp': Input should be .* string, not 3",
+        ),
+        (
+            {"payload": {"state": [], "goal": {}}},
+            r"field 'payload.state': Input should be a valid dictionary, not \[\]",
+        ),
+        ({"payload": '{"state": {}'}, r"field 'payload': not JSON"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path: Path, line: str, reason: str) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(ValueError, match=reason):
-        task_stream(dataset(str(path)), "train", 0)
+def test_a_bad_row_is_named(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    path = write(tmp_path / "t.jsonl", [row(0), row(1) | changes])
+    with pytest.raises(ValueError, match=rf"t\.jsonl:2: .*{reason}"):
+        task_stream(dataset(path), "train", 0)
 
 
-def test_missing_files_and_empty_splits_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
-        task_stream(dataset(str(tmp_path / "absent.jsonl")), "train", 0)
-    with pytest.raises(ValueError, match="none of its 1 rows falls into the"):
-        for split in ("train", "eval"):
-            task_stream(dataset(write(tmp_path / "one.jsonl", [row(0)])), split, 0)
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [
+        (["assert answer == '4'"], "Input should be a valid string"),
+        ({"a": 1}, "Input should be a valid string"),
+        (True, "Input should be a valid string"),
+        (" \n", "there are no tests: any answer would pass"),
+        ("def (", "the tests are not Python"),
+        ("return 1", "the tests are not Python"),
+        ("a\0b", "the tests are not Python"),
+        ("(" * 5000, "the tests are not Python"),
+    ],
+)
+def test_tests_that_are_no_program_are_refused(tmp_path: Path, tests: object, reason: str) -> None:
+    path = write(tmp_path / "t.jsonl", [row(0) | {"payload": {"tests": tests}}])
+    with pytest.raises(ValueError, match=rf"t\.jsonl:1: field 'payload.tests': .*{reason}"):
+        task_stream(TasksConfig(sources=(task_source("python", dataset=path),)), "train", 0)
+
+
+def test_what_a_row_says_arrives_as_it_was_written(tmp_path: Path) -> None:
+    payload = {"state": {"a": "b"}, "goal": {}, "extra": [None, {"x": None}, 1.5, 10**30, "\u2028"]}
+    given = [
+        {
+            "messages": json.dumps([{"role": "user", "content": "x"}]),
+            "payload": json.dumps(payload),
+            "difficulty": None,
+        },
+        {"prompt": "y", "payload": payload, "answer": {"n": None}, "metadata": {"level": None}},
+    ]
+    path = write(tmp_path / "t.jsonl", given)
+    tasks = [task for split in ("train", "eval") for task in task_stream(dataset(path), split, 0)[:1]]  # type: ignore[arg-type]
+    first, second = sorted(tasks, key=lambda task: str(task.messages[0]["content"]))
+    assert (first.messages, first.payload, first.metadata) == (({"role": "user", "content": "x"},), payload, {})
+    assert (second.messages, second.payload) == (({"role": "user", "content": "y"},), payload)
+    assert second.metadata == {"answer": {"n": None}, "level": None}
+
+
+def test_tasks_of_one_prompt_are_split_by_the_rest_of_the_task(tmp_path: Path) -> None:
+    rows = [row(0) | {"payload": {"state": {"lamp": str(i)}, "goal": {}}} for i in range(2)]
+    path = write(tmp_path / "t.jsonl", rows)
+    train, held_out = (task_stream(dataset(path), split, 0)[0] for split in ("train", "eval"))  # type: ignore[arg-type]
+    assert train.payload != held_out.payload
+
+
+def test_the_same_task_is_never_in_both_splits(tmp_path: Path) -> None:
+    rows = [row(i % 20) | {"metadata": {"row": i}} for i in range(100)]
+    path = write(tmp_path / "t.jsonl", rows)
+    train, held_out = ({str(t.messages) for t in task_stream(dataset(path), s, 0)} for s in ("train", "eval"))  # type: ignore[arg-type]
+    assert len(train | held_out) == 20 and not train & held_out
+
+
+def test_an_evaluation_may_have_rows_of_its_own(tmp_path: Path) -> None:
+    path, other = write(tmp_path / "t.jsonl", [row(0)]), write(tmp_path / "e.jsonl", [row(i) for i in range(3)])
+    for eval_path, count in ((other, 3), (path, 1)):
+        config = TasksConfig(sources=(task_source("store", dataset=path, eval_dataset=eval_path),), eval_size=9)
+        assert len({t.messages[0]["content"] for t in task_stream(config, "train", 0)[:20]}) == 1
+        assert len(task_stream(config, "eval", 0).once()) == count
+
+
+def test_a_hugging_face_dataset_has_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write(folder / "train.jsonl", [row(0)])
+    write(folder / "test.jsonl", [row(1), row(2)])
+    config = TasksConfig(sources=(task_source("store", dataset=str(folder), eval_split="test"),))
+    assert {t.messages[0]["content"] for t in task_stream(config, "eval", 0)} == {"task 1", "task 2"}
+    assert task_stream(config, "train", 0)[0].messages[0]["content"] == "task 0"
+
+
+def test_a_dataset_of_one_task_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "one.jsonl", [row(0), row(0)])
+    with pytest.raises(ValueError, match=r"only one task, .* tasks\.sources\.N\.eval_dataset"):
+        task_stream(dataset(path), "train", 0)
 
 
 def test_a_task_knows_its_source_and_two_sources_may_play_one_environment(tmp_path: Path) -> None:
