@@ -37,7 +37,7 @@ TIERS: dict[str, list[set[str]]] = {
         {"envs", "chat", "engine"},
         {"transfer", "store"},
         {"contracts", "splits", "cards"},
-        {"types", "ports"},
+        {"types", "ports", "plain"},
     ],
     "rewards": [
         {"scorers"},
