@@ -11,3 +11,8 @@ class RendererSettings(Named):
     """The base of every chat format's settings; `renderer: NAME` is short for `renderer: {name: NAME}`."""
 
     kind: ClassVar[str] = "renderer"
+
+
+class Glm45Settings(RendererSettings):
+    calls_in_reasoning: bool = False
+    """Whether a tool call that stands in the reasoning is carried out, as some servers do. Off: it is reasoning."""

@@ -3,35 +3,27 @@
 A conversation is opened once and from then on only extended: what the policy sampled is never decoded and encoded
 again, and `bridge` refuses anything that is not an exact extension. There is one exception. GLM-4.5 shows a model its
 earlier turns without their reasoning as soon as the user speaks again. Then `bridge` forks: it returns a new prompt, in
-which the reasoning is cut out of the tokens. Special tokens that a system, user or tool message spells out are defused,
-so that they stay text. The agent loop and the supervised stage both use this module and so see the same tokens.
+which the reasoning is cut out of the tokens. Special tokens that any text spells out, of a message, a tool call or a
+tool's description, are defused, so that they stay text. The agent loop and the supervised stage both use this module
+and so see the same tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from renderers import GLM45RendererConfig, create_renderer
-from renderers.base import ToolCallParseStatus
 
-from rollout.chat.config import RendererSettings
+from rollout.chat.arguments import schemas_of, value_of
+from rollout.chat.config import Glm45Settings, RendererSettings
 from rollout.chat.text import defused
 from rollout.contracts import AssistantTurn, Continuation, ToolCall, ToolSpec
 from rollout.types import Message, TokenIds
 
 _BEFORE: list[Message] = [{"role": "user", "content": ""}]
-_MALFORMED = {
-    ToolCallParseStatus.UNCLOSED_BLOCK: "a tool call is not closed",
-    ToolCallParseStatus.MISSING_NAME: "a tool call names no function",
-    ToolCallParseStatus.MALFORMED_STRUCTURE: "a tool call's arguments are not <arg_key>…<arg_value>… pairs",
-}
-"""The parse errors, and how they are reported.
-
-An unknown tool name or an argument of the wrong type is not among them: the environment answers it with an error text.
-"""
-
 _TOO_DEEP = "a tool call's argument is nested too deeply"
 
 
@@ -44,11 +36,15 @@ class Glm45:
         Raises ValueError if one of them is missing.
         """
         self.tokenizer = tokenizer
+        self._calls_in_reasoning = isinstance(settings, Glm45Settings) and settings.calls_in_reasoning
         self._special = tuple(sorted(tokenizer.get_added_vocab(), key=len, reverse=True))
         self._assistant, self._user, self._observation = (
             self._token_id(token) for token in ("<|assistant|>", "<|user|>", "<|observation|>")
         )
         self._think, self._end_think = self._token_id("<think>"), self._token_id("</think>")
+        self._call_begins, self._call_ends = self._token_id("<tool_call>"), self._token_id("</tool_call>")
+        self._key_begins, self._key_ends = self._token_id("<arg_key>"), self._token_id("</arg_key>")
+        self._value_begins, self._value_ends = self._token_id("<arg_value>"), self._token_id("</arg_value>")
         self._token_id("/nothink")
         self._renderers = {
             thinking: create_renderer(tokenizer, GLM45RendererConfig(enable_thinking=thinking))
@@ -69,8 +65,8 @@ class Glm45:
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
         """Return the tokens of the first prompt, which end where the assistant begins to speak."""
         rendered = self._renderers[thinking].render_ids(
-            [self._defused(_plain(m, keep_reasoning=thinking)) for m in messages],
-            tools=list(tools) or None,
+            [self._defused(m, keep_reasoning=thinking) for m in messages],
+            tools=self._defused_all(tools) or None,
             add_generation_prompt=True,
         )
         return list(rendered)
@@ -81,19 +77,68 @@ class Glm45:
         `malformed` is set when a tool call cannot be parsed or the reasoning is never closed. The turn then has no tool
         calls, so that no call is executed that was only half understood.
         """
-        renderer = self._renderers[self._think in token_ids or self._end_think in token_ids]
+        spoken = self._scan(token_ids)
+        content, reasoning = (self.decode(part).strip() for part in (spoken.content, spoken.reasoning))
+        if spoken.problem:
+            return AssistantTurn(content=content, reasoning=reasoning, malformed=spoken.problem)
         try:
-            parsed = renderer.parse_response(list(token_ids), tools=list(tools) or None)
+            calls = tuple(self._call(block, tools) for block in spoken.calls)
+        except ValueError as error:
+            return AssistantTurn(content=content, reasoning=reasoning, malformed=str(error))
         except RecursionError:
             return AssistantTurn(content=self.decode(token_ids), malformed=_TOO_DEEP)
-        reasoning = (parsed.reasoning_content or "").strip()
-        problems = [_MALFORMED[c.status] for c in parsed.tool_calls if c.status in _MALFORMED]
-        if parsed.reasoning_complete is False:
-            problems.insert(0, "the reasoning is not closed")
-        if problems:
-            return AssistantTurn(content=parsed.content.strip(), reasoning=reasoning, malformed=problems[0])
-        calls = tuple(ToolCall(name=str(c.name), arguments=_arguments(c.arguments)) for c in parsed.tool_calls)
-        return AssistantTurn(content=parsed.content.strip(), reasoning=reasoning, tool_calls=calls)
+        return AssistantTurn(content=content, reasoning=reasoning, tool_calls=calls)
+
+    def _scan(self, token_ids: Sequence[int]) -> _Spoken:
+        """Tell reasoning, content and tool calls of a completion apart, up to its first stop token.
+
+        What stands in the reasoning is reasoning, a tool call too, unless the settings say otherwise. A model may leave
+        out the <think> with which it begins.
+        """
+        ids = list(token_ids)
+        ids = ids[: next((place for place, token in enumerate(ids) if token in self._stop), len(ids))]
+        spoken = _Spoken()
+        place, thinking = 0, self._think in ids or self._end_think in ids
+        while place < len(ids):
+            token = ids[place]
+            if token == self._call_begins and (not thinking or self._calls_in_reasoning):
+                end = _index(ids, self._call_ends, place)
+                spoken.calls.append(ids[place + 1 : end])
+                if end == len(ids):
+                    spoken.problem = "a tool call is not closed"
+                place, thinking = end, False
+            elif token in (self._think, self._end_think):
+                thinking = token == self._think
+            else:
+                (spoken.reasoning if thinking else spoken.content).append(token)
+            place += 1
+        if thinking:
+            spoken.problem = "the reasoning is not closed"
+        return spoken
+
+    def _call(self, block: list[int], tools: Sequence[ToolSpec]) -> ToolCall:
+        """Parse what stands between <tool_call> and </tool_call>: a name, then <arg_key>…<arg_value>… pairs.
+
+        Raises:
+            ValueError: there is no name, or a pair is not whole.
+        """
+        place = _index(block, self._key_begins, 0)
+        name = self.decode(block[:place]).strip()
+        if not name:
+            raise ValueError("a tool call names no function")
+        schemas = schemas_of(name, tools)
+        arguments: dict[str, Any] = {}
+        while place < len(block):
+            key_ends = _index(block, self._key_ends, place)
+            value_begins = _index(block, self._value_begins, key_ends)
+            value_ends = _index(block, self._value_ends, value_begins)
+            if value_ends == len(block):
+                raise ValueError("a tool call's arguments are not <arg_key>…<arg_value>… pairs")
+            key = self.decode(block[place + 1 : key_ends])
+            key = key if key in schemas else key.strip()
+            arguments[key] = value_of(self.decode(block[value_begins + 1 : value_ends]), schemas.get(key, {}))
+            place = _index(block, self._key_begins, value_ends)
+        return ToolCall(name=name, arguments=arguments)
 
     def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
         """Return the tokens that show tool results or a user's message and let the assistant speak next.
@@ -124,7 +169,8 @@ class Glm45:
         These are its rendering without the generation prompt, and the role marker of the next speaker.
         """
         prompt = self._prompts[thinking]
-        whole = list(self._renderers[thinking].render_ids([*_BEFORE, _plain(message, keep_reasoning=thinking)]))
+        spoken = self._defused(message, keep_reasoning=thinking)
+        whole = list(self._renderers[thinking].render_ids([*_BEFORE, spoken]))
         assert whole[: len(prompt)] == prompt, "the renderer's generation prompt is no prefix of an assistant turn"
         return [*whole[len(prompt) :], self._observation if message.get("tool_calls") else self._user]
 
@@ -137,8 +183,9 @@ class Glm45:
 
         What comes before that marker makes no difference, so a conversation of many turns is not copied each time.
         """
+        shown = [self._defused(message, keep_reasoning=True) for message in messages]
         try:
-            bridged = renderer.bridge_to_next_turn(turn[:1], turn[1:], [self._defused(m) for m in messages])
+            bridged = renderer.bridge_to_next_turn(turn[:1], turn[1:], shown)
         except RecursionError as error:
             raise ValueError(f"cannot bridge: {_TOO_DEEP}") from error
         if bridged is None or list(bridged.token_ids[: len(turn)]) != turn:
@@ -156,14 +203,22 @@ class Glm45:
             thinking = thinking or token == self._think
         return kept
 
-    def _defused(self, message: Message) -> Message:
-        """Return the message with its special tokens defused.
+    def _defused(self, message: Message, *, keep_reasoning: bool) -> Message:
+        """The message with its special tokens defused, in all that is text. Reasoning that an assistant's content holds
+        in the format's own tokens is told apart first."""
+        if message["role"] != "assistant":
+            return {**message, "content": defused(message["content"], self._special)}
+        message = _told_apart(message)
+        kept = {key: value for key, value in message.items() if keep_reasoning or key != "reasoning_content"}
+        return {key: value if key == "role" else self._defused_all(value) for key, value in kept.items()}
 
-        An assistant's message is left as it is, because its content may hold reasoning in the format's own tokens.
-        """
-        if message["role"] == "assistant":
-            return message
-        return {**message, "content": defused(message["content"], self._special)}
+    def _defused_all(self, value: Any) -> Any:
+        """A plain value with the special tokens of all its texts defused."""
+        if isinstance(value, str):
+            return defused(value, self._special)
+        if isinstance(value, dict):
+            return {self._defused_all(key): self._defused_all(item) for key, item in value.items()}
+        return [self._defused_all(item) for item in value] if isinstance(value, list | tuple) else value
 
     def _token_id(self, token: str) -> int:
         token_id = self.tokenizer.convert_tokens_to_ids(token)
@@ -172,11 +227,27 @@ class Glm45:
         return int(token_id)
 
 
-def _plain(message: Message, *, keep_reasoning: bool) -> Message:
-    if keep_reasoning or "reasoning_content" not in message:
+@dataclass(slots=True)
+class _Spoken:
+    """The tokens of a completion by what they are, and what is wrong with them. A call is without its two markers."""
+
+    content: list[int] = field(default_factory=list)
+    reasoning: list[int] = field(default_factory=list)
+    calls: list[list[int]] = field(default_factory=list)
+    problem: str | None = None
+
+
+def _index(ids: list[int], token: int, start: int) -> int:
+    """Where the token stands first, from `start` on; the length if nowhere."""
+    try:
+        return ids.index(token, start)
+    except ValueError:
+        return len(ids)
+
+
+def _told_apart(message: Message) -> Message:
+    """An assistant's message whose content begins with <think>…</think>, with that as its reasoning."""
+    before, end, content = message.get("content", "").partition("</think>")
+    if not end or message.get("reasoning_content"):
         return message
-    return {key: value for key, value in message.items() if key != "reasoning_content"}
-
-
-def _arguments(arguments: dict[str, Any] | str | None) -> dict[str, Any]:
-    return arguments if isinstance(arguments, dict) else {}
+    return {**message, "content": content.strip(), "reasoning_content": before.partition("<think>")[2] or before}

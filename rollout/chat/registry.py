@@ -8,7 +8,7 @@ from rewards.extension import Entry, Registry, make
 from rollout.chat.config import RendererSettings
 from rollout.contracts import Chat
 
-RENDERERS: Registry = {"glm-4.5": Entry("rollout.chat.glm45:Glm45")}
+RENDERERS: Registry = {"glm-4.5": Entry("rollout.chat.glm45:Glm45", "rollout.chat.config:Glm45Settings")}
 
 
 def load_chat(settings: RendererSettings, model: str | Path) -> Chat:

@@ -13,7 +13,7 @@ from rl.losses.config import ClippedSettings, LossSettings
 from rl.paths import REPOSITORY
 from rl.recipe.load import RecipeError, load_recipe
 from rl.recipe.resolved import derived, resolved_text, save_resolved
-from rollout.chat.config import RendererSettings
+from rollout.chat.config import Glm45Settings
 
 SMALL = """\
 model:
@@ -232,7 +232,7 @@ def test_an_extensions_file_is_found_from_the_recipe_then_from_the_caller(
 
 def test_a_family_brings_its_chat_format_and_one_without_a_format_says_so(recipe_file: Path) -> None:
     named = load_recipe(recipe_file, ["model.renderer=null", "model.family=glm4_moe"])
-    assert named.model.renderer == RendererSettings(name="glm-4.5")
+    assert named.model.renderer == Glm45Settings(name="glm-4.5")
     assert "does not tell its family" in messages(recipe_file, "model.renderer=null")[0]
     assert "has none of its own; name one" in messages(recipe_file, "model.renderer=null", "model.family=dense")[0]
 
