@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from rewards.compose import TOTAL, check_parts
@@ -14,6 +15,10 @@ from rollout.agent.source import Source
 from rollout.contracts import Demonstrator
 from rollout.envs.registry import make_environment
 from rollout.tasks.config import TaskSource
+from rollout.tasks.conversation import read_demonstration, read_tools
+from rollout.tasks.dataset import dataset_tasks
+from rollout.tasks.rows import read_rows
+from rollout.types import Split
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
 """Suffixes of the files that rollout.tasks.rows reads."""
@@ -26,7 +31,47 @@ def source_problems(recipe: Recipe) -> Iterator[Problem]:
     for index, source in enumerate(recipe.tasks.sources):
         yield from _label(recipe, index)
         yield from _scoring(recipe, source, f"tasks.sources.{index}")
-    yield from _files(recipe)
+    missing = list(_files(recipe))
+    yield from missing
+    if not missing:
+        yield from row_problems(recipe, local=True)
+
+
+def row_problems(recipe: Recipe, *, local: bool) -> Iterator[Problem]:
+    """The first problem with the rows of each dataset: those of files, or else those of Hugging Face."""
+    for key, dataset, check in _row_checks(recipe):
+        if _is_local_path(dataset) == local:
+            try:
+                check()
+            except ValueError as error:
+                yield Problem(key, f"{key}: {error}")
+
+
+def _row_checks(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """For each dataset its key in the recipe, its name, and what reads all of its rows."""
+    for index, source in enumerate(recipe.tasks.sources):
+        if source.dataset is not None:
+            key = f"tasks.sources.{index}"
+            yield f"{key}.dataset", source.dataset, partial(_check_tasks, source, "train")
+            if source.eval_dataset is not None or source.eval_split is not None:
+                dataset = source.eval_dataset or source.dataset
+                yield f"{key}.eval_dataset", dataset, partial(_check_tasks, source, "eval")
+    if recipe.sft is not None and recipe.sft.dataset != ORACLE:
+        yield "sft.dataset", recipe.sft.dataset, partial(_check_demonstrations, recipe.sft.dataset)
+
+
+def _check_tasks(source: TaskSource, split: Split) -> None:
+    try:
+        spec = make_environment(source.environment)
+    except ValueError:  # reported elsewhere
+        return
+    dataset_tasks(source, spec, split)
+
+
+def _check_demonstrations(dataset: str) -> None:
+    for row in read_rows(dataset):
+        read_demonstration(row.values, row.where)
+        read_tools(row.values.get("tools"), f"{row.where}: field 'tools'")
 
 
 def needs_sandbox(recipe: Recipe) -> bool:
@@ -89,8 +134,9 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
     if recipe.sft is not None and recipe.sft.dataset != ORACLE:
         datasets.append(("sft.dataset", recipe.sft.dataset))
     for index, source in enumerate(recipe.tasks.sources):
-        if source.dataset is not None:
-            datasets.append((f"tasks.sources.{index}.dataset", source.dataset))
+        for name, value in (("dataset", source.dataset), ("eval_dataset", source.eval_dataset)):
+            if value is not None:
+                datasets.append((f"tasks.sources.{index}.{name}", value))
     for key, value in datasets:
         if Path(value).suffix not in DATA_SUFFIXES and (Path(value).suffix in OTHER_DATA or Path(value).is_file()):
             yield Problem(

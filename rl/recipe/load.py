@@ -144,7 +144,10 @@ def _origin(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
 def _resolve_paths(recipe: Recipe) -> Recipe:
     """Make model and dataset paths absolute, so that no process depends on its working directory. Expands `~`."""
     places = {"dir": _home(recipe.run.dir), "cache_dir": _home(recipe.run.cache_dir)}
-    sources = tuple(s.model_copy(update={"dataset": _located(s.dataset)}) for s in recipe.tasks.sources)
+    sources = tuple(
+        s.model_copy(update={"dataset": _located(s.dataset), "eval_dataset": _located(s.eval_dataset)})
+        for s in recipe.tasks.sources
+    )
     sft = recipe.sft and recipe.sft.model_copy(update={"dataset": _located(recipe.sft.dataset)})
     return recipe.model_copy(
         update={

@@ -62,15 +62,28 @@ def test_a_step_that_is_not_finite_ends_the_run_and_its_model_is_not_kept(tmp_pa
     assert run.leftovers == ()
 
 
+BROKEN = """
+from rollout.envs.store import StoreRequests
+
+class Broken(StoreRequests):
+    name = "broken"
+
+    def make(self, task, sandbox):
+        raise ConnectionError("the back end does not answer")
+"""
+
+
+def test_a_row_that_is_no_task_is_refused_before_anything_starts(tmp_path: Path, cold_start_cache: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": [{"role": "user", "content": "Set slot 1."}]}) + "\n")
+    run = launch(tmp_path / "run", cold_start_cache, f"tasks.sources=[{{environment: store, dataset: {rows}}}]")
+    assert run.code == 2 and not run.directory.exists()
+    assert "rows.jsonl:1: field 'payload.state': Field required" in run.output
+
+
 def test_an_environment_that_always_fails_stops_the_run(tmp_path: Path, cold_start_cache: Path) -> None:
-    rows = tmp_path / "broken.jsonl"
-    message = {"role": "user", "content": "Please set slot 1 to 2."}
-    rows.write_text(
-        "".join(
-            json.dumps({"id": f"t{i}", "messages": [message | {"content": f"Set slot {i}."}]}) + "\n" for i in range(64)
-        )
-    )
-    broken = f"tasks.sources=[{{environment: store, dataset: {rows}}}]"
+    (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
+    broken = f"tasks.sources=[{{environment: '{tmp_path / 'broken.py'}:Broken'}}]"
     run = launch(tmp_path / "run", cold_start_cache, broken, "sft=null", *SHORT, *ONE_RANK)
     assert run.code == 1
     assert "lost to infrastructure failures" in run.output and "failure_share_limit" in run.output

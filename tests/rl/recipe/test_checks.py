@@ -280,9 +280,28 @@ def test_the_newest_run_is_named_where_resume_lacks_a_directory(
     assert text.endswith("for example run.dir=runs/run-a")
 
 
+@pytest.mark.parametrize("name", ["dataset", "eval_dataset"])
+def test_a_row_that_is_no_task_of_its_environment_is_told_before_anything_starts(tmp_path: Path, name: str) -> None:
+    good = {"messages": [{"role": "user", "content": "x"}], "payload": {"tests": "assert answer"}}
+    for file, payload in (("good", good["payload"]), ("bad", {"tests": ["assert answer"]})):
+        (tmp_path / f"{file}.jsonl").write_text(json.dumps(good | {"payload": payload}) + "\n", encoding="utf-8")
+    files = {key: str(tmp_path / "good.jsonl") for key in ("dataset", "eval_dataset")}
+    assert found({"tasks": {"sources": [{"environment": "python", **files}]}}) == []
+    files[name] = str(tmp_path / "bad.jsonl")
+    ((key, text),) = found({"tasks": {"sources": [{"environment": "python", **files}]}})
+    assert key == f"tasks.sources.0.{name}" and "bad.jsonl:1: field 'payload.tests': Input should be a valid" in text
+
+
+def test_a_demonstration_that_cannot_be_read_is_told_before_anything_starts(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": 3}]}\n', encoding="utf-8")
+    ((key, text),) = found({"sft": {"dataset": str(rows), "optimizer": {"lr": 0.1}}})
+    assert key == "sft.dataset" and "rows.jsonl:1: field 'messages'[0].content must be a text" in text
+
+
 def test_names_of_models_and_datasets_that_exist_or_are_remote_pass(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("{}\n", encoding="utf-8")
+    rows.write_text('{"messages": [{"role": "user", "content": "x"}]}\n', encoding="utf-8")
     assert found({"model": {"path": str(tmp_path)}, "sft": {"dataset": str(rows), "optimizer": {"lr": 0.1}}}) == []
     assert found({"sft": {"dataset": "oracle", "optimizer": {"lr": 0.1}}}) == []
     assert found({"sft": {"dataset": "owner/rows", "optimizer": {"lr": 0.1}}}) == []

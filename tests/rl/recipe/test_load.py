@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -306,11 +307,17 @@ def test_cross_field_problems_point_at_the_key(recipe_file: Path) -> None:
     )
 
 
+ROWS = [
+    {"messages": [{"role": "user", "content": str(number)}], "payload": {"tests": "assert answer"}}
+    for number in range(2)
+]
+
+
 def test_paths_are_found_from_the_caller_then_the_repository(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS), encoding="utf-8")
     supervised = "sft={dataset: rows.jsonl, optimizer: {lr: 1e-3}}"
     recipe = load_recipe(recipe_file, ["model=recipes/models", "tasks.sources.0.dataset=rows.jsonl", supervised])
     assert recipe.model.path == str(REPOSITORY / "recipes" / "models")
@@ -320,7 +327,7 @@ def test_paths_are_found_from_the_caller_then_the_repository(
 
 def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS), encoding="utf-8")
     (tmp_path / "model").mkdir()
     overrides = ["model=~/model", "run.dir=~/run", "run.cache_dir=~/cache", "tasks.sources.0.dataset=~/rows.jsonl"]
     recipe = load_recipe(recipe_file, overrides)

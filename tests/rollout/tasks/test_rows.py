@@ -143,6 +143,7 @@ def test_names_of_files(tmp_path: Path, name: str, reason: str) -> None:
 def test_a_hugging_face_name_that_cannot_be_loaded_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
+    pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="not a Hugging Face dataset that can be loaded") as refused:
