@@ -24,10 +24,17 @@ def compose(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
     Raises:
         ValueError: a part is not a finite number, so the scorer is broken.
     """
-    for name, value in parts.items():
-        if not math.isfinite(value):
-            raise ValueError(f"reward part {name!r} is {value}: a scorer must return a finite number")
-    return math.fsum(value * weights.get(name, 1.0) for name, value in parts.items())
+    return math.fsum(_number(name, value) * weights.get(name, 1.0) for name, value in parts.items())
+
+
+def _number(name: str, value: object) -> float:
+    """A part as a finite Python number; NumPy's numbers and truth values are numbers, too."""
+    try:
+        if not isinstance(value, str | bytes) and math.isfinite(number := float(value)):  # type: ignore[arg-type]
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"reward part {name!r} is {value!r:.100}: a scorer must return a finite number")
 
 
 def succeeded(reward: float, parts: Mapping[str, float], rule: Mapping[str, float]) -> bool:

@@ -41,6 +41,7 @@ from rl.learner.deepspeed_router import route_in_float32
 from rl.learner.expert_load import ExpertLoad
 from rl.learner.model import PolicyModel, load_model, resolve_model
 from rl.learner.rng import restore_rng, rng_state
+from rl.learner.selfcheck import check_forward
 from rl.weights.hf_export import SHARD_BYTES, write_hf_export
 from rl.weights.source import WeightSource
 
@@ -74,7 +75,10 @@ class Learner:
         if self._world != trainer_cfg.ranks:
             raise ValueError(f"trainer.ranks={trainer_cfg.ranks} but WORLD_SIZE={self._world}")
         self._origin = resolve_model(model_path)
-        architecture = AutoConfig.from_pretrained(self._origin).to_dict()
+        model_config = AutoConfig.from_pretrained(self._origin)
+        if self.rank == 0:
+            check_forward(model_config)
+        architecture = model_config.to_dict()
         self._family = family_of(architecture, model_cfg.family)
         experts = self._family.experts(architecture)
         config = deepspeed_config(trainer_cfg, optimizer_cfg, self._family, experts, model_cfg.dtype, device)

@@ -3,7 +3,7 @@
 Owns loading (from a local directory or a hub name; with random weights from a seed if a directory holds only a config)
 and `PolicyModel`, the one module that DeepSpeed wraps. Its parameters keep their Hugging Face names, so weights move
 between engine, checkpoint and inference copy without prefixes. It refuses models that are not a plain `model` with an
-`lm_head` without bias, and those that change the logits after it.
+`lm_head` without bias, and those that change the logits after it by more than a factor.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from rl.learner.attention import TREE_ATTENTION
 from rl.learner.logprobs import ChunkedLMHead
 from rl.weights.hf_reader import HfCheckpoint, has_weights
 
-CHANGES_LOGITS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
-"""Keys of a config.json with which some models scale or bound the logits after the head."""
+MULTIPLIES_LOGITS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
+"""Keys of a config.json by whose value some models multiply the logits after the head (1) or divide them (-1)."""
+BOUNDS_LOGITS = "final_logit_softcapping"
+"""The key with which some models bound the logits."""
 
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
-"""The kinds of layers that see nothing but what our attention function shows them. (It refuses a sliding window.)"""
+"""The kinds of layers that see nothing but what our attention function shows them."""
 
 
 def resolve_model(path: str) -> Path:
@@ -115,12 +117,21 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def logit_factor(config: PreTrainedConfig) -> float:
+    """The number by which a model multiplies its logits after the head."""
+    factor = 1.0
+    for key, power in MULTIPLIES_LOGITS.items():
+        value = getattr(config, key, None)
+        factor *= 1.0 if value is None else float(value) ** power
+    return factor
+
+
 class PolicyModel(nn.Module):
     """A decoder under its Hugging Face parameter names (`model.*`, `lm_head.weight`), returning log-probabilities.
 
     Raises:
-        ValueError: the logits of `causal_lm` are not just its decoder's output times a matrix, or it has layers that
-            are no attention (linear attention, convolutions, state spaces).
+        ValueError: the logits of `causal_lm` are not just its decoder's output times a matrix and a number, or it has
+            layers that are no attention (linear attention, convolutions, state spaces).
     """
 
     def __init__(self, causal_lm: PreTrainedModel, chunk: int) -> None:
@@ -131,10 +142,9 @@ class PolicyModel(nn.Module):
                 f"{type(causal_lm).__name__} has no plain `model` + `lm_head`; "
                 "supported are decoders of the Llama/Qwen/GLM-4.5 kind"
             )
-        values = {key: getattr(causal_lm.config, key, None) for key in CHANGES_LOGITS}
-        if changing := [f"{key}={value}" for key, value in values.items() if value not in (None, 1.0)]:
+        if (bound := getattr(causal_lm.config, BOUNDS_LOGITS, None)) is not None:
             raise ValueError(
-                f"{type(causal_lm).__name__} changes its logits by {', '.join(changing)}, which the trainer does not"
+                f"{type(causal_lm).__name__} bounds its logits by {BOUNDS_LOGITS}={bound}, which the trainer does not"
             )
         if kinds := sorted({*(getattr(causal_lm.config, "layer_types", None) or ())} - ATTENTION_LAYERS):
             raise ValueError(
@@ -142,6 +152,7 @@ class PolicyModel(nn.Module):
                 "to row of a micro-batch; supported are layers of softmax attention"
             )
         self.config: PreTrainedConfig = causal_lm.config
+        self._logit_factor: float = logit_factor(causal_lm.config)
         self.model: nn.Module = causal_lm.base_model
         self.lm_head: nn.Module = ChunkedLMHead(head, chunk)
 
@@ -171,5 +182,5 @@ class PolicyModel(nn.Module):
         hidden = output.last_hidden_state[0].index_select(0, sources)
         logprobs: torch.Tensor
         entropy: torch.Tensor
-        logprobs, entropy = self.lm_head(hidden, labels, temperatures)
+        logprobs, entropy = self.lm_head(hidden, labels, temperatures / self._logit_factor)
         return logprobs, entropy

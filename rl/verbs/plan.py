@@ -8,7 +8,9 @@ a GPU is seen, else cpu. `rl.verbs.train` checks this machine; the driver checks
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from rewards.errors import one_line
 from rl.config import Recipe
 from rl.exitcodes import NOTHING_STARTED
 from rl.families.family import ModelSize
@@ -32,8 +34,25 @@ def plan(argv: Sequence[str]) -> int:
     recipe = read_recipe(argv)
     if recipe is None:
         return NOTHING_STARTED
+    if problem := unsupported(recipe.model.path):
+        return refuse(f"model.path={recipe.model.path}: {problem}")
     print(describe(recipe, cpus=cpu_count(), gpus=len(gpu_names())))
     return 0
+
+
+def unsupported(model_path: str) -> str | None:
+    """Why the trainer cannot compute a model that is on this machine; None if it can, or if the model is elsewhere."""
+    from transformers import AutoConfig
+
+    from rl.learner.selfcheck import check_forward
+
+    if not (Path(model_path) / "config.json").is_file():
+        return None
+    try:
+        check_forward(AutoConfig.from_pretrained(model_path, local_files_only=True))
+    except Exception as error:  # whatever transformers makes of a broken config.json
+        return one_line(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error), 400)
+    return None
 
 
 def model_size(model_path: str) -> ModelSize | None:

@@ -6,9 +6,11 @@ not mention must stay as they were. The oracle is a noisy demonstrator, see roll
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -67,8 +69,8 @@ class Request:
 class StorePayload(BaseModel):
     """What a row for this environment must hold: where everything is, and where it should be in the end."""
 
-    state: dict[str, str]
-    goal: dict[str, str]
+    state: dict[str, Any]
+    goal: dict[str, Any]
 
 
 class StoreRequests(EnvironmentSpec):
@@ -114,7 +116,7 @@ class StoreEpisode(Environment):
 
     tools = TOOLS
 
-    def __init__(self, state: Mapping[str, str], goal: Mapping[str, str]) -> None:
+    def __init__(self, state: Mapping[str, Any], goal: Mapping[str, Any]) -> None:
         self._state = dict(state)
         self._goal = goal
 
@@ -127,22 +129,25 @@ class StoreEpisode(Environment):
     async def score(self, answer: str | None) -> dict[str, float]:
         return {"state": state_reward(self._state, self._goal) if answer is not None else 0.0}
 
-    def final_state(self) -> dict[str, str]:
+    def final_state(self) -> dict[str, Any]:
         return self._state
 
 
-def apply(state: dict[str, str], call: ToolCall) -> str:
-    """Carry out one well-formed call on `state`, in place. Return the text that says what happened."""
+def apply(state: dict[str, Any], call: ToolCall) -> str:
+    """Carry out one well-formed call on `state`, in place. Return the text that says what happened. A place that is no
+    text, from a dataset's row, is shown as JSON."""
     name = call.arguments["name"]
     if call.name == "set":
         state[name] = call.arguments["place"]
         return "ok"
     if name not in state:
         return f"error: no {name}"
-    return state[name] if call.name == "get" else _delete(state, name)
+    if call.name == "delete":
+        return _delete(state, name)
+    return state[name] if isinstance(state[name], str) else json.dumps(state[name], ensure_ascii=False)
 
 
-def _delete(state: dict[str, str], name: str) -> str:
+def _delete(state: dict[str, Any], name: str) -> str:
     del state[name]
     return "ok"
 

@@ -123,7 +123,37 @@ def test_what_it_cannot_do_is_refused(segments, mask, dropout) -> None:
         call(*heads(BOUNDS[-1]), segments, mask, dropout)
 
 
-@pytest.mark.parametrize(("name", "value"), [("sliding_window", 4), ("softcap", 30.0), ("s_aux", torch.zeros(4))])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("block", [3, 512])
+@pytest.mark.parametrize("window", [1, 4, 7, 100])
+def test_each_row_of_a_tree_sees_its_window(
+    kv_heads: int, block: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The values and gradients of each row alone under a mask, wherever the row's prefix is computed."""
+    monkeypatch.setattr("rl.learner.attention.WINDOW_BLOCK", block)
+    query, key, value = (tensor.double() for tensor in heads(FOREST.tokens, kv_heads))
+    results = []
+    for shared in (True, False):
+        q, k, v = (tensor.clone().requires_grad_() for tensor in (query, key, value))
+        if shared:
+            arguments = {"segments": FOREST.segments, "scaling": 0.3, "sliding_window": window}
+            out = tree_attention(torch.nn.Module(), q, k, v, None, **arguments)[0][0]
+            rows = [out[torch.from_numpy(place)] for place in FOREST.places]
+        else:
+            rows = []
+            for place in map(torch.from_numpy, FOREST.places):
+                distance = torch.arange(len(place))[:, None] - torch.arange(len(place))
+                mask = (distance >= 0) & (distance < window)
+                parts = (tensor[:, :, place] for tensor in (q, k, v))
+                row = scaled_dot_product_attention(*parts, attn_mask=mask, scale=0.3, enable_gqa=kv_heads != 4)
+                rows.append(row[0].transpose(0, 1))
+        sum((row * torch.arange(1, len(row) + 1)[:, None, None]).square().sum() for row in rows).backward()
+        results.append((*(row.detach() for row in rows), q.grad, k.grad, v.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "value"), [("softcap", 30.0), ("s_aux", torch.zeros(4))])
 def test_what_a_models_attention_asks_for_beyond_it_is_refused(name: str, value: object) -> None:
     query, key, value_states = heads(BOUNDS[-1])
     arguments = {"segments": APART, "scaling": 0.3}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from rl.batch.tree import Segment
 from rl.families.registry import family_of
@@ -89,15 +89,23 @@ def test_layers_that_carry_a_state_from_row_to_row_are_refused(kinds: list[str],
         PolicyModel(model, chunk=3)
 
 
-@pytest.mark.parametrize("model_type", ["granite", "cohere"])
-def test_a_model_that_changes_its_logits_after_the_head_is_refused(model_type: str) -> None:
-    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
-    key = {"granite": "logits_scaling", "cohere": "logit_scale"}[model_type]
+@pytest.mark.parametrize(("key", "factor"), [("logit_scale", 8.0), ("logits_scaling", 1 / 8), (None, 1.0)])
+def test_a_factor_of_the_logits_is_applied(config_only: Path, key: str | None, factor: float) -> None:
+    model = load_model(str(config_only), "float32", 0, DENSE).double()
+    if key is not None:
+        setattr(model.config, key, 8.0)
+    tokens = torch.arange(8) * 5 % 50
+    hidden = model.model(tokens[None], segments=(Segment(0, 8, -1),)).last_hidden_state[0]
+    plain = (hidden @ model.lm_head.weight.T * factor / 0.5).log_softmax(-1)
+    policy = PolicyModel(model, chunk=3)
+    arguments = (torch.arange(8), (Segment(0, 8, -1),), torch.arange(8), tokens, torch.full((8,), 0.5).double())
+    logprobs, entropy = policy(tokens, *arguments)
+    torch.testing.assert_close(logprobs, plain.gather(1, tokens[:, None])[:, 0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1), rtol=1e-9, atol=1e-9)
 
-    def model(value: float) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **heads, **{key: value}))
 
-    PolicyModel(model(1.0), chunk=3)
-    with pytest.raises(ValueError, match=f"changes its logits by {key}=8.0"):
-        PolicyModel(model(8.0), chunk=3)
+def test_a_model_that_bounds_its_logits_is_refused(config_only: Path) -> None:
+    model = load_model(str(config_only), "float32", 0, DENSE)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match=r"bounds its logits by final_logit_softcapping=30\.0"):
+        PolicyModel(model, chunk=3)

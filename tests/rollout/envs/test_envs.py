@@ -175,3 +175,13 @@ def test_the_store_is_judged_on_its_whole_final_state() -> None:
         assert start == {"cat": "attic", "lamp": "shed"}
 
     asyncio.run(check())
+
+
+def test_a_rows_state_may_hold_any_json_value() -> None:
+    state = {"lamp": 3, "chair": None, "clock": {"a": ["é"]}, "hammer": "attic"}
+    spec = spec_of("store")
+    task = Task(id="t", environment="store", messages=(), payload={"state": state, "goal": state})
+    episode = spec.make(task, None)
+    shown = [asyncio.run(episode.call(ToolCall(name="get", arguments={"name": name}))) for name in state]
+    assert shown == ["3", "null", '{"a": ["é"]}', "attic"]
+    assert asyncio.run(episode.score("done")) == {"state": 1.0}
