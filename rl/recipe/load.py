@@ -23,6 +23,7 @@ from rl.config import Recipe
 from rl.families.registry import known_family
 from rl.paths import REPOSITORY
 from rl.recipe import marked_yaml
+from rl.recipe.check_model import model_problems
 from rl.recipe.check_sources import source_problems
 from rl.recipe.checks import cross_field_problems
 from rl.recipe.extensions import chosen_settings, locate_files
@@ -109,7 +110,7 @@ def _validate(data: dict[str, Any], origins: Mapping[KeyPath, str]) -> Recipe:
         told = [_describe(d, data, origins) for d in details if not (d["type"] == "too_short" and d["loc"] in deeper)]
         raise RecipeError(list(dict.fromkeys(told))) from None
     recipe = _with_family_format(_resolve_paths(recipe))
-    problems = [*cross_field_problems(recipe), *source_problems(recipe)]
+    problems = [*cross_field_problems(recipe), *model_problems(recipe), *source_problems(recipe)]
     found = [f"{_origin(parts(problem.key), origins)}: {problem.text}" for problem in problems]
     if found:
         raise RecipeError(found)

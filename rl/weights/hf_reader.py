@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rewards.errors import listed
@@ -34,19 +35,32 @@ def has_weights(directory: Path) -> bool:
     return False
 
 
+def weight_files(directory: Path) -> list[str]:
+    """The names of the files that hold a model's weights: those of the index, or else `model.safetensors`, beside which
+    other copies may lie, or else all."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = sorted(path.name for path in directory.glob("*.safetensors"))
+    return ["model.safetensors"] if "model.safetensors" in names else names
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing, and the index of the checkpoint names it") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no whole safetensors file ({error}): fetch it again") from None
+
+
 class HfCheckpoint:
     """The safetensors files of one model directory."""
 
     def __init__(self, directory: Path, family: Family) -> None:
         self.family = family
-        index = directory / "model.safetensors.index.json"
-        files = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if index.is_file()
-            else sorted(path.name for path in directory.glob("*.safetensors"))
-        )
         self._directory = directory
-        opened = [safe_open(directory / file, framework="pt") for file in files]
+        opened = [_opened(directory / file) for file in weight_files(directory)]
         self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
 
     def require(
@@ -62,8 +76,7 @@ class HfCheckpoint:
         Raises:
             ValueError: tensors are missing, have no place in the model, or have a different shape.
         """
-        stored = self.family.stored_parts
-        needed = {name: part for model_name, full in tensors.items() for name, part in stored(model_name, full)}
+        needed = {name: part for model_name, full in tensors.items() for name, part in self._parts(model_name, full)}
         missing = needed.keys() - self._file_of.keys()
         spare = self._file_of.keys() - needed.keys() - set(optional)
         unknown = [name for name in spare if not any(re.search(pattern, name) for pattern in ignored)]
@@ -79,5 +92,10 @@ class HfCheckpoint:
     def read_into(self, full: Tensor, name: str) -> None:
         """Fill `full` with the values of the model's tensor `name`, converted to its type. Call `require` first."""
         with torch.no_grad():
-            for stored, part in self.family.stored_parts(name, full):
+            for stored, part in self._parts(name, full):
                 part.copy_(self._file_of[stored].get_tensor(stored))
+
+    def _parts(self, model_name: str, full: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """The stored tensors that fill one of the model's: itself where it is stored fused, as transformers 5 may do,
+        else those that its family fuses into it."""
+        return [(model_name, full)] if model_name in self._file_of else self.family.stored_parts(model_name, full)

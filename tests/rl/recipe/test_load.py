@@ -319,8 +319,10 @@ def test_paths_are_found_from_the_caller_then_the_repository(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS), encoding="utf-8")
     supervised = "sft={dataset: rows.jsonl, optimizer: {lr: 1e-3}}"
-    recipe = load_recipe(recipe_file, ["model=recipes/models", "tasks.sources.0.dataset=rows.jsonl", supervised])
-    assert recipe.model.path == str(REPOSITORY / "recipes" / "models")
+    recipe = load_recipe(
+        recipe_file, ["model=recipes/models/tiny-glm4-moe", "tasks.sources.0.dataset=rows.jsonl", supervised]
+    )
+    assert recipe.model.path == str(REPOSITORY / "recipes" / "models" / "tiny-glm4-moe")
     assert recipe.sft is not None and recipe.sft.dataset == str(tmp_path / "rows.jsonl")
     assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
 
@@ -329,6 +331,7 @@ def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS), encoding="utf-8")
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     overrides = ["model=~/model", "run.dir=~/run", "run.cache_dir=~/cache", "tasks.sources.0.dataset=~/rows.jsonl"]
     recipe = load_recipe(recipe_file, overrides)
     assert recipe.model.path == str(tmp_path / "model")

@@ -136,3 +136,37 @@ def test_a_tensor_is_converted_to_the_type_of_its_place(saved: Path) -> None:
     HfCheckpoint(saved / "glm", family_of({"model_type": "glm4_moe"})).read_into(half, name)
     plain = AutoModelForCausalLM.from_pretrained(saved / "glm", dtype=torch.float32)
     assert torch.equal(half, plain.get_parameter(name).bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["glm", "qwen"])
+def test_experts_that_are_stored_fused_are_read(kind: str, saved: Path, tmp_path: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=torch.float32)
+    plain.save_pretrained(tmp_path, save_original_format=False)
+    assert any(name.endswith("mlp.experts.gate_up_proj") for name in load_file(tmp_path / "model.safetensors"))
+    expected, found = plain.state_dict(), read(tmp_path).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_other_copies_beside_the_model_are_not_part_of_it(saved: Path, tmp_path: Path) -> None:
+    directory = edited(saved / "llama", tmp_path / "beside", lambda tensors: None)
+    save_file({"layers.0.attention.wq.weight": torch.zeros(4, 4)}, directory / "consolidated.safetensors")
+    expected = read(saved / "llama").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read(directory).state_dict().items())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5])
+def test_a_file_that_is_not_whole_is_named(share: float, saved: Path, tmp_path: Path) -> None:
+    directory = edited(saved / "llama", tmp_path / "cut", lambda tensors: None)
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file"):
+        read(directory)
+
+
+def test_a_missing_shard_is_named(saved: Path, tmp_path: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(saved / "llama", dtype=torch.float32)
+    plain.save_pretrained(tmp_path, max_shard_size="100KB")
+    shard = next(tmp_path.glob("model-00002*.safetensors"))
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name} is missing"):
+        read(tmp_path)

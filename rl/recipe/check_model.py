@@ -1,0 +1,87 @@
+"""Checks of a model directory that need no torch: its config.json, its weight files and its tokenizer.
+
+What is not on this machine is not looked at; the run's own processes then find the problems.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rewards.errors import one_line
+from rl.config import Recipe
+from rl.recipe.checks import Problem
+
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+"""Keys of a config.json that must be positive integers where they are given."""
+COUNTS = ("num_key_value_heads", "n_routed_experts", "num_experts", "num_local_experts", "num_experts_per_tok")
+"""Keys that must be integers of at least 0, or null."""
+_POINTER = b"version https://git-lfs"
+_KEY = "model.path"
+
+
+def model_problems(recipe: Recipe) -> Iterator[Problem]:
+    """The problems of the recipe's model, if it is a local directory or file."""
+    directory = Path(recipe.model.path)
+    if directory.is_file():
+        yield Problem(_KEY, f"{_KEY}={directory} is a file; give the directory that holds the model's config.json")
+    if not directory.is_dir():
+        return
+    try:
+        config = _config(directory)
+        _check_config(config)
+        _check_weights(directory)
+        _check_tokenizer(directory, config)
+    except ValueError as error:
+        yield Problem(_KEY, f"{_KEY}={directory}: {one_line(str(error), 400)}")
+
+
+def _config(directory: Path) -> Mapping[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError("there is no config.json; give a Hugging Face model directory")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"config.json cannot be read: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError("config.json names no model_type, so it is not that of a model")
+    return config
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    for keys, least in ((SIZES, 1), (COUNTS, 0)):
+        for key in keys:
+            value = config.get(key)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"config.json says {key}={value!r:.50}, which must be an integer of at least {least}")
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(f"the checkpoint is quantised ({method}), and training needs plain weights: dequantise it")
+    if config.get("n_shared_experts") == 0:
+        raise ValueError("config.json says n_shared_experts=0, and DeepSpeed's experts need at least one shared expert")
+
+
+def _check_weights(directory: Path) -> None:
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as content:
+            if content.read(len(_POINTER)) == _POINTER:
+                raise ValueError(f"{file.name} is a Git LFS pointer and not the weights: run `git lfs pull` there")
+
+
+def _check_tokenizer(directory: Path, config: Mapping[str, Any]) -> None:
+    size = config.get("vocab_size")
+    try:
+        tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = [*(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
+        ids += [token["id"] for token in tokenizer.get("added_tokens", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # there is none of this kind
+    if size is not None and ids and max(ids) >= size:
+        raise ValueError(
+            f"its tokenizer has ids up to {max(ids)}, and its embedding only {size} rows (vocab_size): they are not "
+            "of the same model"
+        )

@@ -1,0 +1,79 @@
+"""What is wrong with a model directory is told with the recipe, by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.recipe.check_model import model_problems
+from tests.rl.recipe.test_checks import recipe
+from tests.support import MODEL
+
+
+def problems(path: Path) -> list[str]:
+    return [problem.text for problem in model_problems(recipe({"model": {"path": str(path)}}))]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    shutil.copytree(MODEL, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def configured(model: Path, **changes: Any) -> Path:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    return model
+
+
+def test_a_sound_model_and_one_elsewhere_have_no_problems(model: Path) -> None:
+    assert problems(model) == problems(Path("owner/name")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "config.json cannot be read"),
+        (b"[]", "names no model_type"),
+        (b"{}", "names no model_type"),
+        ('{"model_type": "llama"}'.encode("utf-16"), "config.json cannot be read"),
+        (b"[" * 100_000, "config.json cannot be read"),
+        (b'{"model_type": 5}', "names no model_type"),
+    ],
+)
+def test_a_broken_config(model: Path, content: bytes, reason: str) -> None:
+    (model / "config.json").write_bytes(content)
+    (text,) = problems(model)
+    assert reason in text and str(model) in text and len(text) < 600 and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vocab_size": -1}, "vocab_size=-1, which must be an integer of at least 1"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers='2'"),
+        ({"n_routed_experts": "16"}, "n_routed_experts='16'"),
+        ({"hidden_size": True}, "hidden_size=True"),
+        ({"vocab_size": 928}, "tokenizer has ids up to 935, and its embedding only 928 rows"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"the checkpoint is quantised (fp8)"),
+        ({"n_shared_experts": 0}, "n_shared_experts=0"),
+    ],
+)
+def test_a_config_that_cannot_be_trained(model: Path, changes: dict[str, Any], reason: str) -> None:
+    (text,) = problems(configured(model, **changes))
+    assert reason in text
+
+
+def test_a_pointer_file_is_called_that(model: Path) -> None:
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (text,) = problems(model)
+    assert "model.safetensors is a Git LFS pointer" in text
+
+
+def test_a_path_that_is_no_model(model: Path) -> None:
+    assert "is a file; give the directory" in problems(model / "config.json")[0]
+    assert "there is no config.json" in problems(model.parent)[0]
