@@ -233,7 +233,10 @@ case "$verb" in
             test | check) recipe="" ;;
             plan) recipe=${2:-} && [[ -n $recipe ]] || die "plan needs a recipe: ./launch.sh plan RECIPE [key=value …]" ;;
         esac
-        [[ -z $recipe || -f $recipe ]] || die "no recipe file and no verb is called '$recipe'; ./launch.sh --help lists the verbs"
+        if [[ -n $recipe && ! -f $recipe ]]; then # python3 of any version: this needs the standard library only
+            python3 "$root/rl/verbs/absent.py" "$recipe" || exit 2
+            die "no recipe file and no verb is called '$recipe'; ./launch.sh --help lists the verbs"
+        fi
         choose_device "$verb"
         if [[ -n ${SLUICE_VENV:-} ]]; then
             [[ -x $venv/bin/python ]] || die "SLUICE_VENV=$SLUICE_VENV holds no bin/python; unset it to have one built"

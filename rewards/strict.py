@@ -6,9 +6,18 @@ Types are checked strictly, because recipes are validated in pydantic's strict m
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class StrictModel(BaseModel):
@@ -18,9 +27,51 @@ class StrictModel(BaseModel):
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _bounded(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what no setting can mean, wherever it stands, before a library meets it in the middle of a run."""
+        if problem := _unusable(value, str(info.field_name)):
+            raise ValueError(problem)
+        return value
+
     shorthand: ClassVar[str | None] = None
     """The field that is meant by a bare string in place of this section (`model: PATH`); None: a mapping is required.
     The code that reads a recipe expands the string before validation."""
+
+
+LARGEST_INTEGER = 10**12
+LARGEST_NUMBER = 1e15
+LONGEST_S = 1e9
+"""Thirty years, in seconds."""
+
+
+def _unusable(value: Any, name: str) -> str | None:
+    """What is wrong with a plain value of the setting `name`; None if nothing is."""
+    if isinstance(value, Mapping):
+        return next((problem for item in value.values() if (problem := _unusable(item, name))), None)
+    if isinstance(value, list | tuple):
+        return next((problem for item in value if (problem := _unusable(item, name))), None)
+    if isinstance(value, str):
+        return "an empty text; leave the key out, or write null" if not value else _bad_text(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return f"{value} is no usable number"
+    largest = LARGEST_INTEGER if isinstance(value, int) else LONGEST_S if name.endswith("_s") else LARGEST_NUMBER
+    return f"{value:.3g} is too large: the limit is {largest:.0e}" if abs(value) > largest else None
+
+
+def _bad_text(value: str) -> str | None:
+    return "a text with a NUL character or half a surrogate pair" if "\0" in value or not _encodes(value) else None
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Named(StrictModel):

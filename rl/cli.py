@@ -25,7 +25,7 @@ no verb: a recipe as the first argument means TRAIN."""
 
 def main(argv: Sequence[str]) -> int:
     """Run one verb and return the exit code. `argv` is what follows `./launch.sh`."""
-    asked_of_a_verb = argv[1:2] and argv[1] in HELP and argv[0] != "test"  # pytest has a help page of its own
+    asked_of_a_verb = argv[1:] and set(argv[1:]) & set(HELP) and argv[0] != "test"  # pytest has a help page of its own
     if not argv or argv[0] in (*HELP, "help") or asked_of_a_verb:
         print(Path(__file__).with_name("help.txt").read_text(encoding="utf-8"), end="")
         return 0

@@ -173,7 +173,7 @@ def _join_cluster(address: str, environment: dict[str, str]) -> None:
         # Connect first: ray.init takes more than five minutes to notice that nobody answers, then ends the process.
         host, colon, port = address.rpartition(":")
         if colon and port.isdigit():
-            socket.create_connection((host, int(port)), timeout=JOIN_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_S).close()
         ray.init(address, log_to_driver=False, logging_level="error", runtime_env={"env_vars": environment})
     except OSError as error:
         raise NoCluster(

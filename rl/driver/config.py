@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rewards.strict import StrictModel
 
 
 class RunConfig(StrictModel):
-    name: str = "run"
+    name: str = Field(default="run", pattern=r"^[^/\\]+$", max_length=100)
+    """Names the run in its directory and on the dashboard."""
     dir: str | None = None
     """The run directory; null: runs/<name>-<time> below the working directory."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides what is random in a run: initial weights, training tasks and their order, and what is sampled. The tasks
     of evaluations are the same for every seed."""
     steps: int = Field(default=30, ge=1)
@@ -25,4 +26,15 @@ class RunConfig(StrictModel):
     cache_dir: str = "runs/cache"
     """Cold-started models, keyed by content hash; a relative path is below the working directory."""
     ray_address: str | None = None
-    """An existing Ray cluster; null: a local instance, started and stopped by the run."""
+    """An existing Ray cluster as HOST:PORT, an IPv6 host in brackets, or `auto`; null: a local instance, started and
+    stopped by the run."""
+
+    @field_validator("ray_address")
+    @classmethod
+    def _no_client(cls, address: str | None) -> str | None:
+        if address is not None and "://" in address:
+            raise ValueError(
+                f"{address} is an address of Ray Client, through which a run cannot be driven: give HOST:PORT of the "
+                "cluster's head (6379 unless it was started with another), on a machine of the cluster"
+            )
+        return address

@@ -34,6 +34,7 @@ from rl.processes.stopping import Stopped
 from rl.processes.tree import kill_run
 from rl.processes.watchdog import Watchdog
 from rl.recipe import marked_yaml
+from rl.recipe.changes import ChangedRecipe, check_resumable
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device
 from rl.recipe.resolved import derived, object_store_bytes, save_resolved
@@ -69,7 +70,7 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
             kill_run(directory.previous_run_id)
         try:
             session = _open(recipe, run_id, directory, console)
-        except UnreadableState as error:
+        except (UnreadableState, ChangedRecipe) as error:
             console.error(str(error))
             return NOTHING_STARTED
         ending = _run(session, train)
@@ -136,12 +137,15 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     saved = checkpoints.latest()
     progress, buffer = read_state(saved) if saved is not None else (Progress(), None)
     _check_ledger(directory, buffer)
+    changes = [] if saved is None else check_resumable(directory.config, recipe)
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
     console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())
     console.settings({"recipe": str(directory.config)} | {name: str(value) for name, value in derived(recipe).items()})
     if saved is not None:
         console.note(f"resuming after step {progress.step} from {saved}")
+    for change in changes:
+        console.note(f"changed: {change}")
     for remark in remarks(recipe):
         console.warn(remark)
     cluster = Cluster(directory.logs, run_id)

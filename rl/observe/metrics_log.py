@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rl.observe.metrics import STEP_KEY, check_names
 from rl.rundir.atomic import atomic_write_bytes
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
     """metrics.jsonl: one JSON object per line, flushed line by line, so that a kill loses at most the line in flight.
 
-    Opening it removes a half-written last line. A step may have several lines, but steps never go back: a resumed run
-    calls `truncate_after` first.
+    Opening it removes lines that a crash has left torn, with a warning. A step may have several lines, but steps never
+    go back: a resumed run calls `truncate_after` first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +45,7 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Drop the lines of steps after `step`: a resumed run takes these steps again."""
         self._file.close()
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)[STEP_KEY] <= step]
+        kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _row(line)[STEP_KEY] <= step]
         atomic_write_bytes(self._path, b"".join(kept))
         self._last_step = min(self._last_step, step)
         self._file = self._path.open("a", encoding="utf-8")
@@ -58,17 +60,27 @@ class MetricsLog:
         self.close()
 
     def _repair(self) -> None:
-        raw = self._path.read_bytes()
-        if raw and not raw.endswith(b"\n"):
-            atomic_write_bytes(self._path, raw[: raw.rfind(b"\n") + 1])
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if _row(line)]
+        if len(whole) < len(lines):
+            log.warning("%s: %d torn lines are left out", self._path, len(lines) - len(whole))
+            atomic_write_bytes(self._path, b"".join(whole))
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """The values of a line; none if a crash has left it torn (half of it, or NUL bytes after a power cut)."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        row = None
+    return row if isinstance(row, dict) and isinstance(row.get(STEP_KEY), int) else {}
 
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """The lines of a metrics.jsonl in file order, as step and values. Non-finite values are NaN; a half-written last
-    line is left out."""
+    """The lines of a metrics.jsonl in file order, as step and values. Non-finite values are NaN; torn lines are left
+    out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        if line.endswith("\n"):
-            row = json.loads(line)
+    for line in path.read_bytes().splitlines(keepends=True):
+        if row := _row(line):
             rows.append((row.pop(STEP_KEY), {k: math.nan if v is None else v for k, v in row.items()}))
     return rows

@@ -100,7 +100,7 @@ def _batching(recipe: Recipe) -> Iterator[Problem]:
 def _parallelism(recipe: Recipe) -> Iterator[Problem]:
     ranks, experts = recipe.trainer.ranks, recipe.trainer.expert_parallel
     if ranks % experts:
-        divisors = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        divisors = [n for n in range(1, min(ranks, 1024) + 1) if ranks % n == 0]
         yield Problem(
             "trainer.expert_parallel",
             f"trainer.expert_parallel={experts} does not divide trainer.ranks={ranks}; use one of {divisors}",

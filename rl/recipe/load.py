@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rewards.errors import one_line
 from rewards.strict import StrictModel
 from rl.config import Recipe
 from rl.families.registry import known_family
@@ -34,13 +35,20 @@ from rl.recipe.presets import fill_from_preset
 from rl.recipe.sections import dotted, is_choice, model_at, parts, section_of, unknown_key
 from rollout.chat.config import RendererSettings
 
+_CHARACTERS = 700
+"""The most characters of a message, which may quote what somebody wrote."""
+
+
+_QUOTED = 200
+"""The most characters of a value that a message quotes."""
+
 
 class RecipeError(ValueError):
     """The recipe cannot be used. `messages` holds one line for each problem."""
 
     def __init__(self, messages: Sequence[str]) -> None:
-        super().__init__("\n".join(messages))
-        self.messages = tuple(messages)
+        self.messages = tuple(one_line(message, _CHARACTERS) for message in messages)
+        super().__init__("\n".join(self.messages))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -134,7 +142,12 @@ def _describe(detail: ErrorDetails, data: Any, origins: Mapping[KeyPath, str]) -
         expected = f"expected a mapping with the keys {', '.join(section.model_fields)}"
     quote = detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float)
     hint = " (put it in quotes)" if quote else ""
-    return f"{origin}: {dotted(path)}: {expected}, got {json.dumps(detail['input'], ensure_ascii=False)}{hint}"
+    return f"{origin}: {dotted(path)}: {expected}, got {_quoted(detail['input'])}{hint}"
+
+
+def _quoted(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
 
 
 def _origin(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:

@@ -18,6 +18,9 @@ KeyPath = tuple[str | int, ...]
 """Where a value stands in a document: keys, and positions in lists counted from 0."""
 
 MAX_DEPTH = 32
+MAX_VALUES = 50_000
+"""A recipe has a few hundred values; aliases of aliases would be billions."""
+MAX_CHARACTERS = 2_000_000
 
 _SCALARS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "null": (r"~|null|Null|NULL|", "~nN\0", lambda text: None),
@@ -77,10 +80,14 @@ def parse(text: str) -> Marked:
 
     Raises:
         YamlError: bad syntax, a duplicate key, a key that is not a scalar, a value with another tag, or nesting
-            deeper than MAX_DEPTH.
+            deeper than MAX_DEPTH, or more than MAX_VALUES values.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise YamlError(1, f"a text of {len(text):,} characters is no recipe")
     try:
         node = yaml.compose(text, Loader=_Loader)
+    except RecursionError:
+        raise YamlError(1, f"nested deeper than {MAX_DEPTH} levels") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(mark.line + 1 if mark else 1, f"not valid YAML: {error.problem or error}") from None
@@ -100,6 +107,8 @@ def dump(data: Any) -> str:
 def _plain(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
+    if len(lines) > MAX_VALUES:
+        raise YamlError(line, f"more than {MAX_VALUES:,} values; does an alias repeat another one?")
     if len(path) > MAX_DEPTH:
         raise YamlError(line, f"nested deeper than {MAX_DEPTH} levels; does an alias refer to itself?")
     if isinstance(node, yaml.MappingNode) and node.tag == _TAGS + "map":
@@ -107,6 +116,8 @@ def _plain(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAGS + "seq":
         return [_plain(child, (*path, index), lines) for index, child in enumerate(node.value)]
     if node.tag == _STRING:
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise YamlError(line, "a text holds half of a surrogate pair, which is no character")
         return node.value
     name = node.tag.removeprefix(_TAGS)
     try:

@@ -36,9 +36,11 @@ def apply(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> l
     if not equals or not name.strip():
         return [f"{label}: write it as key=value, for example run.steps=10"]
     try:
-        value = marked_yaml.parse(text).data
+        value = _value(text)
     except marked_yaml.YamlError as error:
-        return [f"{label}: {error}"]
+        return [f"{label}: {error}; a text with signs that YAML knows goes into quotes: {name}='\"…\"'"]
+    if name.strip().startswith("-"):
+        return [f"{label}: write it without dashes: {name.strip().lstrip('-')}={text}"]
     path = parts(name.strip())
     if instead := moved(path):
         return [f"{label}: {dotted(path)} is gone; {instead}"]
@@ -47,6 +49,14 @@ def apply(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> l
     path, value = _shortened(path, value, data)
     message = _write(path, value, data, origins, label)
     return [] if message is None else [f"{label}: {message}"]
+
+
+def _value(text: str) -> Any:
+    """The value of an override. A plain text keeps its `#`, which begins a comment in a file only."""
+    plain_text = text.strip()
+    if "#" in plain_text and plain_text[0] not in "[{\"'|>":
+        return plain_text
+    return marked_yaml.parse(text).data
 
 
 def _shortened(path: KeyPath, value: Any, data: dict[str, Any]) -> tuple[KeyPath, Any]:

@@ -87,7 +87,9 @@ def dotted(path: KeyPath) -> str:
 
 def parts(name: str) -> KeyPath:
     """`run.steps` as `("run", "steps")`; a part of digits counts list entries from 0."""
-    return tuple(int(part) if part.isdigit() else part for part in name.split("."))
+    return tuple(
+        int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in name.split(".")
+    )
 
 
 def _as_chosen(model: type[Named], section: Any) -> type[StrictModel]:

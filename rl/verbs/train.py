@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.exitcodes import NOTHING_STARTED
+from rl.verbs.absent import is_file, no_such
 from rl.verbs.usage import read_recipe, refuse
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def train(argv: Sequence[str]) -> int:
     """Run a recipe from start to end. `argv` is the recipe's path and overrides."""
-    if not Path(argv[0]).is_file():
-        return refuse(f"no recipe file and no verb is called {argv[0]!r}; ./launch.sh --help lists the verbs")
+    if not is_file(argv[0]):
+        return refuse(no_such(argv[0]))
     recipe = read_recipe(argv)
     if recipe is None:
         return NOTHING_STARTED

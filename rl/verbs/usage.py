@@ -6,7 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rewards.errors import one_line
 from rl.exitcodes import NOTHING_STARTED
+
+LINE = 700
+"""The most characters of a line, which may quote what somebody wrote."""
 
 if TYPE_CHECKING:
     from rl.config import Recipe
@@ -14,8 +18,8 @@ if TYPE_CHECKING:
 
 def refuse(message: str) -> int:
     """Print what is wrong, one line per problem, and return the exit code that says that nothing was started."""
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    for line in message.split("\n"):
+        print(f"error: {one_line(line, LINE)}", file=sys.stderr)
     return NOTHING_STARTED
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rewards.strict import StrictModel
+
+COLDEST = 0.01
+"""Below this temperature, if it is not 0, vLLM samples at 0.01 with a word in its log only."""
 
 
 class SamplingConfig(StrictModel):
@@ -14,7 +17,7 @@ class SamplingConfig(StrictModel):
     evaluation may use them (`eval.top_p`, `eval.top_k`).
     """
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=COLDEST)
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample among the most likely tokens that together have this probability; 1: among all."""
     top_k: int = Field(default=0, ge=0)
@@ -50,9 +53,18 @@ class EvalConfig(StrictModel):
     """Steps between evaluations, in addition to those before and after training; 0: only those two."""
     samples_per_task: int = Field(default=1, ge=1)
     temperature: float = Field(default=1.0, ge=0)
-    """0 is greedy: the most likely token every time."""
+    """0 is greedy: the most likely token every time. Else at least 0.01."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
+
+    @field_validator("temperature")
+    @classmethod
+    def _sampled_as_given(cls, temperature: float) -> float:
+        if 0 < temperature < COLDEST:
+            raise ValueError(
+                f"{temperature:g} is neither 0 (greedy) nor at least {COLDEST}, below which vLLM changes it"
+            )
+        return temperature
 
     def rollout(self, training: RolloutConfig) -> RolloutConfig:
         """Return the rollout settings of an evaluation: those of training, changed by this section."""

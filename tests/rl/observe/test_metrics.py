@@ -122,3 +122,24 @@ def test_every_knob_is_a_configuration_key() -> None:
         section, key = knob.split(".")
         model = Recipe.model_fields[section].annotation
         assert key in model.model_fields  # type: ignore[union-attr]
+
+
+TORN = (b"\0" * 4096 + b"\n", b'{"step": 1, "rew\n', b"[1]\n", b'{"a": 1}\n', b"\xff\xfe\n", b'{"step": 3')
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_lines_that_a_crash_has_torn_are_left_out_and_told(
+    torn: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for step in (1, 2):
+            log.log(step, {"reward/mean": step})
+    whole = path.read_bytes()
+    first, second = whole.splitlines(keepends=True)
+    path.write_bytes(first + torn + second if torn.endswith(b"\n") else whole + torn)
+    assert [step for step, _ in read_metrics(path)] == [1, 2]
+    with MetricsLog(path) as log:
+        assert path.read_bytes() == whole and "1 torn lines are left out" in caplog.text
+        log.truncate_after(1)
+    assert path.read_bytes() == first
