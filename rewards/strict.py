@@ -56,9 +56,11 @@ def _unusable(value: Any, name: str) -> str | None:
         return "an empty text; leave the key out, or write null" if not value else _bad_text(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    if isinstance(value, int):
+        return f"an integer beyond the limit of {LARGEST_INTEGER:.0e}" if abs(value) > LARGEST_INTEGER else None
     if not math.isfinite(value):
         return f"{value} is no usable number"
-    largest = LARGEST_INTEGER if isinstance(value, int) else LONGEST_S if name.endswith("_s") else LARGEST_NUMBER
+    largest = LONGEST_S if name.endswith("_s") else LARGEST_NUMBER
     return f"{value:.3g} is too large: the limit is {largest:.0e}" if abs(value) > largest else None
 
 
