@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def located(name: str, folders: Iterable[Path]) -> str:
     if not colon or not file.endswith(".py"):
         return name
     found = (folder / Path(file).expanduser() for folder in folders)
-    return next((f"{path.resolve()}:{attribute}" for path in found if path.is_file()), name)
+    return next((f"{path.resolve()}:{attribute}" for path in found if os.path.isfile(path)), name)
 
 
 def code_of(registry: Registry, name: str) -> str:

@@ -6,6 +6,7 @@ What is not on this machine is not looked at; the run's own processes then find 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ _KEY = "model.path"
 def model_problems(recipe: Recipe) -> Iterator[Problem]:
     """The problems of the recipe's model, if it is a local directory or file."""
     directory = Path(recipe.model.path)
-    if directory.is_file():
+    if os.path.isfile(directory):
         yield Problem(_KEY, f"{_KEY}={directory} is a file; give the directory that holds the model's config.json")
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         return
     try:
         config = _config(directory)

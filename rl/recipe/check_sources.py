@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -138,15 +139,15 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
             if value is not None:
                 datasets.append((f"tasks.sources.{index}.{name}", value))
     for key, value in datasets:
-        if Path(value).suffix not in DATA_SUFFIXES and (Path(value).suffix in OTHER_DATA or Path(value).is_file()):
+        if Path(value).suffix not in DATA_SUFFIXES and (Path(value).suffix in OTHER_DATA or os.path.isfile(value)):
             yield Problem(
                 key,
-                f"{key}={value} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face dataset name",
+                f"{key}={value:.300} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face dataset name",
             )
     for key, value in [("model.path", recipe.model.path), *datasets]:
-        if _is_local_path(value) and not Path(value).exists():
+        if _is_local_path(value) and not os.path.exists(value):
             yield Problem(
-                key, f"{key}={value} does not exist; paths are looked up from {Path.cwd()} and from the repository"
+                key, f"{key}={value:.300} does not exist; paths are looked up from {Path.cwd()} and from the repository"
             )
 
 

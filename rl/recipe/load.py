@@ -196,5 +196,5 @@ def _located(name: str | None) -> str | None:
     name = _home(name)
     if name is None:
         return None
-    found = (base / name for base in (Path.cwd(), REPOSITORY) if (base / name).exists())
+    found = (base / name for base in (Path.cwd(), REPOSITORY) if os.path.exists(base / name))
     return next((str(path.resolve()) for path in found), name)

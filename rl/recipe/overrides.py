@@ -12,6 +12,10 @@ from rl.recipe.moved import moved
 from rl.recipe.sections import dotted, is_choice, model_at, parts, problem_with, section_of
 
 
+SHOWN = 150
+"""The most characters of an override that a message repeats."""
+
+
 def expand_shorthands(value: Any, model: type[StrictModel] | None = Recipe) -> Any:
     """Copy a section's data. Every bare string in the place of a section is expanded to that section."""
     if model is None:
@@ -31,7 +35,7 @@ def expand_shorthands(value: Any, model: type[StrictModel] | None = Recipe) -> A
 
 def apply(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> list[str]:
     """Write one override into `data` and `origins`. Returns messages that say what is wrong with it."""
-    label = f"override {override}"
+    label = f"override {override if len(override) <= SHOWN else override[:SHOWN] + '…'}"
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         return [f"{label}: write it as key=value, for example run.steps=10"]

@@ -7,6 +7,7 @@ a GPU is seen, else cpu. `rl.verbs.train` checks this machine; the driver checks
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def unsupported(model_path: str) -> str | None:
 
     from rl.learner.selfcheck import check_forward
 
-    if not (Path(model_path) / "config.json").is_file():
+    if not os.path.isfile(Path(model_path) / "config.json"):
         return None
     try:
         check_forward(AutoConfig.from_pretrained(model_path, local_files_only=True))

@@ -15,9 +15,8 @@ QUICKSTART = "recipes/quickstart.yaml"
 def message(*overrides: str) -> str:
     with pytest.raises(RecipeError) as refused:
         load_recipe(QUICKSTART, overrides)
-    (text,) = refused.value.messages
-    assert len(text) <= 700 and text.isprintable()
-    return text
+    assert all(len(text) <= 700 and text.isprintable() for text in refused.value.messages)
+    return "\n".join(refused.value.messages)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +47,10 @@ def message(*overrides: str) -> str:
         ("tasks.sources.².weight=1", "unknown key"),
         ("run.name=!!int x", "is not supported here"),
         ("run.steps=" + "x" * 100_000, "run.steps"),
+        ("model=/" + "x" * 300, "does not exist"),
+        ("sft.dataset=/" + "x" * 300, "does not exist"),
+        ("tasks.sources.0.dataset=" + "x/" * 3000, "does not exist"),
+        ("tasks.sources.0.environment=" + "x" * 300 + ".py:X", "x.py"),
         ("run.steps='\x1b[31m'", r"\x1b[31m"),
     ],
 )
