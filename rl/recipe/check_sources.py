@@ -142,7 +142,8 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
         if Path(value).suffix not in DATA_SUFFIXES and (Path(value).suffix in OTHER_DATA or os.path.isfile(value)):
             yield Problem(
                 key,
-                f"{key}={value:.300} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face dataset name",
+                f"{key}={value:.300} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face "
+                "dataset name",
             )
     for key, value in [("model.path", recipe.model.path), *datasets]:
         if _is_local_path(value) and not os.path.exists(value):

@@ -11,7 +11,6 @@ from rl.recipe.marked_yaml import KeyPath
 from rl.recipe.moved import moved
 from rl.recipe.sections import dotted, is_choice, model_at, parts, problem_with, section_of
 
-
 SHOWN = 150
 """The most characters of an override that a message repeats."""
 
