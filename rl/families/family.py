@@ -51,6 +51,11 @@ class Family:
         """Regular expressions of names in a checkpoint that the model leaves out on purpose."""
         return [r"rotary_emb\.inv_freq$"]  # found in older checkpoints; computed from the config instead
 
+    def kept(self, model_config: Mapping[str, Any]) -> list[str]:
+        """Regular expressions of names in a checkpoint that the trainer leaves out and an export takes over. They are
+        `ignored`, too."""
+        return []
+
     def stored_parts(self, model_name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint's names for a model's tensor, each with the view of `full` that it fills."""
         yield model_name, full
@@ -65,5 +70,9 @@ class Family:
         return None
 
     def exported_config(self, model_config: dict[str, Any]) -> dict[str, Any]:
-        """The config.json for an export. An export holds exactly the tensors of the trained model."""
+        """The config.json for an export that holds exactly the tensors of the trained model."""
         return model_config
+
+    def exported_config_with_kept(self, model_config: dict[str, Any]) -> dict[str, Any]:
+        """The config.json for an export that also holds the `kept` tensors."""
+        return self.exported_config(model_config)

@@ -37,11 +37,18 @@ class Glm4Moe(MixtureOfExperts):
         return int(model_config.get("n_routed_experts") or 0)
 
     def ignored(self, model_config: Mapping[str, Any]) -> list[str]:
-        """Those of the base class, and the multi-token-prediction layers, which follow the model's own layers."""
+        return [*super().ignored(model_config), *self.kept(model_config)]
+
+    def kept(self, model_config: Mapping[str, Any]) -> list[str]:
+        """The multi-token-prediction layers, which follow the model's own layers."""
         layers = model_config["num_hidden_layers"]
         extra = range(layers, layers + (model_config.get("num_nextn_predict_layers") or 0))
-        return [*super().ignored(model_config), *(rf"^model\.layers\.{layer}\." for layer in extra)]
+        return [rf"^model\.layers\.{layer}\." for layer in extra]
 
     def exported_config(self, model_config: dict[str, Any]) -> dict[str, Any]:
-        """The config without multi-token-prediction layers, which are neither trained nor exported."""
+        """The config without multi-token-prediction layers, which are not trained."""
         return model_config | {"num_nextn_predict_layers": 0}
+
+    def exported_config_with_kept(self, model_config: dict[str, Any]) -> dict[str, Any]:
+        kept = {"num_nextn_predict_layers": model_config["num_nextn_predict_layers"]}
+        return self.exported_config(model_config) | kept

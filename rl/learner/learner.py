@@ -43,6 +43,7 @@ from rl.learner.model import PolicyModel, load_model, resolve_model
 from rl.learner.rng import restore_rng, rng_state
 from rl.learner.selfcheck import check_forward
 from rl.weights.hf_export import SHARD_BYTES, write_hf_export
+from rl.weights.hf_reader import HfCheckpoint, has_weights
 from rl.weights.source import WeightSource
 
 _TAG = "shards"
@@ -179,7 +180,9 @@ class Learner:
 
     def export_hf(self, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
         """Write a directory that `from_pretrained` and vLLM load: weights, config, tokenizer files of the origin."""
-        write_hf_export(Path(directory), self.weights, self._exported_config(), self._origin, self.rank, shard_bytes)
+        kept = self._kept()
+        config = self._exported_config(with_kept=bool(kept))
+        write_hf_export(Path(directory), self.weights, config, self._origin, self.rank, shard_bytes, kept)
         torch.distributed.barrier()
 
     def close(self) -> None:
@@ -232,8 +235,17 @@ class Learner:
         torch.distributed.all_reduce(values)
         return dict(zip(names, values.tolist(), strict=True))
 
-    def _exported_config(self) -> PreTrainedConfig:
-        return type(self._config).from_dict(self._family.exported_config(self._config.to_dict()))
+    def _kept(self) -> dict[str, Path]:
+        """The tensors of the checkpoint that are not trained and belong into an export, with their files."""
+        patterns = self._family.kept(self._config.to_dict())
+        if not patterns or not has_weights(self._origin):
+            return {}
+        return HfCheckpoint(self._origin, self._family).matching(patterns)
+
+    def _exported_config(self, *, with_kept: bool) -> PreTrainedConfig:
+        family, values = self._family, self._config.to_dict()
+        exported = family.exported_config_with_kept(values) if with_kept else family.exported_config(values)
+        return type(self._config).from_dict(exported)
 
     def _state_file(self, directory: Path) -> Path:
         return directory / f"learner-rank{self.rank:05d}.json"

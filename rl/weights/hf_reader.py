@@ -60,8 +60,14 @@ class HfCheckpoint:
     def __init__(self, directory: Path, family: Family) -> None:
         self.family = family
         self._directory = directory
-        opened = [_opened(directory / file) for file in weight_files(directory)]
-        self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+        opened = {file: _opened(directory / file) for file in weight_files(directory)}
+        self._path_of = {name: path for path, file in opened.items() for name in file.keys()}  # noqa: SIM118
+        self._file_of = {name: opened[path] for name, path in self._path_of.items()}
+
+    def matching(self, patterns: Collection[str]) -> dict[str, Path]:
+        """The stored tensors whose names match one of the regular expressions, each with its file."""
+        found = {name: file for name, file in self._path_of.items() if any(re.search(p, name) for p in patterns)}
+        return {name: self._directory / file for name, file in found.items()}
 
     def require(
         self, tensors: Mapping[str, Tensor], *, optional: Collection[str] = (), ignored: Collection[str] = ()

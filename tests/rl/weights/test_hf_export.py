@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
+from rl.families.registry import family_of
 from rl.weights.hf_export import write_hf_export
+from rl.weights.hf_reader import HfCheckpoint
 from rollout.types import WeightSpec
 
 
@@ -64,3 +66,25 @@ def test_an_export_holds_every_tensor_config_and_tokenizer_but_no_old_weights(tm
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     write_hf_export(tmp_path / "target", TwoTensors(), LlamaConfig(), tmp_path, 1, 1000)  # type: ignore[arg-type]
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("shard_bytes", [1000, 24])
+def test_tensors_that_are_not_trained_are_taken_over(tmp_path: Path, shard_bytes: int) -> None:
+    """A multi-token-prediction layer of GLM-4.5, which the trainer leaves out."""
+    config = {"model_type": "glm4_moe", "n_routed_experts": 8, "num_hidden_layers": 3, "num_nextn_predict_layers": 1}
+    family = family_of(config)
+    origin, target = tmp_path / "origin", tmp_path / "target"
+    origin.mkdir()
+    layer = {"model.layers.3.eh_proj.weight": torch.ones(4, 8), "model.layers.3.enorm.weight": torch.arange(4.0)}
+    save_file(layer | {"model.layers.2.mlp.gate.weight": torch.zeros(2)}, origin / "model.safetensors")
+    kept = HfCheckpoint(origin, family).matching(family.kept(config))
+    assert kept.keys() == layer.keys()
+    write_hf_export(target, TwoTensors(), LlamaConfig(), origin, 0, shard_bytes, kept)  # type: ignore[arg-type]
+    again = HfCheckpoint(target, family).matching([""])
+    assert again.keys() == TwoTensors.tensors.keys() | layer.keys()
+    for name, tensor in {**layer, **TwoTensors.tensors}.items():
+        assert torch.equal(load_file(again[name])[name], tensor)
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 40 + sum(tensor.nbytes for tensor in layer.values())
+    assert family.exported_config(config)["num_nextn_predict_layers"] == 0
+    assert family.exported_config_with_kept(config)["num_nextn_predict_layers"] == 1
