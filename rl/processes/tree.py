@@ -29,7 +29,19 @@ import psutil
 
 RUN_ID_VARIABLE = "SLUICE_RUN_ID"
 SHARED_MEMORY = Path("/dev/shm")
-TEMP = Path(tempfile.gettempdir())
+SOCKETS = "sluice-12345678-ray/session_2026-11-28_08-25-31_489123_1234567/sockets/plasma_store"
+"""The longest path of a socket that Ray makes in the temp directory."""
+SOCKET_BYTES = 107
+"""The longest path of a socket that Linux takes."""
+
+
+def temp_directory(own: str, shared: str = "/tmp") -> Path:
+    """`own`, or the `shared` one if Ray's sockets would have too long a path in it, as in many a batch job's."""
+    fits = len(os.fsencode(os.path.join(own, SOCKETS))) <= SOCKET_BYTES
+    return Path(own if fits or not os.access(shared, os.W_OK) else shared)
+
+
+TEMP = temp_directory(tempfile.gettempdir())
 """The machine's temp directory. A run makes a directory of its own in it (`run_guarded`)."""
 
 _PR_SET_PDEATHSIG = 1

@@ -20,12 +20,14 @@ from rl.processes.signals import signal_handlers_kept
 from rl.processes.tree import (
     RUN_ID_VARIABLE,
     SHARED_MEMORY,
+    SOCKETS,
     kill_run,
     new_run_id,
     processes_of_run,
     resource_prefix,
     shared_memory_of,
     sweep_files,
+    temp_directory,
 )
 from tests.rl.processes.guarded_drivers import TREE
 
@@ -240,3 +242,12 @@ def _wait_until(condition: object, deadline_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "still not true at the deadline"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("length", [4, 23, 24, 87, 200])
+def test_a_temp_directory_with_too_long_a_path_for_sockets_is_not_used(length: int, tmp_path: Path) -> None:
+    own = "/" + "x" * (length - 1)
+    chosen = temp_directory(own, str(tmp_path))
+    assert chosen == (Path(own) if length <= 23 else tmp_path)
+    assert length > 23 or len(f"{own}/{SOCKETS}") <= 107
+    assert temp_directory(own, str(tmp_path / "absent")) == Path(own)
