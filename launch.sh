@@ -233,8 +233,10 @@ case "$verb" in
             test | check) recipe="" ;;
             plan) recipe=${2:-} && [[ -n $recipe ]] || die "plan needs a recipe: ./launch.sh plan RECIPE [key=value …]" ;;
         esac
-        if [[ -n $recipe && ! -f $recipe ]]; then # python3 of any version: this needs the standard library only
-            python3 "$root/rl/verbs/absent.py" "$recipe" || exit 2
+        if [[ -n $recipe && ! -f $recipe ]]; then
+            if command -v python3 >/dev/null; then # of any version: this needs the standard library only
+                python3 "$root/rl/verbs/absent.py" "$recipe" || exit 2
+            fi
             die "no recipe file and no verb is called '$recipe'; ./launch.sh --help lists the verbs"
         fi
         choose_device "$verb"
