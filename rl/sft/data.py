@@ -59,7 +59,14 @@ def _oracle_conversations(recipe: Recipe, count: int) -> Iterator[Conversation]:
         spec = specs[task.source]
         assert isinstance(spec, Demonstrator), "rl.recipe.check_sources refuses an oracle that is not there"
         rng = random.Random(f"demonstration/{recipe.run.seed}/{index}")
-        yield f"task {task.id}", spec.demonstrate(task, rng), spec.make(task, sandbox).tools
+        try:
+            messages = spec.demonstrate(task, rng)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"task {task.id}: the scripted oracle of environment {task.environment!r} cannot show it (its payload: "
+                f"{type(error).__name__} {error}); tasks from a dataset need demonstrations from one, in sft.dataset"
+            ) from error
+        yield f"task {task.id}", messages, spec.make(task, sandbox).tools
 
 
 def _dataset_conversations(dataset: str) -> Iterator[Conversation]:

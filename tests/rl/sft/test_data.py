@@ -13,6 +13,11 @@ from rl.sft.data import sft_rows
 from tests.support import MODEL, glm45, recipe_of
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+MINIMAL = {
+    "model": {"path": str(MODEL), "dtype": "float32"},
+    "sandbox": "unsafe-none",
+    "trainer": {"optimizer": {"lr": 1e-3}},
+}
 TALK = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b", "reasoning_content": "r"},
@@ -107,3 +112,16 @@ def test_a_row_that_no_micro_batch_can_hold_is_named(tmp_path: Path) -> None:
 def test_a_dataset_without_an_assistant_message_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no assistant message"):
         sft_rows(recipe(write(tmp_path / "d.jsonl", {"messages": TALK[:1]})))
+
+
+def test_an_oracle_that_cannot_show_a_datasets_task_says_so(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": str(i)}], "payload": {"tests": "assert answer"}} for i in range(9)
+    ]
+    source = {"environment": "python", "dataset": write(tmp_path / "t.jsonl", *rows)}
+    made = recipe("oracle")
+    tasks = recipe_of(tmp_path, {**MINIMAL, "tasks": {"sources": [source]}}).tasks
+    with pytest.raises(
+        ValueError, match=r"oracle of environment 'python' cannot show it \(its payload: KeyError 'quest"
+    ):
+        sft_rows(made.model_copy(update={"tasks": tasks}))
