@@ -33,6 +33,8 @@ class StrictModel(BaseModel):
         """Refuse what no setting can mean, wherever it stands, before a library meets it in the middle of a run."""
         if problem := _unusable(value, str(info.field_name)):
             raise ValueError(problem)
+        if value == "" and cls.__module__.partition(".")[0] in _OURS:  # others may have a use for it
+            raise ValueError("an empty text; leave the key out, or write null")
         return value
 
     shorthand: ClassVar[str | None] = None
@@ -40,6 +42,7 @@ class StrictModel(BaseModel):
     The code that reads a recipe expands the string before validation."""
 
 
+_OURS = ("rl", "rollout", "rewards")
 LARGEST_INTEGER = 10**12
 LARGEST_NUMBER = 1e15
 LONGEST_S = 1e9
@@ -53,7 +56,7 @@ def _unusable(value: Any, name: str) -> str | None:
     if isinstance(value, list | tuple):
         return next((problem for item in value if (problem := _unusable(item, name))), None)
     if isinstance(value, str):
-        return "an empty text; leave the key out, or write null" if not value else _bad_text(value)
+        return _bad_text(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, int):

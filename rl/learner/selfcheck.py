@@ -23,9 +23,6 @@ SMALLER = {
     "vocab_size": 256,
     "intermediate_size": 64,
     "moe_intermediate_size": 32,
-    "n_routed_experts": 16,
-    "num_experts": 16,
-    "num_local_experts": 16,
     "first_k_dense_replace": 1,
 }
 """The largest values of sizes that change no formula."""
@@ -45,6 +42,24 @@ def check_forward(config: PreTrainedConfig) -> None:
     Raises:
         ValueError: they differ, or the learner cannot run this model at all.
     """
+    try:
+        difference, name = _difference(config)
+    except ValueError:
+        raise
+    except Exception as error:  # of transformers' code for the model
+        raise ValueError(
+            f"the trainer cannot run a small copy of the model (model type {config.model_type!r}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not difference <= TOLERANCE_NATS:
+        raise ValueError(
+            f"the trainer would compute other log-probabilities than {name} (model type {config.model_type!r}): they "
+            f"differ by up to {difference:.2g} nats on random tokens; this model is not supported"
+        )
+
+
+def _difference(config: PreTrainedConfig) -> tuple[float, str]:
+    """The largest difference, in nats, and the name of the model's class."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
@@ -56,13 +71,7 @@ def check_forward(config: PreTrainedConfig) -> None:
         tokens = torch.randint(1, model.config.vocab_size, (forest.tokens,))
         expected = [_own(model, tokens[torch.from_numpy(place)]) for place in forest.places]
         found = _ours(model, tokens, forest)
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    if not difference <= TOLERANCE_NATS:
-        raise ValueError(
-            f"the trainer would compute other log-probabilities than {type(model).__name__} (model type "
-            f"{config.model_type!r}): they differ by up to {difference:.2g} nats on random tokens; this model is not "
-            "supported"
-        )
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)), type(model).__name__
 
 
 def small_copy(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -72,6 +81,7 @@ def small_copy(config: PreTrainedConfig) -> PreTrainedConfig:
         value = getattr(small, name, None)
         if isinstance(value, int) and value > largest:
             setattr(small, name, largest)
+    _fewer_experts(small)
     kinds = list(dict.fromkeys(getattr(small, "layer_types", None) or ()))
     small.num_hidden_layers = max(2, len(kinds))
     if kinds:
@@ -80,6 +90,17 @@ def small_copy(config: PreTrainedConfig) -> PreTrainedConfig:
         small.sliding_window = WINDOW
     small.pad_token_id = None
     return small
+
+
+def _fewer_experts(small: PreTrainedConfig) -> None:
+    """Leave at most 16 experts, or twice as many as a token has or as there are groups of them, in whole groups."""
+    groups = getattr(small, "n_group", None) or 1
+    chosen = getattr(small, "num_experts_per_tok", None) or 1
+    wanted = -(-max(16, 2 * chosen, 2 * groups) // groups) * groups
+    for name in ("n_routed_experts", "num_experts", "num_local_experts"):
+        value = getattr(small, name, None)
+        if isinstance(value, int) and value > wanted:
+            setattr(small, name, wanted)
 
 
 def _own(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from rl.config import Recipe
 from rl.recipe import marked_yaml
 from rl.recipe.marked_yaml import KeyPath
-from rl.recipe.sections import dotted
+from rl.recipe.sections import dotted, model_at
 
 MEANING: tuple[KeyPath, ...] = (
     ("model",),
@@ -57,7 +57,7 @@ def changes_since(config: Path, recipe: Recipe) -> list[Change]:
     except (OSError, ValueError):
         return []
     now = json.loads(recipe.model_dump_json())
-    return [change for change in _differences(before, now, ()) if change.key[:1] != ("resume",)]
+    return [change for change in _differences(before, now, (), now) if change.key[:1] != ("resume",)]
 
 
 def check_resumable(config: Path, recipe: Recipe) -> list[Change]:
@@ -75,14 +75,15 @@ def check_resumable(config: Path, recipe: Recipe) -> list[Change]:
     return changes
 
 
-def _differences(before: Any, now: Any, path: KeyPath) -> Iterator[Change]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
+def _differences(before: Any, now: Any, path: KeyPath, recipe: Any) -> Iterator[Change]:
+    section = not path or model_at(path, recipe) is not None
+    if section and isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in now:
             if key in before:
-                yield from _differences(before[key], now[key], (*path, key))
+                yield from _differences(before[key], now[key], (*path, key), recipe)
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for number, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, (*path, number))
+            yield from _differences(old, new, (*path, number), recipe)
     elif before != now:
         yield Change(path, _quoted(before), _quoted(now))
 

@@ -35,7 +35,7 @@ def model_problems(recipe: Recipe) -> Iterator[Problem]:
         _check_config(config)
         _check_weights(directory)
         _check_tokenizer(directory, config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         yield Problem(_KEY, f"{_KEY}={directory}: {one_line(str(error), 400)}")
 
 

@@ -40,7 +40,10 @@ def weight_files(directory: Path) -> list[str]:
     other copies may lie, or else all."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is no index of a checkpoint ({type(error).__name__}: {error})") from None
     names = sorted(path.name for path in directory.glob("*.safetensors"))
     return ["model.safetensors"] if "model.safetensors" in names else names
 

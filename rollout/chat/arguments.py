@@ -9,6 +9,7 @@ is wrong with it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,15 @@ def schemas_of(name: str, tools: Sequence[ToolSpec]) -> dict[str, Schema]:
     for tool in tools:
         function = tool.get("function", tool)
         if function.get("name") == name:
-            parameters = function.get("parameters") or {}
+            parameters = _mapping(function.get("parameters"))
             shared = {key: parameters[key] for key in _DEFINITIONS if key in parameters}
-            properties = parameters.get("properties") or {}
+            properties = _mapping(parameters.get("properties"))
             return {key: {**shared, **schema} for key, schema in properties.items() if isinstance(schema, Mapping)}
     return {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def value_of(text: str, schema: Schema) -> Any:
@@ -47,7 +52,7 @@ def value_of(text: str, schema: Schema) -> Any:
         value = json.loads(text, parse_constant=_no_constant)
     except ValueError:
         return text
-    if isinstance(value, str):  # no string is written as JSON
+    if isinstance(value, str) or value in (math.inf, -math.inf):  # no string is written as JSON, nor a 1e999
         return text
     if not schema or (isinstance(schema.get("type"), str) and schema.keys() <= _SIMPLE):
         return value

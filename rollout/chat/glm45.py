@@ -246,8 +246,10 @@ def _index(ids: list[int], token: int, start: int) -> int:
 
 
 def _told_apart(message: Message) -> Message:
-    """An assistant's message whose content begins with <think>…</think>, with that as its reasoning."""
+    """An assistant's message whose content holds `</think>`, with what stands before that as its reasoning, as in
+    GLM-4.5's own template. The <think> that begins it may be left out."""
     before, end, content = message.get("content", "").partition("</think>")
     if not end or message.get("reasoning_content"):
         return message
-    return {**message, "content": content.strip(), "reasoning_content": before.partition("<think>")[2] or before}
+    _, opened, inside = before.partition("<think>")
+    return {**message, "content": content.strip(), "reasoning_content": inside if opened else before}

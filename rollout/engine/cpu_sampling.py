@@ -30,10 +30,12 @@ def sample(
     self: TopKTopPSampler, logits: Tensor, generators: dict[int, Generator], k: Tensor | None, p: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Sample a token for each row of `logits` [N, V]. Return them, and all logprobs [N, V] after top-k and top-p."""
-    if len(generators) < len(logits) or self.use_fp64_gumbel or self.logprobs_mode != "processed_logprobs":
+    if self.use_fp64_gumbel or self.logprobs_mode != "processed_logprobs":
         return _vllm_sample(self, logits, generators, k, p)
     logits = apply_top_k_top_p(logits, k, p)
-    seeds = torch.tensor([_drawn(generators[row]) for row in range(len(logits))])
+    seeds = torch.randint(0, 2**31, (len(logits),))
+    if generators:
+        seeds[list(generators)] = torch.tensor([_drawn(generator) for generator in generators.values()])
     return torch.ops._C.fused_gumbel_argmax(logits.float(), seeds), logits.log_softmax(-1, dtype=torch.float32)
 
 

@@ -26,8 +26,11 @@ Request = tuple[str, TokenIds, SamplingParams]
 Answer = tuple[str, Completion | str]
 """A request's id, and what was sampled, or why nothing could be."""
 
+IDLE_S = 0.05
 MOST_WAITING = 16
 """At most so many calls of a line wait at once: an actor runs at most 1,000 calls."""
+GIVEN_UP = 1000
+"""A desk remembers so many requests that were given up."""
 
 
 class Line:
@@ -74,18 +77,33 @@ class Line:
             call.add_done_callback(self._calls.discard)
 
     async def _exchange(self, requests: Sequence[Request]) -> None:
-        """Send requests. Call again while some are open and no other call would bring their answers."""
-        try:
-            await self._call(requests)
-            while not self._waiting and len(self._open) > len(self._unsent):
-                await self._call(())
-        except Exception as error:  # the engine is gone, with all that it had
-            lost, self._open, self._unsent = self._open, {}, {}
-            for answered in lost.values():
-                if not answered.done():
-                    answered.set_exception(error)
+        """Send requests. Call again while some are open and no other call would bring their answers.
 
-    async def _call(self, requests: Sequence[Request]) -> None:
+        A call that fails takes its own requests along. If one fails that brought none, the engine is gone, with all
+        that it had.
+        """
+        try:
+            answered = await self._call(requests)
+        except Exception as error:
+            answered = True
+            self._fail([request_id for request_id, *_ in requests], error)
+        try:
+            while not self._waiting and len(self._open) > len(self._unsent):
+                if not answered:  # what is open had no answer, which should not be: do not ask in a circle
+                    await asyncio.sleep(IDLE_S)
+                answered = await self._call(())
+        except Exception as error:
+            self._fail([request_id for request_id in self._open if request_id not in self._unsent], error)
+
+    def _fail(self, request_ids: Sequence[str], error: Exception) -> None:
+        for request_id in request_ids:
+            answered = self._open.pop(request_id, None)
+            if answered is not None and not answered.done():
+                answered.set_exception(error)
+                self._give_up(request_id)
+
+    async def _call(self, requests: Sequence[Request]) -> bool:
+        """Exchange once. Return whether there was any answer."""
         self._waiting += 1
         try:
             answers = await self._send(requests)
@@ -94,6 +112,7 @@ class Line:
         for request_id, answer in answers:
             if request_id in self._open and not self._open[request_id].done():  # else its caller was cancelled
                 self._open.pop(request_id).set_result(answer)
+        return bool(answers)
 
 
 @dataclass(slots=True)
@@ -108,13 +127,20 @@ class _Place:
     def answer(self, request_id: str, answer: Completion | str) -> None:
         """Have an answer for the next call."""
         self.answers.append((request_id, answer))
-        if len(self.answers) == 1 and self.waiting:  # else a call was let go for the first of them, and takes them all
-            self.waiting.popleft().set_result(None)
+        if len(self.answers) == 1:  # else a call was let go for the first of them, and takes them all
+            self._let_go()
 
     def release(self) -> None:
         """Let go the calls that are more than the running requests need."""
         while len(self.waiting) > min(self.running, MOST_WAITING):
-            self.waiting.popleft().set_result(None)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        while self.waiting:
+            called = self.waiting.popleft()
+            if not called.done():  # else the call itself was cancelled
+                called.set_result(None)
+                return
 
 
 class Desk:
@@ -124,13 +150,15 @@ class Desk:
         self._generate = generate
         self._places: defaultdict[str, _Place] = defaultdict(_Place)
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._given_up: deque[str] = deque(maxlen=GIVEN_UP)
 
     async def exchange(self, line: str, requests: Sequence[Request]) -> list[Answer]:
         """Begin requests of a line. Return what has finished of that line; wait until something has, unless enough
         other calls wait already."""
         place = self._places[line]
         for request in requests:
-            self._begin(place, request)
+            if request[0] not in self._given_up:
+                self._begin(place, request)
         if not place.answers:
             called = asyncio.get_running_loop().create_future()
             place.waiting.append(called)
@@ -140,7 +168,8 @@ class Desk:
         return answers
 
     def give_up(self, request_id: str) -> None:
-        """End a request that nobody waits for any more; it gets no answer."""
+        """End a request that nobody waits for any more; it gets no answer. Ray may bring this before the request."""
+        self._given_up.append(request_id)
         if request_id in self._running:
             self._running[request_id].cancel()
 
@@ -158,5 +187,9 @@ class Desk:
     async def _run(self, place: _Place, request: Request) -> None:
         try:
             place.answer(request[0], await self._generate(*request))
+        except asyncio.CancelledError:
+            if request[0] not in self._given_up:
+                place.answer(request[0], "it was cancelled in the engine")
+            raise
         except Exception as error:
-            place.answer(request[0], str(error))
+            place.answer(request[0], str(error) or type(error).__name__)

@@ -96,10 +96,20 @@ def read_demonstration(values: Mapping[str, Any], where: str) -> list[Message]:
 
 
 def _spoken(value: Any, role: str, where: str) -> list[Message]:
-    """Messages, or the words of one speaker."""
-    if isinstance(value, str) and not value.lstrip().startswith("["):
+    """Messages, also as JSON text, or else the words of one speaker."""
+    if isinstance(value, str) and not _is_messages(value):
         value = [{"role": role, "content": value}]
     return read_messages(value, where)
+
+
+def _is_messages(text: str) -> bool:
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        found = from_text(text, "")
+    except ValueError:
+        return False
+    return bool(found) and all(isinstance(message, dict) and "role" in message for message in found)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -127,11 +137,15 @@ def _tool(tool: Any, where: str) -> ToolSpec:
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise ValueError(f"{where} must be {{'type': 'function', 'function': {{'name': …}}}}, not {tool!r:.100}")
-    if tool.get("type", "function") != "function":
+    if tool.get("type") not in (None, "function"):
         raise ValueError(f"{where}.type is {tool['type']!r:.100}: only functions can be called")
-    parameters = function.get("parameters", {})
+    parameters = {} if function.get("parameters") is None else function["parameters"]
     if not isinstance(parameters, dict):
         raise ValueError(f"{where}.parameters must be a JSON schema, not {parameters!r:.100}")
+    if not isinstance(parameters.get("properties", {}), dict):
+        raise ValueError(f"{where}.parameters.properties must be an object, not {parameters['properties']!r:.100}")
+    if function is not tool:
+        _check_keys(tool, ("type", "function"), where, "a tool beside its function")
     plain_function = {key: value for key, value in function.items() if key != "type"}
     return {"type": "function", "function": plain_function}
 
@@ -209,6 +223,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}.type is {call['type']!r:.100}: only functions can be called")
     arguments = function.get("arguments")
     arguments = {} if arguments in EMPTY else from_text(arguments, f"{where}.arguments")
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise ValueError(f"{where}.arguments must be an object, not {arguments!r:.100}")
     read = {
@@ -232,6 +247,8 @@ def _paired(messages: Sequence[Message], where: str) -> Iterator[Message]:
         while end < len(messages) and messages[end]["role"] == "tool":
             end += 1
         message, results = messages[place], messages[place + 1 : end]
+        if message["role"] == "tool":
+            raise ValueError(f"{where}[{place}] is a tool's result, and no call is before it")
         yield message
         yield from _ordered(message.get("tool_calls", []), results, f"{where}[{place}]", end == len(messages))
         place = end

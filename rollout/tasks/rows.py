@@ -69,7 +69,10 @@ def _plain_row(row: Any, where: str) -> Row:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     for beginning, name in _COMPRESSED.items():
         if content.startswith(beginning):
             raise ValueError(f"{path} is compressed ({name}): unpack it")

@@ -45,6 +45,11 @@ RIGHT = {
     "phi 3": config("phi3", pad_token_id=0),
     "smollm 3": config("smollm3", pad_token_id=0),
     "qwen3 moe": config("qwen3_moe", **EXPERTS, norm_topk_prob=True),
+    "qwen3 moe with many experts a token": config("qwen3_moe", num_experts=64, num_experts_per_tok=32),
+    "glm with groups of experts": config(
+        "glm4_moe", n_routed_experts=48, n_group=24, topk_group=12, num_experts_per_tok=4, moe_intermediate_size=48,
+        n_shared_experts=1, first_k_dense_replace=1,
+    ),
     "glm 4.5": config(
         "glm4_moe", n_routed_experts=32, num_experts_per_tok=2, moe_intermediate_size=48, n_shared_experts=1,
         first_k_dense_replace=1, use_qk_norm=True,

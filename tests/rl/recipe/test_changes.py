@@ -52,6 +52,7 @@ def test_what_may_change_is_told(config: Path, override: str, told: str) -> None
         ("tasks.sources.1.weight=2", "tasks.sources.1.weight was 1.0 and is 2.0"),
         ("tasks.sources=[{environment: python}]", "tasks.sources was ["),
         ("run.seed=5", "run.seed was 0 and is 5"),
+        ("tasks.sources.0.weights={code: 0.25}", 'tasks.sources.0.weights was {} and is {"code": 0.25}'),
         ("loss.clip_low=0.1", "loss.clip_low was 0.2 and is 0.1"),
     ],
 )

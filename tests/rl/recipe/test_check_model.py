@@ -74,6 +74,12 @@ def test_a_pointer_file_is_called_that(model: Path) -> None:
     assert "model.safetensors is a Git LFS pointer" in text
 
 
+def test_a_link_to_nowhere_is_told(model: Path) -> None:
+    (model / "model.safetensors").symlink_to(model / "absent")
+    (text,) = problems(model)
+    assert "No such file" in text and "model.safetensors" in text
+
+
 def test_a_path_that_is_no_model(model: Path) -> None:
     assert "is a file; give the directory" in problems(model / "config.json")[0]
     assert "there is no config.json" in problems(model.parent)[0]

@@ -322,6 +322,13 @@ def test_reasoning_in_the_formats_own_tokens_is_told_apart(content: str) -> None
     assert "r" not in CHAT.decode(CHAT.say(inline, False)).replace("<|user|>", "")
 
 
+@pytest.mark.parametrize("content", ["<think></think>b", "\n<think></think>\nb", "<think>\n</think>\n\nb"])
+def test_an_empty_thought_in_the_formats_own_tokens_stays_empty(content: str) -> None:
+    inline, plain = ({"role": "assistant", "content": text} for text in (content, "b"))
+    for thinking in (True, False):
+        assert CHAT.say(inline, thinking) == CHAT.say(plain, thinking)
+
+
 def test_every_turn_of_a_conversation_that_the_assistant_opens_has_the_mode_of_the_first() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "1"}}}
     messages = [

@@ -68,13 +68,15 @@ def test_top_k_and_top_p(sampling) -> None:
     both(sampling, generators(1, 2), generators(1, 2), drawn(0, 2), **limits)
 
 
-def test_a_request_without_a_seed_is_left_to_vllm(sampling) -> None:
-    own, theirs = generators(1, 2), generators(1, 2)
-    del own[1], theirs[1]
-    torch.manual_seed(0)
-    found = sampling.sample(sampler(), drawn(0, 2), own, None, None)[0]
-    torch.manual_seed(0)
-    assert found.equal(sampling._vllm_sample(sampler(), drawn(0, 2), theirs, None, None)[0])
+def test_requests_without_a_seed_change_nothing_for_those_beside_them(sampling) -> None:
+    own, theirs = generators(1, 2, 3), generators(1, 2, 3)
+    for step in range(6):
+        some = slice(None) if step % 2 else slice(0, 2)
+        found, wanted = (dict(list(kept.items())[some]) for kept in (own, theirs))
+        torch.manual_seed(step)
+        ours = sampling.sample(sampler(), drawn(step, 3), found, None, None)[0]
+        torch.manual_seed(step)
+        assert ours.equal(sampling._vllm_sample(sampler(), drawn(step, 3), wanted, None, None)[0])
 
 
 def test_numbers_of_a_request_that_ended_are_forgotten(sampling) -> None:

@@ -201,6 +201,56 @@ def test_a_request_that_its_caller_gives_up_ends_in_the_engine(turns: int) -> No
     asyncio.run(run())
 
 
+def test_a_request_that_is_given_up_before_it_arrives_is_never_begun() -> None:
+    async def run() -> None:
+        engine = Engine()
+        engine.desk.give_up("0")
+        running = asyncio.create_task(engine.desk.exchange("worker", [("0", [1], SAMPLING), ("1", [1], SAMPLING)]))
+        await engine.until_running(1)
+        engine.finish("1")
+        ((request_id, _),) = await asyncio.wait_for(running, DEADLINE_S)
+        assert request_id == "1" and not engine.running
+
+    asyncio.run(run())
+
+
+def test_a_request_that_the_engine_cancels_by_itself_is_answered() -> None:
+    async def run() -> None:
+        engine = Engine()
+        (running,) = ask(engine.line(), "0")
+        await engine.until_running(1)
+        engine.running["0"].cancel()
+        with pytest.raises(InfrastructureError, match="request 0: it was cancelled in the engine"):
+            await asyncio.wait_for(running, DEADLINE_S)
+        await engine.settle()
+        assert engine.calls == [1]
+
+    asyncio.run(run())
+
+
+def test_a_message_that_cannot_be_sent_takes_only_its_own_requests_along() -> None:
+    async def run() -> None:
+        engine = Engine()
+        line = engine.line()
+        send = line._send
+
+        async def refuse(requests: Sequence[Request]) -> Sequence[Answer]:
+            if any(request[0] == "1" for request in requests):
+                raise TypeError("cannot pickle this")
+            return await send(requests)
+
+        line._send = refuse
+        good = ask(line, "0")
+        await engine.until_running(1)
+        (bad,) = ask(line, "1")
+        with pytest.raises(TypeError, match="cannot pickle"):
+            await asyncio.wait_for(bad, DEADLINE_S)
+        engine.finish("0")
+        assert await tokens(good) == [0]
+
+    asyncio.run(run())
+
+
 def test_when_the_engine_is_gone_every_caller_is_told_and_so_is_the_next() -> None:
     async def run() -> None:
         async def send(requests: Sequence[Request]) -> list[Answer]:

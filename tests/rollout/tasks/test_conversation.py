@@ -165,6 +165,29 @@ def test_a_demonstration_may_be_a_prompt_and_a_completion() -> None:
             assert found == [USER, {"role": "assistant", "content": "a"}]
 
 
+@pytest.mark.parametrize("text", ["[1, 2, 3] What is the sum?", "[Problem] What is 2+2?", "[2, 3, 5]", "[]", "[{}]"])
+def test_words_that_begin_like_a_list_are_words(text: str) -> None:
+    assert read_demonstration({"prompt": text, "completion": text}, "row") == [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": text},
+    ]
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "function", "function": {"name": "f"}, "strict": True},
+        {"name": "f", "parameters": {"properties": [1]}},
+        {"name": "f", "parameters": 3},
+        {"type": "custom", "name": "f"},
+        {"function": {"name": ""}},
+    ],
+)
+def test_tools_that_cannot_be_read(tool: Any) -> None:
+    with pytest.raises(ValueError, match=r"t\[0\]"):
+        read_tools([tool], "t")
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
