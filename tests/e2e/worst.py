@@ -1,14 +1,16 @@
 """A chat format whose every turn says the worst, and an environment that shows the worst: for tests/e2e/test_worst.py.
 
-The format takes what the policy really sampled and reads one of WORST out of it, by the sum of its tokens.
+The format reads one of SAID after the other out of whatever the policy sampled.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
+from rollout.chat.config import RendererSettings
 from rollout.chat.glm45 import Glm45
 from rollout.contracts import AssistantTurn, Environment, EnvironmentSpec, Observation, ToolCall, ToolSpec
 from rollout.envs.arguments import function_tool
@@ -58,8 +60,12 @@ BROKEN_TASKS = 5
 
 
 class Worst(Glm45):
+    def __init__(self, tokenizer: Any, settings: RendererSettings) -> None:
+        super().__init__(tokenizer, settings)
+        self._saying = cycle(SAID)
+
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> AssistantTurn:
-        said = SAID[sum(token_ids) % len(SAID)]
+        said = next(self._saying)
         if said.malformed and len(token_ids) % 2:
             raise RuntimeError("\ud800" * 100_000)
         return said
