@@ -41,8 +41,8 @@ def train_rows(
 ) -> tuple[list[PlannedRow], dict[str, float]]:
     """Return the rows to pack, and the step's `rollout/groups_*` metrics (shares of all groups, 0 to 1).
 
-    Infrastructure failures make a group unusable if they leave no member, or only one of several. A group has zero
-    variance if two or more members are left and their rewards are equal.
+    A group is unusable if infrastructure failures leave no member, or only one of several, and the estimator leaves
+    it out. It has zero variance if two or more members are left and their rewards are equal.
 
     Raises:
         ValueError: the number of advantages from the estimator is not that of the trajectories, turns or tokens, or
@@ -56,7 +56,8 @@ def train_rows(
         if values is not None
         for (first, trajectory), value in zip(_numbered(card), values, strict=True)
     ]
-    return _rows([one for one in chosen if one.trajectory.trained_tokens], aggregation), _unused(cards, scored)
+    shares = _unused(cards, scored, estimated)
+    return _rows([one for one in chosen if one.trajectory.trained_tokens], aggregation), shares
 
 
 def _scored(trajectory: TrajectoryCard) -> Scored:
@@ -160,8 +161,11 @@ def _require_count(found: int, count: int, what: str) -> None:
         raise ValueError(f"{what}: {count} of them, but {found} advantages")
 
 
-def _unused(cards: Sequence[Card], scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
-    lost = sum(len(left) < min(2, len(card.trajectories)) for card, left in zip(cards, scored, strict=True))
+def _unused(cards: Sequence[Card], scored: Sequence[Sequence[Scored]], estimated: Advantages) -> dict[str, float]:
+    lost = sum(
+        values is None and len(left) < min(2, len(card.trajectories))
+        for card, left, values in zip(cards, scored, estimated, strict=True)
+    )
     equal = sum(len(left) >= 2 and all_equal([member.reward for member in left]) for left in scored)
     total = max(len(cards), 1)
     return {"rollout/groups_unusable": lost / total, "rollout/groups_zero_variance": equal / total}

@@ -6,8 +6,10 @@ that another setting owns, that is an error which names the setting.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from rewards.extension import nearest
 from rl.families.family import Family
 from rl.learner.config import OptimizerConfig, TrainerConfig
 
@@ -81,6 +83,17 @@ def refuse_owned(overrides: dict[str, Any]) -> None:
         for owned, owner in OWNED.items():
             if path == owned or path.startswith(owned + ".") or owned.startswith(path + "."):
                 raise ValueError(f"trainer.deepspeed.{path} is set by {owner}; remove it")
+
+
+def refuse_unknown(overrides: dict[str, Any], known: Collection[str]) -> None:
+    """Raise ValueError for a section of `trainer.deepspeed`, or a key of its zero_optimization, that DeepSpeed, which
+    has the settings `known`, would ignore."""
+    zero = overrides.get("zero_optimization")
+    paths = {name: name for name in overrides}
+    paths |= {f"zero_optimization.{name}": name for name in (zero if isinstance(zero, dict) else ())}
+    for path, name in paths.items():
+        if known and name not in known:
+            raise ValueError(f"trainer.deepspeed.{path}: DeepSpeed has no such setting{nearest(name, [*known])}")
 
 
 def _zero(device: str) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from torch.autograd.function import once_differentiable
 
 
 def chunked_logprobs(
-    hidden: Tensor, weight: Tensor, labels: Tensor, temperatures: Tensor, chunk: int
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperatures: Tensor, chunk: int, bound: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return log softmax(hidden @ weight.T / temperatures) at the labels, and that distribution's entropy.
+
+    With a bound, a logit is bound * tanh(logit / bound) before it is divided, as in Gemma 2.
 
     Args:
         hidden: [T, H] floating point; T may be 0 and need not be a multiple of `chunk`. Positions are independent, so
@@ -35,6 +37,7 @@ def chunked_logprobs(
         labels: [T] int64 in [0, V).
         temperatures: [T] floating point, each > 0.
         chunk: tokens whose logits are in memory at once, in forward and in backward.
+        bound: None, or > 0.
 
     Returns:
         logprobs [T], differentiable in hidden and weight, and entropy [T] in nats, detached. Both are float32
@@ -52,7 +55,7 @@ def chunked_logprobs(
         )
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
-    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, labels, temperatures.to(_exact(hidden)), chunk)
+    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, labels, temperatures.to(_exact(hidden)), chunk, bound)
     return logprobs, entropy
 
 
@@ -64,42 +67,49 @@ class ChunkedLMHead(nn.Module):
     `deepspeed.initialize`, which installs the hooks. Call the module itself, never its `forward`.
     """
 
-    def __init__(self, head: nn.Linear, chunk: int) -> None:
+    def __init__(self, head: nn.Linear, chunk: int, bound: float | None = None) -> None:
         super().__init__()
         if head.bias is not None:
             raise ValueError("the LM head has a bias, which chunked_logprobs would ignore; no supported model has one")
         self.weight: nn.Parameter = head.weight
         self.chunk: int = chunk
+        self.bound: float | None = bound
 
     def forward(self, hidden: Tensor, labels: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
         """Return logprobs [T] and entropy [T] from hidden [T, H], labels [T] and temperatures [T]; see
         `chunked_logprobs`."""
-        return chunked_logprobs(hidden, self.weight, labels, temperatures, self.chunk)
+        return chunked_logprobs(hidden, self.weight, labels, temperatures, self.chunk, self.bound)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperatures: Tensor, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        temperatures: Tensor,
+        chunk: int,
+        bound: float | None,
     ) -> tuple[Tensor, Tensor]:
         exact = _exact(hidden)
         logprobs, entropy, normalizer = (hidden.new_empty(len(hidden), dtype=exact) for _ in range(3))
         for part in _chunks(len(hidden), chunk):
-            logits = _logits(hidden[part], weight, temperatures[part])
+            logits = _logits(hidden[part], weight, temperatures[part], bound)
             normalizer[part] = logits.logsumexp(dim=-1)
             logprobs[part] = logits.gather(1, labels[part, None]).squeeze(1) - normalizer[part]
             probabilities = (logits - normalizer[part, None]).exp_()
             entropy[part] = normalizer[part] - probabilities.mul_(logits).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, labels, temperatures, normalizer)
-        ctx.chunk, ctx.weight_shape = chunk, weight.shape
+        ctx.chunk, ctx.bound, ctx.weight_shape = chunk, bound, weight.shape
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, labels, temperatures, normalizer = ctx.saved_tensors
-        chunk = ctx.chunk
+        chunk, bound = ctx.chunk, ctx.bound
         if weight.shape != ctx.weight_shape:
             raise RuntimeError(
                 f"the LM head's weight is {tuple(weight.shape)} in backward but was whole in forward: ZeRO-3 has not "
@@ -112,15 +122,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for part in _chunks(len(hidden), chunk):
             # d logprob[label] / d logits = (onehot(label) - softmax) / temperature
             scale = (grad[part] / temperatures[part])[:, None]
-            logits = _logits(hidden[part], weight, temperatures[part])
+            logits = _logits(hidden[part], weight, temperatures[part], bound)
+            # d (bound * tanh(x / bound)) / dx = 1 - tanh(x / bound)^2
+            slope = None if bound is None else 1 - (logits * (temperatures[part, None] / bound)).square_()
             grad_logits = logits.sub_(normalizer[part, None]).exp_().mul_(-scale)
             grad_logits.scatter_add_(1, labels[part, None], scale)
+            if slope is not None:
+                grad_logits.mul_(slope)
             rounded = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = rounded @ weight
             if grad_weight is not None:
                 _add_product(grad_weight, rounded.T, hidden[part])
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
 def _exact(like: Tensor) -> torch.dtype:
@@ -131,9 +145,12 @@ def _chunks(length: int, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, length, chunk)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperatures: Tensor) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, temperatures: Tensor, bound: float | None) -> Tensor:
     """The logits [C, V] in float32 or float64, as a fresh tensor that the caller may overwrite."""
-    return (hidden @ weight.T).to(_exact(hidden)).div_(temperatures[:, None])
+    logits = (hidden @ weight.T).to(_exact(hidden))
+    if bound is not None:
+        logits = logits.div_(bound).tanh_().mul_(bound)
+    return logits.div_(temperatures[:, None])
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

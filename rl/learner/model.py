@@ -3,7 +3,7 @@
 Owns loading (from a local directory or a hub name; with random weights from a seed if a directory holds only a config)
 and `PolicyModel`, the one module that DeepSpeed wraps. Its parameters keep their Hugging Face names, so weights move
 between engine, checkpoint and inference copy without prefixes. It refuses models that are not a plain `model` with an
-`lm_head` without bias, and those that change the logits after it by more than a factor.
+`lm_head` without bias, and those that change the logits after it by more than a factor or a bound.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rl.weights.hf_reader import HfCheckpoint, has_weights
 MULTIPLIES_LOGITS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
 """Keys of a config.json by whose value some models multiply the logits after the head (1) or divide them (-1)."""
 BOUNDS_LOGITS = "final_logit_softcapping"
-"""The key with which some models bound the logits."""
+"""The key with which some models bound the logits, to bound * tanh(logit / bound)."""
 
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
@@ -130,8 +130,8 @@ class PolicyModel(nn.Module):
     """A decoder under its Hugging Face parameter names (`model.*`, `lm_head.weight`), returning log-probabilities.
 
     Raises:
-        ValueError: the logits of `causal_lm` are not just its decoder's output times a matrix and a number, or it has
-            layers that are no attention (linear attention, convolutions, state spaces).
+        ValueError: the logits of `causal_lm` are not just its decoder's output times a matrix and a number, or bounded,
+            or it has layers that are no attention (linear attention, convolutions, state spaces).
     """
 
     def __init__(self, causal_lm: PreTrainedModel, chunk: int) -> None:
@@ -142,9 +142,12 @@ class PolicyModel(nn.Module):
                 f"{type(causal_lm).__name__} has no plain `model` + `lm_head`; "
                 "supported are decoders of the Llama/Qwen/GLM-4.5 kind"
             )
-        if (bound := getattr(causal_lm.config, BOUNDS_LOGITS, None)) is not None:
+        bound: float | None = getattr(causal_lm.config, BOUNDS_LOGITS, None)
+        factor = logit_factor(causal_lm.config)
+        if bound is not None and factor != 1.0:
             raise ValueError(
-                f"{type(causal_lm).__name__} bounds its logits by {BOUNDS_LOGITS}={bound}, which the trainer does not"
+                f"{type(causal_lm).__name__} bounds its logits ({BOUNDS_LOGITS}={bound}) and multiplies them by "
+                f"{factor:g}; the trainer does one or the other"
             )
         if kinds := sorted({*(getattr(causal_lm.config, "layer_types", None) or ())} - ATTENTION_LAYERS):
             raise ValueError(
@@ -152,9 +155,9 @@ class PolicyModel(nn.Module):
                 "to row of a micro-batch; supported are layers of softmax attention"
             )
         self.config: PreTrainedConfig = causal_lm.config
-        self._logit_factor: float = logit_factor(causal_lm.config)
+        self._logit_factor: float = factor
         self.model: nn.Module = causal_lm.base_model
-        self.lm_head: nn.Module = ChunkedLMHead(head, chunk)
+        self.lm_head: nn.Module = ChunkedLMHead(head, chunk, bound)
 
     def forward(
         self,

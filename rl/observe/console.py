@@ -97,6 +97,7 @@ class Console:
     """The one writer to the run's standard output. Use as a context manager, or call `close`."""
 
     def __init__(self, *, steps: int, stream: TextIO | None = None) -> None:
+        errors = sys.stderr if stream is None else stream
         stream = sys.stdout if stream is None else stream
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII locale must not turn "→" into a crash
@@ -105,6 +106,8 @@ class Console:
         self._rich = RichConsole(
             file=stream, force_terminal=self.live, no_color=None if self.live else True, highlight=False, soft_wrap=True
         )
+        # A display that moves cannot share its terminal with another writer.
+        self._errors = self._rich if self.live else RichConsole(file=errors, no_color=True, highlight=False)
         self._phases = Progress(
             SpinnerColumn(style="cyan"), TextColumn("{task.description} …"), TimeElapsedColumn(), console=self._rich
         )
@@ -139,7 +142,7 @@ class Console:
         self._print(Text.assemble(("warning: ", "bold yellow"), text))
 
     def error(self, text: str) -> None:
-        self._print(Text.assemble(("error: ", "bold red"), text))
+        self._errors.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

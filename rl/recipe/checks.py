@@ -14,7 +14,8 @@ from typing import Any
 
 from rl.config import Recipe
 from rl.families.registry import family_of, known_family, local_config
-from rl.learner.deepspeed_config import check_expert_parallel, refuse_owned
+from rl.learner.deepspeed_config import check_expert_parallel, refuse_owned, refuse_unknown
+from rl.recipe.library_names import deepspeed_settings, vllm_arguments
 from rollout.engine.arguments import check_engine_args
 
 
@@ -197,11 +198,13 @@ def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
 def _passed_through(recipe: Recipe) -> Iterator[Problem]:
     for name, value in recipe.inference.engine_args.items():
         try:
-            check_engine_args({name: value})
+            check_engine_args({name: value}, vllm_arguments())
         except ValueError as error:
             yield Problem(f"inference.engine_args.{name}", str(error))
     try:
         refuse_owned(recipe.trainer.deepspeed)
+        if recipe.trainer.deepspeed:
+            refuse_unknown(recipe.trainer.deepspeed, deepspeed_settings())
     except ValueError as error:
         yield Problem("trainer.deepspeed", str(error))
 

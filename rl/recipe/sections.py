@@ -61,12 +61,21 @@ def problem_with(path: KeyPath, data: Any) -> str | None:
 
 
 def unknown_key(parent: KeyPath, key: str, data: Any) -> str:
-    """An error message with the nearest key: the same word in any section, else the most similar in this section."""
-    model = model_at(parent, data) or Recipe
-    elsewhere = [name for name in leaf_names(Recipe) if name.rpartition(".")[2] == key]
-    similar = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.0)
-    nearest = elsewhere[0] if elsewhere else dotted((*parent, similar[0]))
-    return f"unknown key {dotted((*parent, key))!r}; the nearest is {nearest!r}"
+    """An error message with the nearest keys: the same word below this section, else anywhere, else a similar one."""
+    keys = list((model_at(parent, data) or Recipe).model_fields)
+    nearest = _named(key, parent)
+    if not nearest and not parent and not difflib.get_close_matches(key, keys):
+        words = {name.rpartition(".")[2] for name in leaf_names(Recipe)}
+        nearest = [name for word in difflib.get_close_matches(key, words, n=1) for name in _named(word, parent)]
+    nearest = nearest or [dotted((*parent, *difflib.get_close_matches(key, keys, n=1, cutoff=0.0)))]
+    which = f"the nearest is {nearest[0]!r}" if len(nearest) == 1 else f"there are {', '.join(map(repr, nearest))}"
+    return f"unknown key {dotted((*parent, key))!r}; {which}"
+
+
+def _named(word: str, parent: KeyPath) -> list[str]:
+    """The keys that are called `word`: those below `parent` if there are any, else all."""
+    everywhere = [name for name in leaf_names(Recipe) if name.rpartition(".")[2] == word]
+    return [name for name in everywhere if parent and name.startswith(f"{dotted(parent)}.")] or everywhere
 
 
 def leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -9,8 +9,7 @@ reload left incomplete get their old weights back before the next reload starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from vllm.config import ModelConfig
@@ -22,19 +21,8 @@ from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
 from rewards.errors import listed
+from rollout.engine.loading import LoadableModel, load_watched
 from rollout.engine.prepack import forget_packed_experts, repack_tied_heads
-
-
-class LoadableModel(Protocol):
-    """A vLLM model: an nn.Module that takes checkpoint tensors and returns the names of the weights they filled."""
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]: ...
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 class Reload:
@@ -67,7 +55,7 @@ class Reload:
         """
         known = [pair for pair in tensors if pair[0] in self._known_names]
         if known:
-            self._untouched -= model.load_weights(known)
+            self._untouched -= load_watched(model, known)
         unmatched = []
         for name, tensor in tensors:
             if name not in self._known_names:
@@ -135,7 +123,7 @@ def _is_complete(layer: nn.Module, info: LayerReloadingInfo, own: Sequence[str])
 def _load_alone(model: LoadableModel, name: str, tensor: Tensor) -> set[str]:
     """Load one tensor. Return the model's parameters that took it; none when the model does not know the name."""
     try:
-        return model.load_weights([(name, tensor)])
+        return load_watched(model, [(name, tensor)])
     except KeyError:
         return set()
     except ValueError as error:

@@ -94,6 +94,15 @@ def test_groups_of_one_are_usable_where_the_estimator_takes_them() -> None:
     assert counts == {"rollout/groups_unusable": 0.0, "rollout/groups_zero_variance": 0.0}
 
 
+def test_a_group_that_is_trained_though_one_member_is_left_is_not_counted_as_unusable() -> None:
+    settings = ReinforceSettings(name="reinforce", normalize_std=False)
+    rows, counts = train_rows(cards_of([group(1.0, FAILED, FAILED), group(0.0, FAILED)]), settings, TOKEN)
+    assert len(rows) == 2 and counts["rollout/groups_unusable"] == 0.0
+    assert train_rows(cards_of([group(FAILED, FAILED), group(0.0, 1.0)]), settings, TOKEN)[1] == {
+        "rollout/groups_unusable": 0.5, "rollout/groups_zero_variance": 0.0,
+    }  # fmt: skip
+
+
 def test_no_groups_give_no_rows() -> None:
     assert train_rows(cards_of([]), PLAIN, TOKEN) == (
         [],

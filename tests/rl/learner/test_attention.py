@@ -153,10 +153,43 @@ def test_each_row_of_a_tree_sees_its_window(
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "value"), [("softcap", 30.0), ("s_aux", torch.zeros(4))])
-def test_what_a_models_attention_asks_for_beyond_it_is_refused(name: str, value: object) -> None:
-    query, key, value_states = heads(BOUNDS[-1])
-    arguments = {"segments": APART, "scaling": 0.3}
-    tree_attention(torch.nn.Module(), query, key, value_states, None, **arguments, **{name: None})
-    with pytest.raises(ValueError, match=f"has no {name}"):
-        tree_attention(torch.nn.Module(), query, key, value_states, None, **arguments, **{name: value})
+def written_out(q, k, v, window: int, softcap: float | None, sinks: torch.Tensor | None) -> torch.Tensor:
+    """One row alone, [length, heads, width], head by head."""
+    heads = []
+    for head in range(4):
+        shared = head // (4 // k.shape[1])
+        scores = q[0, head] @ k[0, shared].T * 0.3
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        distance = torch.arange(len(scores))[:, None] - torch.arange(len(scores))
+        weights = scores.exp() * ((distance >= 0) & (distance < window))
+        seen = weights.sum(-1, keepdim=True) + (0 if sinks is None else sinks[head].exp())
+        heads.append(weights / seen @ v[0, shared])
+    return torch.stack(heads, dim=1)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("most", [1, 40, 1 << 28])
+@pytest.mark.parametrize("window", [1, 4, 100])
+@pytest.mark.parametrize(("softcap", "with_sinks"), [(0.7, False), (None, True), (0.7, True)])
+def test_bounded_scores_and_sinks(
+    kv_heads: int, most: int, window: int, softcap: float | None, with_sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The values and gradients of each row alone, for scores computed in blocks of one query and of all."""
+    monkeypatch.setattr("rl.learner.attention.MAX_SCORES", most)
+    query, key, value = (tensor.double() for tensor in heads(FOREST.tokens, kv_heads))
+    results = []
+    for shared in (True, False):
+        q, k, v = (tensor.clone().requires_grad_() for tensor in (query, key, value))
+        sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True) if with_sinks else None
+        if shared:
+            arguments = {"segments": FOREST.segments, "scaling": 0.3, "sliding_window": window}
+            out = tree_attention(torch.nn.Module(), q, k, v, None, **arguments, softcap=softcap, s_aux=sinks)[0][0]
+            rows = [out[torch.from_numpy(place)] for place in FOREST.places]
+        else:
+            places = map(torch.from_numpy, FOREST.places)
+            rows = [written_out(*(t[:, :, place] for t in (q, k, v)), window, softcap, sinks) for place in places]
+        sum((row * torch.arange(1, len(row) + 1)[:, None, None]).square().sum() for row in rows).backward()
+        results.append([*(row.detach() for row in rows), q.grad, k.grad, v.grad, *([sinks.grad] if with_sinks else [])])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)

@@ -73,6 +73,22 @@ def test_gradcheck_in_float64(tokens: int) -> None:
     assert torch.autograd.gradcheck(lambda h, w: chunked_logprobs(h, w, labels, 0.9, 2)[0], (hidden, weight))
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_bounded_logits(chunk: int) -> None:
+    hidden, weight, labels = inputs(7, torch.float64)
+    temperatures = torch.linspace(0.5, 1.5, 7, dtype=torch.float64)
+    logits = 0.8 * ((hidden @ weight.T) / 0.8).tanh() / temperatures[:, None]
+    expected = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    upstream = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    logprobs, entropy = module.chunked_logprobs(hidden, weight, labels, temperatures, chunk, bound=0.8)
+    torch.testing.assert_close(logprobs, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy())
+    torch.testing.assert_close(
+        torch.autograd.grad(logprobs, (hidden, weight), upstream),
+        torch.autograd.grad(expected, (hidden, weight), upstream), rtol=1e-11, atol=1e-12,
+    )  # fmt: skip
+
+
 def test_no_tokens_still_reach_the_weight() -> None:
     """A rank without trained tokens must take part in the backward pass, or ZeRO-3's collectives would hang."""
     hidden, weight, labels = inputs(0)

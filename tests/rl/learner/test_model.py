@@ -104,8 +104,8 @@ def test_a_factor_of_the_logits_is_applied(config_only: Path, key: str | None, f
     torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1), rtol=1e-9, atol=1e-9)
 
 
-def test_a_model_that_bounds_its_logits_is_refused(config_only: Path) -> None:
+def test_a_model_that_bounds_and_multiplies_its_logits_is_refused(config_only: Path) -> None:
     model = load_model(str(config_only), "float32", 0, DENSE)
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match=r"bounds its logits by final_logit_softcapping=30\.0"):
+    model.config.final_logit_softcapping, model.config.logit_scale = 30.0, 8.0
+    with pytest.raises(ValueError, match=r"bounds its logits \(final_logit_softcapping=30\.0\) and multiplies"):
         PolicyModel(model, chunk=3)

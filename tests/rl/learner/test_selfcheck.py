@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rl.learner import selfcheck
+from rl.learner.attention import Formula as Plain
 from rl.learner.selfcheck import check_forward, small_copy
 
 SIZES = {
@@ -39,6 +41,9 @@ RIGHT = {
     "qwen3 with windows": config("qwen3", use_sliding_window=True, sliding_window=64, max_window_layers=1),
     "gemma": config("gemma"),
     "gemma 3": config("gemma3_text", sliding_window=64),
+    "gemma 2": config("gemma2", sliding_window=64, attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
+    "gemma 2 without bounds": config("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None),
+    "gpt-oss": config("gpt_oss", num_local_experts=32, num_experts_per_tok=2, sliding_window=64, pad_token_id=0),
     "granite": config("granite", logits_scaling=8.0, embedding_multiplier=12.0, residual_multiplier=0.22),
     "cohere": config("cohere", logit_scale=0.25),
     "olmo 2": config("olmo2"),
@@ -55,10 +60,11 @@ RIGHT = {
         first_k_dense_replace=1, use_qk_norm=True,
     ),
 }  # fmt: skip
+BOUNDED_TWICE = config("granite", logits_scaling=8.0)
+BOUNDED_TWICE.final_logit_softcapping = 30.0
 REFUSED = {
-    "gemma 2": (config("gemma2"), "bounds its logits by final_logit_softcapping=30.0"),
-    "gemma 2 without the bound": (config("gemma2", final_logit_softcapping=None), "no softcap"),
-    "gpt-oss": (config("gpt_oss", num_local_experts=4, num_experts_per_tok=2), "no s_aux"),
+    "a bound and a factor": (BOUNDED_TWICE, "final_logit_softcapping=30.0.* and multiplies them by 0.125"),
+    "linear attention": (config("qwen3_next"), "supported are"),
 }
 
 
@@ -90,16 +96,31 @@ def test_a_formula_that_nobody_has_listed_is_found(monkeypatch: pytest.MonkeyPat
         check_forward(RIGHT["llama"])
 
 
-@pytest.mark.parametrize("name", ["mistral with a window", "qwen3 with windows", "granite", "gemma 3"])
+FORMULAS = ["mistral with a window", "qwen3 with windows", "granite", "gemma 2", "gemma 3", "gpt-oss"]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
 def test_what_is_supported_now_would_be_found_without_its_formula(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from rl.learner import attention, model
 
     monkeypatch.setattr(model, "logit_factor", lambda config: 1.0)
-    monkeypatch.setattr(attention, "_attend_in_window", lambda query, key, value, scaling, window: (
-        attention._attend(query, [key], [value], scaling, None)))  # fmt: skip
+    monkeypatch.setattr(attention, "Formula", lambda scaling, *others: Plain(scaling, None, None, None))
     monkeypatch.setattr(selfcheck, "SHARED", (0, 0, 0))
     with pytest.raises(ValueError, match="other log-probabilities"):
         check_forward(RIGHT[name])
+
+
+@pytest.mark.parametrize("name", ["gemma 2", "gpt-oss"])
+def test_each_part_of_a_written_out_formula_is_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl.learner import attention
+
+    def without(part: str) -> None:
+        monkeypatch.setattr(attention, "Formula", lambda *parts: replace(Plain(*parts), **{part: None}))
+        with pytest.raises(ValueError, match="other log-probabilities"):
+            check_forward(RIGHT[name])
+
+    for part in ("window", "softcap" if name == "gemma 2" else "sinks"):
+        without(part)
 
 
 def test_the_copy_is_small_and_keeps_every_kind_of_layer() -> None:

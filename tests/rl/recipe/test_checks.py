@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,31 @@ def test_every_refused_engine_setting_is_named() -> None:
     refused = found({"inference": {"engine_args": {"quantization": "fp8", "seed": 3, "max_num_seqs": 4}}})
     assert [key for key, _ in refused] == ["inference.engine_args.quantization", "inference.engine_args.seed"]
     assert "quantized weights" in refused[0][1] and "use run.seed" in refused[1][1]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ({"inference": {"engine_args": {"block_sise": 16}}}, "inference.engine_args.block_sise", "'block_size'"),
+        ({"trainer": {"deepspeed": {"zero_optimisation": {}}}}, "trainer.deepspeed", "'zero_optimization'"),
+        ({"trainer": {"deepspeed": {"zero_optimization": {"overlap_com": 1}}}}, "trainer.deepspeed", "'overlap_comm'"),
+    ],
+)
+def test_a_name_that_a_library_does_not_know_is_refused_with_the_recipe(
+    section: dict[str, Any], key: str, message: str
+) -> None:
+    ((found_key, text),) = found(section)
+    assert found_key == key and message in text
+
+
+def test_the_libraries_names_are_found_without_importing_them() -> None:
+    code = (
+        "import sys; from rl.recipe.library_names import *; print({'max_num_seqs'} <= vllm_arguments(), "
+        "{'overlap_comm', 'aio', 'wall_clock_breakdown'} <= deepspeed_settings(), "
+        "bool({'vllm', 'deepspeed'} & sys.modules.keys()))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["True", "True", "False"]
 
 
 def test_reinforce_may_have_groups_of_one() -> None:

@@ -278,7 +278,7 @@ def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
         ("loss=no/such.py:loss", "loss: no/such.py cannot be imported: FileNotFoundError"),
         ("loss=json:lods", "loss: json has no 'lods'; did you mean 'loads'?"),
         ("tasks.sources=[]", "tasks.sources: "),
-        ("run.lr=1", "unknown key 'run.lr'; the nearest is 'sft.optimizer.lr'"),
+        ("run.lr=1", "unknown key 'run.lr'; there are 'sft.optimizer.lr', 'trainer.optimizer.lr'"),
         ("run.weights=1", "unknown key 'run.weights'; the nearest is 'tasks.sources.N.weights'"),
         ("run.cache_dir.x=1", "run.cache_dir is a single value and has no key 'x'"),
         (
@@ -340,7 +340,7 @@ def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_resolved_recipe_loads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
-    overrides = ["run.name='1e-5'", "wandb.group='yes'", "trainer.optimizer.eps=1e-12", "trainer.deepspeed.a.b=null"]
+    overrides = ["run.name='1e-5'", "wandb.group='yes'", "trainer.optimizer.eps=1e-12", "trainer.deepspeed.aio.b=null"]
     recipe = load_recipe(recipe_file, overrides)
     save_resolved(recipe, tmp_path / "config.yaml")
     assert load_recipe(tmp_path / "config.yaml") == recipe

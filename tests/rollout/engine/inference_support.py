@@ -99,7 +99,10 @@ class Judge:
     """Plain Hugging Face logprobs, the reference for what an engine reports."""
 
     def __init__(self, path: Path) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        # Under transformers' default, SDPA, Gemma 2's bound of the attention scores is left out without a word.
+        self._model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
 
     @torch.no_grad()
     def gaps(self, prompt: Sequence[int], completion: Completion, temperature: float = 1.0) -> Tensor:
