@@ -18,11 +18,13 @@ from rewards.scorers.config import RewardSettings
 class Ending:
     """A finished episode as plain JSON values.
 
-    `answer` is the text of the last turn, None when the model gave none. `messages` is the whole conversation in OpenAI
-    form. `payload` and `metadata` are the task's. `state` is the environment's final state, None if it has none.
+    `answer` is the text of the last turn, None when the model gave none. `task` is the task's id, `payload` and
+    `metadata` are the task's, too. `messages` is the whole conversation in OpenAI form. `state` is the environment's
+    final state, None if it has none.
     """
 
     answer: str | None
+    task: str = ""
     messages: Sequence[Mapping[str, Any]] = ()
     payload: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

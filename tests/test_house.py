@@ -42,7 +42,8 @@ TIERS: dict[str, list[set[str]]] = {
     "rewards": [
         {"scorers"},
         {"contracts"},
-        {"judge", "sandbox"},
+        {"judge"},
+        {"sandbox"},
         {"compose"},
         {"extension"},
         {"errors", "strict"},

@@ -23,3 +23,7 @@ class SandboxConfig(StrictModel):
     output_kb: int = Field(default=64, ge=1)
     concurrency: int = Field(default=4, ge=1)
     """Executions at once in one worker process."""
+    packages: tuple[str, ...] = ()
+    """Python packages, installed beside Sluice, that programs may import, as `numpy` or `sympy>=1.12`."""
+    environment: str | None = None
+    """A virtual environment of which programs may import everything, instead of `packages`."""

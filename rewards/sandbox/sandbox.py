@@ -1,17 +1,21 @@
 """Run untrusted Python: one process tree per execution, isolated by bubblewrap, limited, and killed and reaped whole.
 
-An execution has new user, pid, net, ipc and mount namespaces, no network device but loopback, a read-only system, a
-tmpfs work directory and a scrubbed environment. Wall time, CPU, memory, processes, file size and output are limited.
+An execution has new user, pid, net, ipc, uts, cgroup and mount namespaces, no network device but loopback, a read-only
+system, a tmpfs work directory, a scrubbed environment and, where it can be had, a user and a control group of its own.
+Wall time, CPU, memory, processes, files and output are limited. `isolation` says which of this is in force.
 
 Not covered:
-- Bugs of the kernel (the seccomp filter only refuses memory that could not be counted, and there is no virtual machine)
-  and side channels.
+- Bugs of the kernel (the seccomp filter refuses what container profiles refuse, and there is no virtual machine) and
+  side channels.
 - The CPU limit is per process, so the tree may use `processes` times as much within the wall time.
-- The memory of the whole tree is checked every 50 ms, so a burst may exceed the limit between two checks. Files on
-  tmpfs, including shared memory, come on top: up to memory_mb in /tmp and again in /dev/shm. So do the kernel's buffers
-  of pipes and sockets.
-- Files under /usr are readable.
-- The code that ran controls its exit code, output and outcome. Treat them as claims of that code, never as a verdict.
+- Without control groups, the runner counts the memory of the whole tree every 50 ms, so a burst may exceed the limit
+  between two checks; files on tmpfs, including shared memory, come on top: up to memory_mb in /tmp and again in
+  /dev/shm. So do the kernel's buffers of pipes and sockets.
+- Without root, all executions of the machine's user share one user: what the kernel counts per user (the buffers of
+  pipes, descriptors in flight, inotify instances), one of them can use up.
+- The programs in /usr/bin and the libraries in /usr/lib are readable.
+- The code that ran controls its exit code, output and outcome. Treat them as claims of that code, never as a verdict:
+  `rewards.judge` makes verdicts.
 
 `kind: unsafe-none` has no isolation: only resource limits and a kill of the process group.
 """
@@ -20,68 +24,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import itertools
 import logging
 import os
-import re
-import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-from rewards.errors import InfrastructureError
-from rewards.sandbox import bubblewrap, seccomp
+from rewards.sandbox import bubblewrap, cgroups, seccomp
 from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.packages import package_binds
+from rewards.sandbox.spec import BOOT, Program, sealed_memfd, spec_file
+from rewards.sandbox.tree import Execution, Outcome, Tree, infrastructure
+from rewards.sandbox.users import Users
+
+__all__ = ["Execution", "Outcome", "Program", "Sandbox", "queued_s"]
 
 log = logging.getLogger(__name__)
 
-_CHILD = Path(__file__).with_name("child.py").read_text()
-_CHILD_PID = re.compile(rb'"child-pid": *(\d+)')
-_ENDED = re.compile(rb"^ENDED (ok|failed|timeout|memory) (-?\d+)$", re.MULTILINE)
-_STATUS_BYTES = 4096
-_REAP_S = 10.0
-_DRAIN_S = 2.0
 _MIB = 1 << 20
+_GRACE_S = 1.0
+_numbers = itertools.count()
 
 queued_s: ContextVar[float] = ContextVar("queued_s", default=0.0)
 """Seconds that the current task has waited for a free slot of a sandbox. Other code ran in that time, so callers must
 not count it against their own code."""
-
-
-class Outcome(StrEnum):
-    """How an execution ended. The code itself causes every outcome except INFRASTRUCTURE."""
-
-    OK = "ok"
-    FAILED = "failed"
-    TIMEOUT = "timeout"
-    MEMORY = "memory"
-    OUTPUT_LIMIT = "output_limit"
-    INFRASTRUCTURE = "infrastructure"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """The result of one execution. `exit_code` is negative for a signal. It is None if we ended the execution, if it
-    never began, or if its runner reported no end."""
-
-    outcome: Outcome
-    stdout: str
-    stderr: str
-    exit_code: int | None
-    wall_s: float
-
-    def raise_for_infrastructure(self) -> Execution:
-        """Return this execution, or raise InfrastructureError if the sandbox failed, which is no observation."""
-        if self.outcome is Outcome.INFRASTRUCTURE:
-            raise InfrastructureError(f"sandbox: {self.stderr}")
-        return self
 
 
 class Sandbox:
@@ -91,12 +62,16 @@ class Sandbox:
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._isolated = config.kind == "bubblewrap"
+        self._users = Users()
+        self._binds: dict[str, str] | None = None
 
     def require(self) -> None:
-        """Run a trial. Raise ValueError with the cause and the fix if this machine cannot isolate code. `unsafe-none`
-        only logs a warning."""
-        if self.config.kind == "bubblewrap":
+        """Run a trial. Raise ValueError with the cause and the fix if this machine cannot isolate code, or lacks a
+        package that programs may import. `unsafe-none` only logs a warning."""
+        if self._isolated:
             bubblewrap.probe()
+            self._package_binds()
         else:
             log.warning(
                 "sandbox: unsafe-none: model-written code runs with this user's rights, files and network; "
@@ -107,10 +82,24 @@ class Sandbox:
         """Execute `code` as a script. Return when all its processes are gone, also when cancelled. Never raise for what
         the code does."""
         async with self._slot():
-            if self.config.kind == "bubblewrap":
-                return await self._execute(code, stdin, "/")
-            with tempfile.TemporaryDirectory(prefix="sluice-unsafe-", ignore_cleanup_errors=True) as work:
-                return await self._execute(code, stdin, work)
+            return await self._execute(Program(source=code, stdin=stdin), self.config.wall_s)
+
+    async def run_together(self, programs: Sequence[Program], wall_s: float) -> list[Execution]:
+        """Execute programs side by side, in a sandbox each. When the first has ended, the others have a second to end,
+        too, and are stopped then."""
+        unneeded = asyncio.Event()
+        async with self._slot():
+            tasks = [
+                asyncio.create_task(self._execute(program, wall_s, unneeded if number else None))
+                for number, program in enumerate(programs)
+            ]
+            try:
+                await tasks[0]
+                await asyncio.wait(tasks, timeout=_GRACE_S)
+            finally:
+                unneeded.set()
+                ended = await asyncio.gather(*tasks, return_exceptions=True)
+        return [_or_raise(execution) for execution in ended]
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -124,195 +113,118 @@ class Sandbox:
         finally:
             self._slots.release()
 
-    async def _execute(self, code: str, stdin: str, cwd: str) -> Execution:
+    async def _execute(self, program: Program, wall_s: float, unneeded: asyncio.Event | None = None) -> Execution:
         started = time.monotonic()
-        try:
-            tree = self._start(code, stdin, cwd)
-        except OSError as error:
-            return _infrastructure(f"cannot start: {error}", started)
-        return await tree.attend(self.config.wall_s, self.config.output_kb * 1024, started)
+        with contextlib.ExitStack() as stack:
+            try:
+                work = "/" if self._isolated else stack.enter_context(_unsafe_folder())
+                tree = self._start(program, work)
+            except (OSError, ValueError) as error:
+                return infrastructure(f"cannot start: {error}", started)
+            return await tree.attend(wall_s, self.config.output_kb * 1024, started, unneeded)
 
-    def _start(self, code: str, stdin: str, cwd: str) -> _Tree:
-        isolated = self.config.kind == "bubblewrap"
+    def _start(self, program: Program, cwd: str) -> Tree:
         with contextlib.ExitStack() as passed:
-            # surrogatepass: a lone surrogate is part of the policy's text. The runner's compile() rejects it, not we.
-            code_fd = _sealed_memfd("code", code.encode(errors="surrogatepass"))
-            passed.callback(os.close, code_fd)
-            stdin_fd = _sealed_memfd("stdin", stdin.encode(errors="surrogatepass"))
-            passed.callback(os.close, stdin_fd)
+
+            def closing(fd: int) -> int:
+                passed.callback(os.close, fd)
+                return fd
+
+            stdin = closing(sealed_memfd("stdin", program.stdin.encode(errors="surrogatepass")))
             host, guest = socket.socketpair()
             passed.enter_context(guest)
-            with _closed_on_error(host):
-                for_bubblewrap: list[int] = []  # bubblewrap closes them: it gets a copied socket and a new filter
-                if isolated:
-                    for_bubblewrap = [passed.enter_context(guest.dup()).fileno(), seccomp.open_filter()]
-                    passed.callback(os.close, for_bubblewrap[1])
+            with contextlib.ExitStack() as passed_on:
+                passed_on.enter_context(_closed_on_error(host))
+                cgroup = passed_on.enter_context(_removed_on_error(self._cgroup()))
+                uid = self._users.next() if self._isolated else None
+                spec = closing(spec_file(program, **self._limits(guest.fileno(), uid, counted=cgroup is not None)))
+                prefix: list[str] = []
+                for_bubblewrap: list[int] = []  # bubblewrap closes them: it gets a copied socket and new files
+                if self._isolated:
+                    for_bubblewrap = [
+                        closing(guest.dup().detach()),
+                        closing(seccomp.open_filter(shared_memory=cgroup is not None)),
+                        closing(sealed_memfd("passwd", bubblewrap.passwd(uid))),
+                    ]
+                    prefix = self._prefix(for_bubblewrap, own_user=uid is not None)
                 # Use subprocess, not asyncio's: uvloop, on which Ray's actors run, forks this process with the locks of
                 # all its threads, and the child may wait for one of them for ever. subprocess uses vfork.
                 process = subprocess.Popen(
-                    self._argv(code_fd, guest.fileno(), for_bubblewrap),
-                    stdin=stdin_fd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-                    pass_fds=(code_fd, guest.fileno(), *for_bubblewrap),
+                    [*prefix, bubblewrap.interpreter(), "-I", "-S", "-X", "utf8", "-c", BOOT, str(spec)],
+                    stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                    pass_fds=(spec, guest.fileno(), *for_bubblewrap, *program.descriptors()),
                     start_new_session=True, cwd=cwd, env=bubblewrap.ENVIRONMENT,
                 )  # fmt: skip
-                return _Tree(process, host, isolated=isolated)
+                for file in program.files:
+                    file.close()
+                return Tree(process, host, isolated=self._isolated, cgroup=cgroup)
 
-    def _argv(self, code_fd: int, status_fd: int, for_bubblewrap: list[int]) -> list[str]:
+    def _prefix(self, files: Sequence[int], own_user: bool) -> list[str]:
+        info_fd, seccomp_fd, passwd_fd = files
+        return bubblewrap.command(
+            work_bytes=self.config.memory_mb * _MIB,
+            info_fd=info_fd,
+            seccomp_fd=seccomp_fd,
+            passwd_fd=passwd_fd,
+            own_user=own_user,
+            binds=self._package_binds(),
+        )
+
+    def _limits(self, status_fd: int, uid: int | None, counted: bool) -> dict[str, Any]:
         limits = self.config
-        memory = limits.memory_mb * _MIB
-        prefix: list[str] = []
-        if isolated := limits.kind == "bubblewrap":
-            info_fd, seccomp_fd = for_bubblewrap
-            prefix = bubblewrap.command(work_bytes=memory, info_fd=info_fd, seccomp_fd=seccomp_fd)
-        # Without a namespace RLIMIT_NPROC would count every process of this user, so it is left alone there.
-        numbers = (code_fd, status_fd, limits.cpu_s, memory, limits.processes if isolated else 0, limits.file_mb * _MIB)
-        python = [bubblewrap.interpreter(), "-I", "-S", "-X", "utf8", "-c", _CHILD]
-        return [*prefix, *python, *map(str, numbers)]
+        return {
+            "status": status_fd,
+            "isolated": self._isolated,
+            "counted": counted,
+            "uid": uid,
+            "cpu_s": limits.cpu_s,
+            "memory": limits.memory_mb * _MIB,
+            # Without a namespace RLIMIT_NPROC would count every process of this user, so it is left alone there.
+            "processes": limits.processes if self._isolated else 0,
+            "file_bytes": limits.file_mb * _MIB,
+            "packages": list(self._package_binds()) and ["/packages"],
+        }
+
+    def _package_binds(self) -> dict[str, str]:
+        if self._binds is None:
+            self._binds = package_binds(self.config.packages, self.config.environment)
+        return self._binds
+
+    def _cgroup(self) -> cgroups.Cgroup | None:
+        found = cgroups.parents() if self._isolated else None
+        if found is None:
+            return None
+        name = f"{cgroups.PREFIX}{os.getpid()}-{next(_numbers)}"
+        return cgroups.Cgroup(found, name, self.config.memory_mb * _MIB, self.config.processes)
 
 
-class _Tree:
-    """One running execution: reads its status and output, then kills and reaps all its processes. Making one raises
-    OSError, and leaves no process, if this process is out of descriptors."""
-
-    def __init__(self, process: subprocess.Popen[bytes], status: socket.socket, *, isolated: bool) -> None:
-        self._process = process
-        self._status_socket = status
-        self._isolated = isolated
-        self._status = b""
-        self._output_exceeded = asyncio.Event()
-        self._room = 0
-        try:
-            # Signals go through pidfds, which never refer to a later process with the same pid.
-            self._pidfds = [os.pidfd_open(process.pid)]
-        except OSError:
-            process.kill()
-            process.communicate()
-            raise
-
-    async def attend(self, wall_s: float, output_bytes: int, started: float) -> Execution:
-        """Wait for the end, the deadline, too much output or a cancellation. Then kill, reap and return the result."""
-        self._room = output_bytes
-        self._status_socket.setblocking(False)
-        assert self._process.stdout is not None and self._process.stderr is not None
-        ended = asyncio.create_task(self._read_status())
-        flooded = asyncio.create_task(self._output_exceeded.wait())
-        outputs = (self._process.stdout, self._process.stderr)
-        readers = [asyncio.create_task(self._read_output(stream.fileno())) for stream in outputs]
-        in_time = False
-        try:
-            done, _ = await asyncio.wait(
-                {ended, flooded}, timeout=wall_s - (time.monotonic() - started), return_when=asyncio.FIRST_COMPLETED
-            )
-            in_time = bool(done)
-        finally:
-            self._kill()
-            flooded.cancel()
-            try:
-                reaped = await _to_the_end(self._reap(ended, readers))
-            finally:
-                for pidfd in self._pidfds:
-                    os.close(pidfd)
-                for resource in (*outputs, self._status_socket):
-                    resource.close()
-        stdout, stderr = (
-            r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers
-        )
-        if not reaped or b"READY\n" not in self._status:
-            return _infrastructure(stderr.strip() or "the sandbox did not start in time", started)
-        outcome, exit_code = self._classify(in_time)
-        return Execution(
-            outcome=outcome, stdout=stdout, stderr=stderr, exit_code=exit_code, wall_s=time.monotonic() - started
-        )
-
-    def _classify(self, in_time: bool) -> tuple[Outcome, int | None]:
-        if self._output_exceeded.is_set():
-            return Outcome.OUTPUT_LIMIT, None
-        if not in_time:
-            return Outcome.TIMEOUT, None
-        report = _ENDED.search(self._status)
-        if report is None:
-            # The code killed its own runner. It can do that, so this is not an infrastructure failure.
-            return Outcome.FAILED, None
-        return Outcome(report[1].decode()), int(report[2])
-
-    async def _read_status(self) -> None:
-        """Collect the reports of bubblewrap and the runner, until the runner reports the end or both have exited."""
-        loop = asyncio.get_running_loop()
-        while len(self._status) < _STATUS_BYTES:
-            chunk = await loop.sock_recv(self._status_socket, _STATUS_BYTES)
-            if not chunk:
-                return
-            self._status += chunk
-            if len(self._pidfds) == 1 and (found := _CHILD_PID.search(self._status)):
-                with contextlib.suppress(OSError):  # then `_kill` kills bubblewrap instead
-                    self._pidfds.append(os.pidfd_open(int(found[1])))
-            if _ENDED.search(self._status):
-                return
-
-    async def _read_output(self, pipe: int) -> bytes:
-        """Read to the end. Keep only what fits into the room that both streams share."""
-        kept: list[bytes] = []
-        while chunk := await _read(pipe, 1 << 16):
-            kept.append(chunk[: self._room])
-            if len(chunk) > self._room:
-                self._output_exceeded.set()
-            self._room = max(self._room - len(chunk), 0)
-        return b"".join(kept)
-
-    def _kill(self) -> None:
-        """Kill pid 1 of the namespace. The kernel then kills the rest before bubblewrap, the parent of pid 1, can exit.
-
-        If pid 1 is not known yet, kill bubblewrap; pid 1 then dies, too (--die-with-parent).
-        """
-        with contextlib.suppress(ProcessLookupError):
-            if self._isolated:
-                signal.pidfd_send_signal(self._pidfds[-1], signal.SIGKILL)
-            else:
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    async def _reap(self, ended: asyncio.Task[None], readers: list[asyncio.Task[bytes]]) -> bool:
-        """Wait until the tree is gone. Return False if the kernel did not end it in time."""
-        waiting = asyncio.create_task(_readable(self._pidfds[0]))
-        _, pending = await asyncio.wait({waiting, ended, *readers}, timeout=_REAP_S if self._isolated else _DRAIN_S)
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.wait(pending)
-        if waiting in pending:
-            log.error("sandbox: process %d did not end after SIGKILL", self._process.pid)
-        self._process.poll()
-        return waiting not in pending or not self._isolated
+def isolation(config: SandboxConfig) -> str:
+    """In words, what holds an execution on this machine."""
+    if config.kind != "bubblewrap":
+        return "none"
+    found = cgroups.parents()
+    counted = f"cgroup v{found.version} ({', '.join(found.folders)})" if found else "memory counted every 50 ms"
+    return f"bubblewrap, {counted}, {'a user each' if Users().range else 'one user for all'}"
 
 
-async def _readable(fd: int) -> None:
-    """Wait until `fd` has data or is at its end. A pidfd becomes readable when its process has ended."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
+@contextlib.contextmanager
+def _removed_on_error(cgroup: cgroups.Cgroup | None) -> Iterator[cgroups.Cgroup | None]:
     try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
+        yield cgroup
+    except BaseException:
+        if cgroup is not None:
+            cgroup.remove()
+        raise
 
 
-async def _to_the_end(work: Coroutine[Any, Any, bool]) -> bool:
-    """Finish `work` even if cancelled meanwhile, and raise the cancellation afterwards. The tasks of `work` still watch
-    descriptors. Once those are closed, their numbers may be reused for other files."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return task.result()
+def _unsafe_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sluice-unsafe-", ignore_cleanup_errors=True)
 
 
-async def _read(fd: int, size: int) -> bytes:
-    await _readable(fd)
-    return os.read(fd, size)
+def _or_raise(execution: Execution | BaseException) -> Execution:
+    if isinstance(execution, BaseException):
+        raise execution
+    return execution
 
 
 @contextlib.contextmanager
@@ -322,20 +234,3 @@ def _closed_on_error(resource: socket.socket) -> Iterator[None]:
     except BaseException:
         resource.close()
         raise
-
-
-def _sealed_memfd(name: str, data: bytes) -> int:
-    """A read-only in-memory file with `data`. Nothing has to be fed to the child, and nothing is left on a disk."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
-    return fd
-
-
-def _infrastructure(text: str, started: float) -> Execution:
-    log.error("sandbox: %s", text)
-    return Execution(
-        outcome=Outcome.INFRASTRUCTURE, stdout="", stderr=text, exit_code=None, wall_s=time.monotonic() - started
-    )

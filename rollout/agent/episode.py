@@ -94,6 +94,7 @@ class Episode:
         """Score the episode after it has ended."""
         ending = Ending(
             answer=answer,
+            task=self.task.id,
             messages=self.messages,
             payload=self.task.payload,
             metadata=self.task.metadata,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import dropwhile
 from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, field_validator
-
+from rewards.judge.judge import Judge
+from rewards.judge.rows import Judged, judged
 from rewards.sandbox.sandbox import Outcome, Sandbox
-from rewards.scorers.code import Judge, check_program
 from rollout.contracts import Environment, EnvironmentSpec, ToolCall
 from rollout.envs.arguments import checked_arguments, function_tool
 from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, draw, says
@@ -88,26 +88,11 @@ class Question:
         return str(OPERATIONS[self.kind].answer(self.a, self.b))
 
 
-class PythonPayload(BaseModel):
-    """What a row for this environment must hold."""
-
-    tests: str
-    """A program that asserts on `answer`, the text of the last turn."""
-
-    @field_validator("tests")
-    @classmethod
-    def _program(cls, tests: str) -> str:
-        if not tests.strip():
-            raise ValueError("there are no tests: any answer would pass")
-        check_program(tests)
-        return tests
-
-
 class PythonQuestions(EnvironmentSpec):
     """Generates questions, the oracle's answers and episodes."""
 
     name = "python"
-    payload = PythonPayload
+    payload = Judged
     reward_parts = ("code",)
     uses_sandbox = True
 
@@ -138,7 +123,7 @@ class PythonQuestions(EnvironmentSpec):
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
         judge = self._judges.setdefault(sandbox, Judge(sandbox))
-        return PythonEpisode(task.payload["tests"], sandbox, judge, self._max_observation)
+        return PythonEpisode(task, sandbox, judge, self._max_observation)
 
 
 class PythonEpisode(Environment):
@@ -146,8 +131,9 @@ class PythonEpisode(Environment):
 
     tools = TOOLS
 
-    def __init__(self, tests: str, sandbox: Sandbox, judge: Judge, max_observation: int) -> None:
-        self._tests = tests
+    def __init__(self, task: Task, sandbox: Sandbox, judge: Judge, max_observation: int) -> None:
+        self._task = task.id
+        self._row = judged(task.payload)
         self._sandbox = sandbox
         self._judge = judge
         self._max_observation = max_observation
@@ -159,14 +145,22 @@ class PythonEpisode(Environment):
         execution = (await self._sandbox.run(arguments["code"])).raise_for_infrastructure()
         if execution.outcome is Outcome.OK:
             return self._capped(execution.stdout.strip()) or "(no output)"
-        lines = execution.stderr.strip().splitlines()
-        return self._capped(f"error: {lines[-1] if lines else execution.outcome}")
+        said = execution.stdout.strip() if execution.outcome is Outcome.FAILED else ""
+        return self._capped(f"{said}\nerror: {last_error(execution.stderr) or execution.outcome}".strip())
 
     async def score(self, answer: str | None) -> dict[str, float]:
-        return {"code": await self._judge(self._tests, answer)}
+        return {"code": await self._judge(self._row, answer, self._task)}
 
     def _capped(self, text: str) -> str:
         return text if len(text) <= self._max_observation else text[: self._max_observation] + "…"
+
+
+def last_error(stderr: str) -> str:
+    """The error with which a traceback ends, of as many lines as it has; the last line of any other text."""
+    lines = stderr.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    after = lines[frames[-1] :] if frames else lines[-1:]
+    return "\n".join(dropwhile(lambda line: line.startswith(" "), after))
 
 
 def _sample(rng: random.Random) -> Question:

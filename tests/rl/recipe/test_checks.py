@@ -316,7 +316,7 @@ def test_a_row_that_is_no_task_of_its_environment_is_told_before_anything_starts
     assert found({"tasks": {"sources": [{"environment": "python", **files}]}}) == []
     files[name] = str(tmp_path / "bad.jsonl")
     ((key, text),) = found({"tasks": {"sources": [{"environment": "python", **files}]}})
-    assert key == f"tasks.sources.0.{name}" and "bad.jsonl:1: field 'payload.tests': Input should be a valid" in text
+    assert key == f"tasks.sources.0.{name}" and "bad.jsonl:1: field 'payload.tests': " in text
 
 
 def test_a_demonstration_that_cannot_be_read_is_told_before_anything_starts(tmp_path: Path) -> None:

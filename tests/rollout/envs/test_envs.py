@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
+from rewards.judge.judge import Judge
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
-from rewards.scorers.code import Judge
 from rollout.contracts import ToolCall
 from rollout.envs import python as python_env
 from rollout.envs import store as store_env
@@ -122,7 +122,9 @@ def test_the_oracle_succeeds_about_a_third_of_the_time() -> None:
 
 def python_episode(kind: str = "bubblewrap") -> python_env.PythonEpisode:
     sandbox = Sandbox(SandboxConfig.model_validate({"kind": kind}))
-    return python_env.PythonEpisode("assert answer.strip() == '7'", sandbox, Judge(sandbox), MAX_OBSERVATION)
+    payload = {"tests": "assert answer.strip() == '7'"}
+    task = Task(id="seven", environment="python", messages=({"role": "user", "content": "?"},), payload=payload)
+    return python_env.PythonEpisode(task, sandbox, Judge(sandbox), MAX_OBSERVATION)
 
 
 @pytest.mark.slow
@@ -137,6 +139,11 @@ def test_the_python_tool_runs_code_and_shows_what_the_policy_did_wrong() -> None
         assert await run("print(3 + 4)") == "7"
         assert await run("x = 1") == "(no output)"
         assert await run("1 / 0") == "error: ZeroDivisionError: division by zero"
+        assert await run("print(5)\nexit()") == "5"
+        assert await run("print(5)\nraise ValueError('a\\nb')") == "5\nerror: ValueError: a\nb"
+        assert await run("x = 1\nprint(x") == "error: SyntaxError: '(' was never closed"
+        assert await run("import sys\nsys.exit('no\\nluck')") == "error: luck"
+        assert await run("import os\nos.memfd_create") == "(no output)"
         assert (await run("print('x' * 5000)")) == "x" * MAX_OBSERVATION + "…"
         assert await run(42) == "(no output)"
         assert await episode.score("7") == {"code": 1.0}

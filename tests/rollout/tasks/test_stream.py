@@ -177,9 +177,11 @@ def test_a_bad_row_is_named(tmp_path: Path, changes: dict[str, object], reason: 
 @pytest.mark.parametrize(
     ("tests", "reason"),
     [
-        (["assert answer == '4'"], "Input should be a valid string"),
-        ({"a": 1}, "Input should be a valid string"),
-        (True, "Input should be a valid string"),
+        (["assert answer == '4'"], "a list of tests needs entry_point"),
+        ({"a": 1}, "tests are a program, its lines, or objects with input and output"),
+        (True, "tests are a program"),
+        (["f(1)", {"input": "1"}], "tests are a program"),
+        ("exec(answer)", "line 1 of the tests runs the answer in their own process"),
         (" \n", "there are no tests: any answer would pass"),
         ("def (", "the tests are not Python"),
         ("return 1", "the tests are not Python"),

@@ -1,0 +1,251 @@
+"""A running execution: its status and output are read, then all its processes are killed and reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from rewards.errors import InfrastructureError
+from rewards.sandbox.cgroups import Cgroup
+
+log = logging.getLogger(__name__)
+
+_CHILD_PID = re.compile(rb'"child-pid": *(\d+)')
+_ENDED = re.compile(rb"^ENDED (ok|failed|timeout|memory) (-?\d+)$", re.MULTILINE)
+_STATUS_BYTES = 4096
+_REAP_S = 10.0
+_DRAIN_S = 2.0
+
+
+class Outcome(StrEnum):
+    """How an execution ended. The code itself causes every outcome except INFRASTRUCTURE and STOPPED."""
+
+    OK = "ok"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_LIMIT = "output_limit"
+    STOPPED = "stopped"
+    """We ended it, because nobody needed it any longer."""
+    INFRASTRUCTURE = "infrastructure"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """The result of one execution. `exit_code` is negative for a signal. It is None if we ended the execution, if it
+    never began, or if its runner reported no end."""
+
+    outcome: Outcome
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    wall_s: float
+
+    def raise_for_infrastructure(self) -> Execution:
+        """Return this execution, or raise InfrastructureError if the sandbox failed, which is no observation."""
+        if self.outcome is Outcome.INFRASTRUCTURE:
+            raise InfrastructureError(f"sandbox: {self.stderr}")
+        return self
+
+
+class Tree:
+    """One running execution: reads its status and output, then kills and reaps all its processes. Making one raises
+    OSError, and leaves no process, if this process is out of descriptors."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], status: socket.socket, *, isolated: bool, cgroup: Cgroup | None
+    ) -> None:
+        self._process = process
+        self._cgroup = cgroup
+        self._status_socket = status
+        self._isolated = isolated
+        self._status = b""
+        self._output_exceeded = asyncio.Event()
+        self._room = 0
+        self._stopped = False
+        self._broken: str | None = None
+        try:
+            # Signals go through pidfds, which never refer to a later process with the same pid.
+            self._pidfds = [os.pidfd_open(process.pid)]
+        except OSError:
+            process.kill()
+            process.communicate()
+            raise
+
+    async def attend(
+        self, wall_s: float, output_bytes: int, started: float, unneeded: asyncio.Event | None = None
+    ) -> Execution:
+        """Wait for the end, the deadline, too much output, the event or a cancellation. Then kill, reap and return the
+        result."""
+        self._room = output_bytes
+        self._status_socket.setblocking(False)
+        assert self._process.stdout is not None and self._process.stderr is not None
+        ended = asyncio.create_task(self._read_status())
+        flooded = asyncio.create_task(self._output_exceeded.wait())
+        stopped = asyncio.create_task((unneeded or asyncio.Event()).wait())
+        outputs = (self._process.stdout, self._process.stderr)
+        readers = [asyncio.create_task(self._read_output(stream.fileno())) for stream in outputs]
+        in_time = False
+        try:
+            done, _ = await asyncio.wait(
+                {ended, flooded, stopped},
+                timeout=wall_s - (time.monotonic() - started),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            in_time = bool(done)
+        finally:
+            self._kill()
+            self._stopped = stopped.done() and not ended.done()
+            flooded.cancel()
+            stopped.cancel()
+            try:
+                reaped = await _to_the_end(self._reap(ended, readers))
+            finally:
+                for pidfd in self._pidfds:
+                    os.close(pidfd)
+                for resource in (*outputs, self._status_socket):
+                    resource.close()
+                killed = self._remove_cgroup()
+        stdout, stderr = (
+            r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers
+        )
+        if not reaped or b"READY\n" not in self._status:
+            return infrastructure(stderr.strip() or "the sandbox did not start in time", started)
+        if self._broken:
+            return infrastructure(self._broken, started)
+        outcome, exit_code = (Outcome.MEMORY, None) if killed else self._classify(in_time)
+        return Execution(
+            outcome=outcome, stdout=stdout, stderr=stderr, exit_code=exit_code, wall_s=time.monotonic() - started
+        )
+
+    def _classify(self, in_time: bool) -> tuple[Outcome, int | None]:
+        if self._output_exceeded.is_set():
+            return Outcome.OUTPUT_LIMIT, None
+        if self._stopped:
+            return Outcome.STOPPED, None
+        if not in_time:
+            return Outcome.TIMEOUT, None
+        report = _ENDED.search(self._status)
+        if report is None:
+            # The code killed its own runner. It can do that, so this is not an infrastructure failure.
+            return Outcome.FAILED, None
+        return Outcome(report[1].decode()), int(report[2])
+
+    async def _read_status(self) -> None:
+        """Collect the reports of bubblewrap and the runner, until the runner reports the end or both have exited."""
+        loop = asyncio.get_running_loop()
+        while len(self._status) < _STATUS_BYTES:
+            chunk = await loop.sock_recv(self._status_socket, _STATUS_BYTES)
+            if not chunk:
+                return
+            self._status += chunk
+            if len(self._pidfds) == 1 and (found := _CHILD_PID.search(self._status)):
+                self._found(int(found[1]))
+            if self._broken or _ENDED.search(self._status):
+                return
+
+    def _found(self, runner: int) -> None:
+        """Put the runner, which waits for that, into the execution's control group."""
+        try:
+            self._pidfds.append(os.pidfd_open(runner))
+            if self._cgroup is not None:
+                self._cgroup.add(runner)
+                self._status_socket.send(b"G")
+        except ProcessLookupError:
+            pass  # it has ended; then `_kill` kills bubblewrap instead
+        except OSError as error:
+            self._broken = f"the control group cannot be used: {error}"
+
+    def _remove_cgroup(self) -> bool:
+        """Whether the kernel has killed a process for the group's memory."""
+        if self._cgroup is None:
+            return False
+        try:
+            return self._cgroup.out_of_memory()
+        except OSError:
+            return False
+        finally:
+            self._cgroup.remove()
+
+    async def _read_output(self, pipe: int) -> bytes:
+        """Read to the end. Keep only what fits into the room that both streams share."""
+        kept: list[bytes] = []
+        while chunk := await _read(pipe, 1 << 16):
+            kept.append(chunk[: self._room])
+            if len(chunk) > self._room:
+                self._output_exceeded.set()
+            self._room = max(self._room - len(chunk), 0)
+        return b"".join(kept)
+
+    def _kill(self) -> None:
+        """Kill pid 1 of the namespace. The kernel then kills the rest before bubblewrap, the parent of pid 1, can exit.
+
+        If pid 1 is not known yet, kill bubblewrap; pid 1 then dies, too (--die-with-parent).
+        """
+        with contextlib.suppress(ProcessLookupError):
+            if self._isolated:
+                signal.pidfd_send_signal(self._pidfds[-1], signal.SIGKILL)
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _reap(self, ended: asyncio.Task[None], readers: list[asyncio.Task[bytes]]) -> bool:
+        """Wait until the tree is gone. Return False if the kernel did not end it in time."""
+        waiting = asyncio.create_task(_readable(self._pidfds[0]))
+        _, pending = await asyncio.wait({waiting, ended, *readers}, timeout=_REAP_S if self._isolated else _DRAIN_S)
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
+        if waiting in pending:
+            log.error("sandbox: process %d did not end after SIGKILL", self._process.pid)
+        self._process.poll()
+        return waiting not in pending or not self._isolated
+
+
+async def _readable(fd: int) -> None:
+    """Wait until `fd` has data or is at its end. A pidfd becomes readable when its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, bool]) -> bool:
+    """Finish `work` even if cancelled meanwhile, and raise the cancellation afterwards. The tasks of `work` still watch
+    descriptors. Once those are closed, their numbers may be reused for other files."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+async def _read(fd: int, size: int) -> bytes:
+    await _readable(fd)
+    return os.read(fd, size)
+
+
+def infrastructure(text: str, started: float) -> Execution:
+    log.error("sandbox: %s", text)
+    return Execution(
+        outcome=Outcome.INFRASTRUCTURE, stdout="", stderr=text, exit_code=None, wall_s=time.monotonic() - started
+    )
