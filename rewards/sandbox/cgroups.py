@@ -53,9 +53,12 @@ class Cgroup:
             (folder / "cgroup.procs").write_text(str(pid))
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel has killed a process because the group's memory was used up."""
+        """Whether the kernel has killed a process because the group's memory was used up. False without a group."""
         file = "memory.oom_control" if self._version == 1 else "memory.events"
-        lines = (self._folders["memory"] / file).read_text().splitlines()
+        try:
+            lines = (self._folders["memory"] / file).read_text().splitlines()
+        except OSError:
+            return False
         return any(line.startswith("oom_kill ") and not line.endswith(" 0") for line in lines)
 
     def remove(self) -> None:

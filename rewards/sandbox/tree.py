@@ -26,6 +26,7 @@ _ENDED = re.compile(rb"^ENDED (ok|failed|timeout|memory) (-?\d+)$", re.MULTILINE
 _STATUS_BYTES = 4096
 _REAP_S = 10.0
 _DRAIN_S = 2.0
+_TICK_S = 0.5
 
 
 class Outcome(StrEnum):
@@ -98,12 +99,7 @@ class Tree:
         readers = [asyncio.create_task(self._read_output(stream.fileno())) for stream in outputs]
         in_time = False
         try:
-            done, _ = await asyncio.wait(
-                {ended, flooded, stopped},
-                timeout=wall_s - (time.monotonic() - started),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            in_time = bool(done)
+            in_time = await self._wait({ended, flooded, stopped}, started + wall_s)
         finally:
             self._kill()
             self._stopped = stopped.done() and not ended.done()
@@ -128,6 +124,18 @@ class Tree:
         return Execution(
             outcome=outcome, stdout=stdout, stderr=stderr, exit_code=exit_code, wall_s=time.monotonic() - started
         )
+
+    async def _wait(self, ends: set[asyncio.Task[Any]], deadline: float) -> bool:
+        """Wait for one of the ends; return whether it came before the deadline. The kernel ends one process if the
+        group's memory is used up, and the others would go on."""
+        while (left_s := deadline - time.monotonic()) > 0:
+            tick = left_s if self._cgroup is None else min(left_s, _TICK_S)
+            done, _ = await asyncio.wait(ends, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return True
+            if self._cgroup is not None and self._cgroup.out_of_memory():
+                return False
+        return False
 
     def _classify(self, in_time: bool) -> tuple[Outcome, int | None]:
         if self._output_exceeded.is_set():
@@ -171,12 +179,9 @@ class Tree:
         """Whether the kernel has killed a process for the group's memory."""
         if self._cgroup is None:
             return False
-        try:
-            return self._cgroup.out_of_memory()
-        except OSError:
-            return False
-        finally:
-            self._cgroup.remove()
+        killed = self._cgroup.out_of_memory()
+        self._cgroup.remove()
+        return killed
 
     async def _read_output(self, pipe: int) -> bytes:
         """Read to the end. Keep only what fits into the room that both streams share."""
