@@ -3,14 +3,14 @@ nothing that comes from here is believed to be more than a value."""
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
-from types import ModuleType
 
 from rewards.judge.peer import AnswerLost, Peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import Any
 
 FENCES = ("```", "~~~")
@@ -18,10 +18,10 @@ FENCES = ("```", "~~~")
 
 def main(argument: dict[str, Any], module: ModuleType) -> None:
     """Serve until the tests have ended."""
-    output = os.open("/dev/null", os.O_RDWR)
+    output = posix.open("/dev/null", posix.O_RDWR)
     for fd in (0, 1, 2):
-        os.dup2(output, fd)
-    os.close(output)
+        posix.dup2(output, fd)
+    posix.close(output)
     peer = Peer(argument["socket"], trusts=True)
 
     def load(entry_point: str) -> Any:
@@ -36,12 +36,12 @@ def main(argument: dict[str, Any], module: ModuleType) -> None:
     try:
         peer.serve()
     except AnswerLost:
-        os._exit(0)
+        posix._exit(0)
 
 
 def loaded(prompt: str, answer: str, entry_point: str) -> dict[str, Any]:
     """The names that an answer defines: a whole program, or what continues the prompt. It may stand in a code block."""
-    solution = ModuleType("solution")
+    solution = type(sys)("solution")
     sys.modules["solution"] = solution
     code = code_of(answer, entry_point)
     whole = not code[:1].isspace() and compiles(code)

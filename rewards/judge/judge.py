@@ -98,12 +98,10 @@ async def judge(sandbox: Sandbox, row: Judged, answer: str) -> Verdict:
 
 async def _judge_apart(sandbox: Sandbox, row: Judged, answer: str) -> Verdict:
     with _channel() as (report, write), _pair() as (tests_end, answer_end):
-        argument = _argument(row, answer, write.fileno()) | {
-            "socket": tests_end.fileno(),
-            "budget_s": sandbox.config.wall_s,
-        }
-        tests = _program("tests_side", argument, write, tests_end)
-        program = _program("answer_side", argument | {"socket": answer_end.fileno()}, answer_end)
+        channel = {"socket": tests_end.fileno(), "budget_s": sandbox.config.wall_s}
+        tests = _program("tests_side", _argument(row, answer, write.fileno()) | channel, write, tests_end)
+        known = {"prompt": row.prompt, "answer": answer, "socket": answer_end.fileno()}  # and nothing of the tests
+        program = _program("answer_side", known, answer_end)
         tested, asked = await sandbox.run_together([tests, program], wall_s=2 * sandbox.config.wall_s)
         for execution in (tested, asked):
             execution.raise_for_infrastructure()

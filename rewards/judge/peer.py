@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import _thread
 import builtins
-import os
+import posix
 import select
 import time
 
@@ -61,7 +61,7 @@ class Peer(Side):
         self._total = 0
         self._lock = _thread.RLock()
         if budget_s is not None:
-            os.set_blocking(fd, False)
+            posix.set_blocking(fd, False)
 
     def request(self, operation: str, number: int, name: str, *values: Any) -> Any:
         """Ask the other side, and return what it answers or raise what it raises."""
@@ -95,7 +95,7 @@ class Peer(Side):
 
     def greet(self) -> None:
         """Tell the other side that this one has started."""
-        os.write(self._fd, HELLO)
+        posix.write(self._fd, HELLO)
 
     def await_greeting(self) -> None:
         """Wait until the other side has started, however long that takes. Raises AnswerLost: it has ended."""
@@ -195,7 +195,7 @@ class Peer(Side):
 
     def _write(self, view: memoryview) -> int:
         try:
-            return os.write(self._fd, view)
+            return posix.write(self._fd, view)
         except BlockingIOError:
             return 0
 
@@ -214,7 +214,7 @@ class Peer(Side):
         while count:
             self._wait(select.POLLIN)
             try:
-                part = os.read(self._fd, min(count, 1 << 20))
+                part = posix.read(self._fd, min(count, 1 << 20))
             except BlockingIOError:
                 continue
             except OSError as error:

@@ -10,7 +10,8 @@ SHARED = ("wire", "encode", "decode", "proxy", "peer", "answer_side")
 MODULES = {"answer_side": SHARED, "tests_side": (*SHARED, "tests_side")}
 ENTRY = """
 import sys
-from types import ModuleType
+
+ModuleType = type(sys)
 
 def start(sources, name, argument, as_a_script):
     for package in ("rewards", "rewards.judge"):

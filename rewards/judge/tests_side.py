@@ -6,7 +6,7 @@ the tests call the answer, which runs elsewhere (`rewards.judge.peer`); without 
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
 from rewards.judge.answer_side import compiles, loaded, records
@@ -27,14 +27,14 @@ NEVER_ASKED = "the tests never call the answer"
 
 def main(argument: dict[str, Any], module: ModuleType) -> None:
     """Run the tests and write the report. Nothing that they print can reach it."""
-    report, output = argument["report"], os.open("/dev/null", os.O_WRONLY)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    report, output = argument["report"], posix.open("/dev/null", posix.O_WRONLY)
+    posix.dup2(output, 1)
+    posix.dup2(output, 2)
     peer = None if argument["socket"] is None else Peer(argument["socket"], budget_s=argument["budget_s"])
     verdict, why = _verdict(argument, module, peer)
     if peer is not None and peer.lost and verdict != BROKEN:
         verdict, why = FAILED, f"the answer cannot be asked: {peer.lost}"
-    os.write(report, f"{verdict}\n{why[:1500]}".encode(errors="backslashreplace"))
+    posix.write(report, f"{verdict}\n{why[:1500]}".encode(errors="backslashreplace"))
 
 
 def _verdict(argument: dict[str, Any], module: ModuleType, peer: Peer | None) -> tuple[str, str]:

@@ -4,8 +4,8 @@ There are two forms:
 - as root: bubblewrap keeps two capabilities, to change the user and the group, and the runner gives the program a user
   of its own with them (`rewards.sandbox.users`). The program has no capability.
 - as an ordinary user: bubblewrap makes a user namespace with one user, which runner and program share.
-In both forms the seccomp filter refuses further namespaces, in which the code would have all capabilities, and the
-runner becomes pid 1 (`--as-pid-1`), so the whole tree ends when the runner ends.
+In both forms the seccomp filter refuses further namespaces, in which the code would have all capabilities. bubblewrap
+stays as process 1 of the pid namespace, so the whole tree ends with it.
 
 The program sees of the host: the interpreter and its standard library, /usr/bin and the libraries, time zones, and the
 packages that the recipe names. Files of /proc and /dev that a program has no use for are covered.
@@ -61,6 +61,7 @@ def command(
     seccomp_fd: int,
     passwd_fd: int,
     info_fd: int | None = None,
+    block_fd: int | None = None,
     own_user: bool = False,
     binds: Mapping[str, str] | None = None,
     work: Path | None = None,
@@ -70,7 +71,8 @@ def command(
     Args:
         work_bytes: the size of the tmpfs at /tmp, and of the one at /dev/shm.
         seccomp_fd, passwd_fd: from `seccomp.open_filter`, and a file with `passwd`.
-        info_fd: where bubblewrap writes its child's pid.
+        info_fd: where bubblewrap writes the pid of process 1 of the namespace.
+        block_fd: from where that process reads a byte before it goes on.
         own_user: whether the runner, as root, changes to a user of the program's own.
         binds: further read-only paths by their places in the sandbox.
         work: a folder that takes the place of the tmpfs at /tmp.
@@ -81,9 +83,11 @@ def command(
     program = shutil.which("bwrap")
     if program is None:
         raise FileNotFoundError("bwrap is not on PATH")
-    prefix = [program, "--die-with-parent", "--new-session", "--as-pid-1", "--hostname", NAME]
+    prefix = [program, "--die-with-parent", "--new-session", "--hostname", NAME]
     prefix += _root_namespaces(own_user) if os.geteuid() == 0 else _user_namespaces()
     prefix += ["--seccomp", str(seccomp_fd), *_system_binds(), "--proc", "/proc", *_hidden(), *_devices()]
+    if binds:
+        prefix += ["--perms", "0755", "--dir", "/packages"]
     for place, path in (binds or {}).items():
         prefix += ["--ro-bind", path, place]
     prefix += ["--ro-bind", str(ETC), "/etc", "--perms", "0644", "--ro-bind-data", str(passwd_fd), "/etc/passwd"]
@@ -95,6 +99,8 @@ def command(
         prefix += ["--setenv", name, value]
     if info_fd is not None:
         prefix += ["--info-fd", str(info_fd)]
+    if block_fd is not None:
+        prefix += ["--block-fd", str(block_fd)]
     return [*prefix, "--"]
 
 

@@ -2,7 +2,7 @@
 
 The groups are children of this process's own. Version 2 needs the controllers `memory` and `pids` delegated to it;
 version 1 needs its hierarchies of both writable. `cpu` is used where it is there: executions then get equal shares.
-Without groups the runner counts (`rewards.sandbox.child`), which misses the kernel's buffers.
+Without groups we count (`rewards.sandbox.counting`), which misses the kernel's buffers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 NEEDED = ("memory", "pids")
 USED = (*NEEDED, "cpu")
-RUNNER_BYTES = 24 << 20
-"""What the runner itself may take, beyond the program's memory."""
+OWN_BYTES = 4 << 20
+"""What bubblewrap may take, beyond the program's memory."""
 PREFIX = "sluice-"
 
 
@@ -38,7 +38,7 @@ class Cgroup:
         for folder in self.folders:
             folder.mkdir()
         try:
-            self._limit(memory + RUNNER_BYTES, processes + 1)
+            self._limit(memory + OWN_BYTES, processes + 1)
         except OSError:
             self.remove()
             raise

@@ -18,6 +18,8 @@ class SandboxConfig(StrictModel):
     wall_s: float = Field(default=10.0, gt=0)
     cpu_s: int = Field(default=5, ge=1)
     memory_mb: int = Field(default=256, ge=32)
+    """MiB of each process and of all together. Where control groups count, files in memory and the kernel's buffers are
+    part of it."""
     processes: int = Field(default=32, ge=1)
     file_mb: int = Field(default=16, ge=1)
     output_kb: int = Field(default=64, ge=1)

@@ -8,7 +8,7 @@ Not covered:
 - Bugs of the kernel (the seccomp filter refuses what container profiles refuse, and there is no virtual machine) and
   side channels.
 - The CPU limit is per process, so the tree may use `processes` times as much within the wall time.
-- Without control groups, the runner counts the memory of the whole tree every 50 ms, so a burst may exceed the limit
+- Without control groups, we count the memory of the whole tree every 50 ms, so a burst may exceed the limit
   between two checks; files on tmpfs, including shared memory, come on top: up to memory_mb in /tmp and again in
   /dev/shm. So do the kernel's buffers of pipes and sockets.
 - Without root, all executions of the machine's user share one user: what the kernel counts per user (the buffers of
@@ -121,7 +121,7 @@ class Sandbox:
                 tree = self._start(program, work)
             except (OSError, ValueError) as error:
                 return infrastructure(f"cannot start: {error}", started)
-            return await tree.attend(wall_s, self.config.output_kb * 1024, started, unneeded)
+            return await tree.attend(wall_s, started, unneeded)
 
     def _start(self, program: Program, cwd: str) -> Tree:
         with contextlib.ExitStack() as passed:
@@ -137,16 +137,16 @@ class Sandbox:
                 passed_on.enter_context(_closed_on_error(host))
                 cgroup = passed_on.enter_context(_removed_on_error(self._cgroup()))
                 uid = self._users.next() if self._isolated else None
-                spec = closing(spec_file(program, **self._limits(guest.fileno(), uid, counted=cgroup is not None)))
+                spec = closing(spec_file(program, **self._limits(guest.fileno(), uid)))
                 prefix: list[str] = []
                 for_bubblewrap: list[int] = []  # bubblewrap closes them: it gets a copied socket and new files
                 if self._isolated:
                     for_bubblewrap = [
-                        closing(guest.dup().detach()),
+                        *(closing(guest.dup().detach()) for _ in range(2)),
                         closing(seccomp.open_filter(shared_memory=cgroup is not None)),
                         closing(sealed_memfd("passwd", bubblewrap.passwd(uid))),
                     ]
-                    prefix = self._prefix(for_bubblewrap, own_user=uid is not None)
+                    prefix = self._prefix(for_bubblewrap, own_user=uid is not None, waits=cgroup is not None)
                 # Use subprocess, not asyncio's: uvloop, on which Ray's actors run, forks this process with the locks of
                 # all its threads, and the child may wait for one of them for ever. subprocess uses vfork.
                 process = subprocess.Popen(
@@ -157,25 +157,25 @@ class Sandbox:
                 )  # fmt: skip
                 for file in program.files:
                     file.close()
-                return Tree(process, host, isolated=self._isolated, cgroup=cgroup)
+                return Tree(process, host, isolated=self._isolated, cgroup=cgroup, limits=self.config)
 
-    def _prefix(self, files: Sequence[int], own_user: bool) -> list[str]:
-        info_fd, seccomp_fd, passwd_fd = files
+    def _prefix(self, files: Sequence[int], own_user: bool, waits: bool) -> list[str]:
+        info_fd, block_fd, seccomp_fd, passwd_fd = files
         return bubblewrap.command(
             work_bytes=self.config.memory_mb * _MIB,
             info_fd=info_fd,
+            block_fd=block_fd if waits else None,
             seccomp_fd=seccomp_fd,
             passwd_fd=passwd_fd,
             own_user=own_user,
             binds=self._package_binds(),
         )
 
-    def _limits(self, status_fd: int, uid: int | None, counted: bool) -> dict[str, Any]:
+    def _limits(self, status_fd: int, uid: int | None) -> dict[str, Any]:
         limits = self.config
         return {
             "status": status_fd,
             "isolated": self._isolated,
-            "counted": counted,
             "uid": uid,
             "cpu_s": limits.cpu_s,
             "memory": limits.memory_mb * _MIB,

@@ -3,7 +3,7 @@
 Three kinds of calls fail:
 - what container profiles refuse: mounts, namespaces, keys, other processes' memory and descriptors, tracing, the
   kernel's modules, clocks and accounts, and sockets of families that leave the network namespace (vsock);
-- memory that `rewards.sandbox.child` could not count, which sums the private memory of processes, while files lie on
+- memory that `rewards.sandbox.counting` could not count, which sums the private memory of processes, while files lie on
   tmpfs of a fixed size: secret memory, System V objects, message queues, io_uring's rings, extended attributes;
 - anonymous files and shared anonymous mappings, whose pages all stay as long as one of them is mapped anywhere, unless
   a control group counts them. (POSIX shared memory and semaphores, which multiprocessing uses, are files in /dev/shm.)

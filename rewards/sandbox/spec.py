@@ -13,7 +13,7 @@ from types import CodeType
 from typing import Any, Protocol
 
 BOOT = (
-    "import marshal,os,sys;f=int(sys.argv[1]);r,s=marshal.loads(os.pread(f,os.fstat(f).st_size,0));"
+    "import marshal,posix,sys;f=int(sys.argv[1]);r,s=marshal.loads(posix.pread(f,posix.fstat(f).st_size,0));"
     "exec(r,{'__name__':'sluice_runner','SPEC':s})"
 )
 """The command of the interpreter in the sandbox, which has the same version as ours. It takes a descriptor."""

@@ -18,15 +18,20 @@ from typing import Any
 
 from rewards.errors import InfrastructureError
 from rewards.sandbox.cgroups import Cgroup
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.counting import takes_more
 
 log = logging.getLogger(__name__)
 
 _CHILD_PID = re.compile(rb'"child-pid": *(\d+)')
-_ENDED = re.compile(rb"^ENDED (ok|failed|timeout|memory) (-?\d+)$", re.MULTILINE)
+_READY = b"READY\n"
 _STATUS_BYTES = 4096
 _REAP_S = 10.0
 _DRAIN_S = 2.0
-_TICK_S = 0.5
+_COUNT_S, _OOM_S = 0.05, 0.5
+_MEMORY_EXIT = 86
+_SIGNALLED = 128
+"""bubblewrap exits with so much more than the number of the signal that ended the program."""
 
 
 class Outcome(StrEnum):
@@ -65,10 +70,17 @@ class Tree:
     OSError, and leaves no process, if this process is out of descriptors."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], status: socket.socket, *, isolated: bool, cgroup: Cgroup | None
+        self,
+        process: subprocess.Popen[bytes],
+        status: socket.socket,
+        *,
+        isolated: bool,
+        cgroup: Cgroup | None,
+        limits: SandboxConfig,
     ) -> None:
         self._process = process
         self._cgroup = cgroup
+        self._limits = limits
         self._status_socket = status
         self._isolated = isolated
         self._status = b""
@@ -76,6 +88,8 @@ class Tree:
         self._room = 0
         self._stopped = False
         self._broken: str | None = None
+        self._too_much = False
+        self._first = 0
         try:
             # Signals go through pidfds, which never refer to a later process with the same pid.
             self._pidfds = [os.pidfd_open(process.pid)]
@@ -84,15 +98,14 @@ class Tree:
             process.communicate()
             raise
 
-    async def attend(
-        self, wall_s: float, output_bytes: int, started: float, unneeded: asyncio.Event | None = None
-    ) -> Execution:
+    async def attend(self, wall_s: float, started: float, unneeded: asyncio.Event | None = None) -> Execution:
         """Wait for the end, the deadline, too much output, the event or a cancellation. Then kill, reap and return the
         result."""
-        self._room = output_bytes
+        self._room = self._limits.output_kb * 1024
         self._status_socket.setblocking(False)
         assert self._process.stdout is not None and self._process.stderr is not None
-        ended = asyncio.create_task(self._read_status())
+        reading = asyncio.create_task(self._read_status())
+        ended = asyncio.create_task(_readable(self._pidfds[0]))
         flooded = asyncio.create_task(self._output_exceeded.wait())
         stopped = asyncio.create_task((unneeded or asyncio.Event()).wait())
         outputs = (self._process.stdout, self._process.stderr)
@@ -106,7 +119,7 @@ class Tree:
             flooded.cancel()
             stopped.cancel()
             try:
-                reaped = await _to_the_end(self._reap(ended, readers))
+                reaped = await _to_the_end(self._reap({ended, reading, *readers}))
             finally:
                 for pidfd in self._pidfds:
                     os.close(pidfd)
@@ -116,42 +129,51 @@ class Tree:
         stdout, stderr = (
             r.result().decode(errors="replace") if r.done() and not r.cancelled() else "" for r in readers
         )
-        if not reaped or b"READY\n" not in self._status:
-            return infrastructure(stderr.strip() or "the sandbox did not start in time", started)
-        if self._broken:
-            return infrastructure(self._broken, started)
-        outcome, exit_code = (Outcome.MEMORY, None) if killed else self._classify(in_time)
-        return Execution(
-            outcome=outcome, stdout=stdout, stderr=stderr, exit_code=exit_code, wall_s=time.monotonic() - started
-        )
+        if not reaped or self._broken or _READY not in self._status:
+            return infrastructure(self._broken or stderr.strip() or "the sandbox did not start in time", started)
+        took_s = time.monotonic() - started
+        outcome, exit_code = (Outcome.MEMORY, None) if killed else self._classify(in_time, took_s)
+        return Execution(outcome=outcome, stdout=stdout, stderr=stderr, exit_code=exit_code, wall_s=took_s)
 
     async def _wait(self, ends: set[asyncio.Task[Any]], deadline: float) -> bool:
-        """Wait for one of the ends; return whether it came before the deadline. The kernel ends one process if the
-        group's memory is used up, and the others would go on."""
-        while (left_s := deadline - time.monotonic()) > 0:
-            tick = left_s if self._cgroup is None else min(left_s, _TICK_S)
-            done, _ = await asyncio.wait(ends, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
-            if done:
+        """Wait for one of the ends, or until the memory is used up; return whether that was before the deadline."""
+        while (left_s := deadline - time.monotonic()) > 0 and not self._broken:
+            tick = _COUNT_S if self._cgroup is None else _OOM_S
+            done, _ = await asyncio.wait(ends, timeout=min(left_s, tick), return_when=asyncio.FIRST_COMPLETED)
+            if done or self._takes_too_much():
                 return True
-            if self._cgroup is not None and self._cgroup.out_of_memory():
-                return False
         return False
 
-    def _classify(self, in_time: bool) -> tuple[Outcome, int | None]:
+    def _takes_too_much(self) -> bool:
+        """Whether the memory is used up. A group's kernel ends one process then, and the others would go on."""
+        if self._cgroup is not None:
+            self._too_much = self._cgroup.out_of_memory()
+        elif self._isolated and len(self._pidfds) > 1:
+            self._too_much = takes_more(self._first, self._limits.memory_mb << 20)
+        return self._too_much
+
+    def _classify(self, in_time: bool, took_s: float) -> tuple[Outcome, int | None]:
         if self._output_exceeded.is_set():
             return Outcome.OUTPUT_LIMIT, None
         if self._stopped:
             return Outcome.STOPPED, None
+        if self._too_much:
+            return Outcome.MEMORY, None
         if not in_time:
             return Outcome.TIMEOUT, None
-        report = _ENDED.search(self._status)
-        if report is None:
-            # The code killed its own runner. It can do that, so this is not an infrastructure failure.
-            return Outcome.FAILED, None
-        return Outcome(report[1].decode()), int(report[2])
+        code = self._process.returncode
+        if self._isolated and code > _SIGNALLED:
+            code = _SIGNALLED - code
+        # A program that ignores the first signal of its CPU limit gets the second one, which it could also send itself.
+        spent = took_s * (os.cpu_count() or 1) >= self._limits.cpu_s
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and spent):
+            return Outcome.TIMEOUT, code
+        if code == _MEMORY_EXIT:
+            return Outcome.MEMORY, code
+        return (Outcome.OK if code == 0 else Outcome.FAILED), code
 
     async def _read_status(self) -> None:
-        """Collect the reports of bubblewrap and the runner, until the runner reports the end or both have exited."""
+        """Collect the reports of bubblewrap and the runner, until both have closed the socket."""
         loop = asyncio.get_running_loop()
         while len(self._status) < _STATUS_BYTES:
             chunk = await loop.sock_recv(self._status_socket, _STATUS_BYTES)
@@ -160,15 +182,14 @@ class Tree:
             self._status += chunk
             if len(self._pidfds) == 1 and (found := _CHILD_PID.search(self._status)):
                 self._found(int(found[1]))
-            if self._broken or _ENDED.search(self._status):
-                return
 
-    def _found(self, runner: int) -> None:
-        """Put the runner, which waits for that, into the execution's control group."""
+    def _found(self, first: int) -> None:
+        """Put process 1 of the namespace, which waits for that, into the execution's control group."""
         try:
-            self._pidfds.append(os.pidfd_open(runner))
+            self._first = first
+            self._pidfds.append(os.pidfd_open(first))
             if self._cgroup is not None:
-                self._cgroup.add(runner)
+                self._cgroup.add(first)
                 self._status_socket.send(b"G")
         except ProcessLookupError:
             pass  # it has ended; then `_kill` kills bubblewrap instead
@@ -194,9 +215,9 @@ class Tree:
         return b"".join(kept)
 
     def _kill(self) -> None:
-        """Kill pid 1 of the namespace. The kernel then kills the rest before bubblewrap, the parent of pid 1, can exit.
+        """Kill process 1 of the namespace. The kernel then kills the rest before that one has ended.
 
-        If pid 1 is not known yet, kill bubblewrap; pid 1 then dies, too (--die-with-parent).
+        If it is not known yet, kill bubblewrap outside of it; process 1 then dies, too (--die-with-parent).
         """
         with contextlib.suppress(ProcessLookupError):
             if self._isolated:
@@ -204,10 +225,10 @@ class Tree:
             else:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _reap(self, ended: asyncio.Task[None], readers: list[asyncio.Task[bytes]]) -> bool:
+    async def _reap(self, watchers: set[asyncio.Task[Any]]) -> bool:
         """Wait until the tree is gone. Return False if the kernel did not end it in time."""
-        waiting = asyncio.create_task(_readable(self._pidfds[0]))
-        _, pending = await asyncio.wait({waiting, ended, *readers}, timeout=_REAP_S if self._isolated else _DRAIN_S)
+        waiting = asyncio.create_task(_readable(self._pidfds[-1]))
+        _, pending = await asyncio.wait({waiting, *watchers}, timeout=_REAP_S if self._isolated else _DRAIN_S)
         for task in pending:
             task.cancel()
         if pending:

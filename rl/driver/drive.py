@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.sandbox.sandbox import isolation
 from rl.config import Recipe
 from rl.driver.cluster import Cluster, NoCluster
 from rl.driver.health import Diverged
@@ -35,6 +36,7 @@ from rl.processes.tree import kill_run
 from rl.processes.watchdog import Watchdog
 from rl.recipe import marked_yaml
 from rl.recipe.changes import ChangedRecipe, check_resumable
+from rl.recipe.check_sources import needs_sandbox
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device
 from rl.recipe.resolved import derived, object_store_bytes, save_resolved
@@ -142,6 +144,8 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     console.title(f"sluice · {recipe.run.name}")
     console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())
     console.settings({"recipe": str(directory.config)} | {name: str(value) for name, value in derived(recipe).items()})
+    if needs_sandbox(recipe):
+        console.settings({"sandbox": isolation(recipe.sandbox)})
     if saved is not None:
         console.note(f"resuming after step {progress.step} from {saved}")
     for change in changes:

@@ -11,7 +11,8 @@ import sys
 from importlib import metadata
 from itertools import takewhile
 
-from rewards.sandbox import bubblewrap
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Sandbox
 from rollout.types import Device
 
 SUPPORTED_PYTHONS = {"cpu": ("3.11", "3.12", "3.13", "3.14"), "cuda": ("3.11", "3.12")}
@@ -66,10 +67,11 @@ def environment_error(device: Device) -> str | None:
     return None
 
 
-def sandbox_error() -> str | None:
-    """None when the sandbox can isolate here, else why not and what to do. Starts bubblewrap as the sandbox does."""
+def sandbox_error(config: SandboxConfig | None = None) -> str | None:
+    """None when the sandbox can isolate here and has the packages it shall offer, else why not and what to do. Starts
+    bubblewrap as the sandbox does."""
     try:
-        bubblewrap.probe()
+        Sandbox(config or SandboxConfig()).require()
     except ValueError as error:
         return str(error)
     return None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import isolation
 from rl.paths import REPOSITORY
 from rl.recipe.machine import (
     ENVIRONMENT_GB,
@@ -76,7 +78,7 @@ def _findings() -> Iterator[Finding]:
     yield Finding("gpus", True, ", ".join(gpu_names()) or "none, or hidden; recipes run on CPU here")
     yield _disk(0 if sys.prefix != sys.base_prefix else ENVIRONMENT_GB[device])
     error = sandbox_error()
-    yield Finding("sandbox", error is None, error or "isolates")
+    yield Finding("sandbox", error is None, error or isolation(SandboxConfig()))
     git = shutil.which("git")
     yield Finding("git", git is not None, git or "missing; install it, e.g. apt-get install git")
 

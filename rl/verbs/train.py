@@ -51,5 +51,5 @@ def _lacking(recipe: Recipe) -> list[str]:
         lacking += [wrong] if wrong and not lacking else []
     lacking += [problem.text for problem in row_problems(recipe, local=False)]
     isolated = recipe.sandbox.kind == "bubblewrap" and needs_sandbox(recipe)
-    unsafe = sandbox_error() if isolated else None
+    unsafe = sandbox_error(recipe.sandbox) if isolated else None
     return [*lacking, unsafe] if unsafe else lacking

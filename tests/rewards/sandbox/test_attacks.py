@@ -200,18 +200,18 @@ UNCOUNTED = {"buffers of sockets", "buffers of pipes"}
 """Without control groups nobody counts these: see `rewards.sandbox.sandbox`."""
 
 
-@pytest.mark.parametrize("counting", ["cgroup", "runner"])
+@pytest.mark.parametrize("counting", ["cgroup", "host"])
 @pytest.mark.parametrize("flood", FLOODS)
 def test_memory_of_every_kind_is_counted(flood: str, counting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if counting == "runner":
+    if counting == "host":
         monkeypatch.setattr(cgroups, "parents", lambda: None)
     elif cgroups.parents() is None:
         pytest.skip("no control groups can be made here")
-    if counting == "runner" and flood in UNCOUNTED:
+    if counting == "host" and flood in UNCOUNTED:
         pytest.skip("documented: nobody counts the kernel's buffers without control groups")
     wall_s = 3.0 if flood == "buffers of pipes" else 20.0
     result = asyncio.run(Sandbox(LIMITS.model_copy(update={"cpu_s": 30, "wall_s": wall_s})).run(FLOODS[flood]))
-    refused = counting == "runner" and "PermissionError" in result.stderr
+    refused = counting == "host" and "PermissionError" in result.stderr
     full = "No space left" in result.stderr or "File too large" in result.stderr
     # The buffers of all pipes of a user are limited, and the execution has a user of its own.
     bounded = flood == "buffers of pipes" and result.outcome is Outcome.TIMEOUT
