@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # importing typing would take as long as all the rest
 
 SPEC: dict[str, Any] = globals()["SPEC"]
 MEMORY_EXIT = 86
-MAIN = "main.py"
+MAIN = SPEC["place"].rpartition("/")[2]
 THREAD_STACK = 2 << 20
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 SIGKILL, EPERM = 9, 1
@@ -83,7 +83,8 @@ def as_a_script() -> ModuleType:
     sys.path += SPEC["packages"]
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     main = type(sys)("__main__")
-    main.__file__ = f"{posix.getcwd()}/{MAIN}"
+    place = SPEC["place"]
+    main.__file__ = place if place[0] == "/" else f"{posix.getcwd()}/{place}"
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
     return main
@@ -93,7 +94,7 @@ def run_code(source: bytes) -> None:
     """Run the untrusted code as `__main__`. Return or raise SystemExit; the interpreter then shuts down normally."""
     main = as_a_script()
     sys.path.insert(0, posix.getcwd())
-    with open(MAIN, "wb") as file:
+    with open(SPEC["place"], "wb") as file:
         file.write(source)
     try:
         exec(compile(source, main.__file__ or MAIN, "exec", dont_inherit=True), main.__dict__)

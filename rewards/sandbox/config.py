@@ -23,6 +23,8 @@ class SandboxConfig(StrictModel):
     processes: int = Field(default=32, ge=1)
     file_mb: int = Field(default=16, ge=1)
     output_kb: int = Field(default=64, ge=1)
+    workspace_mb: int = Field(default=1024, ge=1)
+    """MiB of a workspace, a folder that lives over several executions."""
     concurrency: int = Field(default=4, ge=1)
     """Executions at once in one worker process."""
     packages: tuple[str, ...] = ()

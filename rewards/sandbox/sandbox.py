@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
@@ -31,23 +32,26 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from rewards.sandbox import bubblewrap, cgroups, seccomp
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.packages import package_binds
-from rewards.sandbox.spec import BOOT, Program, sealed_memfd, spec_file
+from rewards.sandbox.spec import BOOT, PROGRAM, PROGRAM_APART, Program, sealed_memfd, spec_file
 from rewards.sandbox.tree import Execution, Outcome, Tree, infrastructure
 from rewards.sandbox.users import Users
+from rewards.sandbox.workspace import Workspace
 
-__all__ = ["Execution", "Outcome", "Program", "Sandbox", "queued_s"]
+__all__ = ["Execution", "Outcome", "Program", "Sandbox", "Workspace", "queued_s"]
 
 log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
 _GRACE_S = 1.0
+_FULL = "the workspace is full"
 _numbers = itertools.count()
 
 queued_s: ContextVar[float] = ContextVar("queued_s", default=0.0)
@@ -78,11 +82,24 @@ class Sandbox:
                 "nothing but resource limits holds it"
             )
 
-    async def run(self, code: str, *, stdin: str = "") -> Execution:
-        """Execute `code` as a script. Return when all its processes are gone, also when cancelled. Never raise for what
-        the code does."""
+    async def run(self, code: str, *, stdin: str = "", workspace: Workspace | None = None) -> Execution:
+        """Execute `code` as a script, in a folder of its own or in a workspace. Return when all its processes are gone,
+        also when cancelled. Never raise for what the code does."""
         async with self._slot():
-            return await self._execute(Program(source=code, stdin=stdin), self.config.wall_s)
+            program = Program(source=code, stdin=stdin)
+            execution = await self._execute(program, self.config.wall_s, workspace=workspace)
+            if workspace is not None and await workspace.bytes() > self.config.workspace_mb * _MIB:
+                return dataclasses.replace(execution, outcome=Outcome.MEMORY, stderr=_FULL)
+            return execution
+
+    @contextlib.asynccontextmanager
+    async def workspace(self, prepared: Path | None = None) -> AsyncIterator[Workspace]:
+        """A folder for several executions, empty or with what `prepared` holds. Raises OSError: it cannot be made."""
+        made = await Workspace.create(self._users.next() if self._isolated else None, prepared)
+        try:
+            yield made
+        finally:
+            await made.remove()
 
     async def run_together(self, programs: Sequence[Program], wall_s: float) -> list[Execution]:
         """Execute programs side by side, in a sandbox each. When the first has ended, the others have a second to end,
@@ -113,17 +130,33 @@ class Sandbox:
         finally:
             self._slots.release()
 
-    async def _execute(self, program: Program, wall_s: float, unneeded: asyncio.Event | None = None) -> Execution:
+    async def _execute(
+        self,
+        program: Program,
+        wall_s: float,
+        unneeded: asyncio.Event | None = None,
+        workspace: Workspace | None = None,
+    ) -> Execution:
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             try:
-                work = "/" if self._isolated else stack.enter_context(_unsafe_folder())
-                tree = self._start(program, work)
+                folder = workspace.path if workspace else None
+                if workspace is not None:
+                    workspace.open()
+                work = "/" if self._isolated else str(folder or stack.enter_context(_unsafe_folder()))
+                tree = self._start(program, work, workspace)
             except (OSError, ValueError) as error:
                 return infrastructure(f"cannot start: {error}", started)
-            return await tree.attend(wall_s, started, unneeded)
+            room = None if workspace is None else self._has_room(workspace)
+            return await tree.attend(wall_s, started, unneeded, room)
 
-    def _start(self, program: Program, cwd: str) -> Tree:
+    def _has_room(self, workspace: Workspace) -> Callable[[], Awaitable[bool]]:
+        async def has_room() -> bool:
+            return await workspace.bytes() <= self.config.workspace_mb * _MIB
+
+        return has_room
+
+    def _start(self, program: Program, cwd: str, workspace: Workspace | None) -> Tree:
         with contextlib.ExitStack() as passed:
 
             def closing(fd: int) -> int:
@@ -137,7 +170,9 @@ class Sandbox:
                 passed_on.enter_context(_closed_on_error(host))
                 cgroup = passed_on.enter_context(_removed_on_error(self._cgroup()))
                 uid = self._users.next() if self._isolated else None
-                spec = closing(spec_file(program, **self._limits(guest.fileno(), uid)))
+                uid = workspace.uid if workspace else uid
+                place = PROGRAM_APART if workspace and self._isolated else PROGRAM
+                spec = closing(spec_file(program, **self._limits(guest.fileno(), uid), place=place))
                 prefix: list[str] = []
                 for_bubblewrap: list[int] = []  # bubblewrap closes them: it gets a copied socket and new files
                 if self._isolated:
@@ -146,7 +181,8 @@ class Sandbox:
                         closing(seccomp.open_filter(shared_memory=cgroup is not None)),
                         closing(sealed_memfd("passwd", bubblewrap.passwd(uid))),
                     ]
-                    prefix = self._prefix(for_bubblewrap, own_user=uid is not None, waits=cgroup is not None)
+                    folder = workspace.path if workspace else None
+                    prefix = self._prefix(for_bubblewrap, uid is not None, cgroup is not None, folder)
                 # Use subprocess, not asyncio's: uvloop, on which Ray's actors run, forks this process with the locks of
                 # all its threads, and the child may wait for one of them for ever. subprocess uses vfork.
                 process = subprocess.Popen(
@@ -159,7 +195,7 @@ class Sandbox:
                     file.close()
                 return Tree(process, host, isolated=self._isolated, cgroup=cgroup, limits=self.config)
 
-    def _prefix(self, files: Sequence[int], own_user: bool, waits: bool) -> list[str]:
+    def _prefix(self, files: Sequence[int], own_user: bool, waits: bool, work: Path | None) -> list[str]:
         info_fd, block_fd, seccomp_fd, passwd_fd = files
         return bubblewrap.command(
             work_bytes=self.config.memory_mb * _MIB,
@@ -169,6 +205,7 @@ class Sandbox:
             passwd_fd=passwd_fd,
             own_user=own_user,
             binds=self._package_binds(),
+            work=work,
         )
 
     def _limits(self, status_fd: int, uid: int | None) -> dict[str, Any]:

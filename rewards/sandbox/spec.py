@@ -27,6 +27,10 @@ class Open(Protocol):
     def close(self) -> None: ...
 
 
+PROGRAM, PROGRAM_APART = "main.py", "/dev/shm/main.py"
+"""Where a program is written to: into its folder, or, where that is a workspace, beside it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """What one execution runs.

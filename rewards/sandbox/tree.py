@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -89,6 +89,8 @@ class Tree:
         self._stopped = False
         self._broken: str | None = None
         self._too_much = False
+        self._has_room: Callable[[], Awaitable[bool]] | None = None
+        self._look_again = 0.0
         self._first = 0
         try:
             # Signals go through pidfds, which never refer to a later process with the same pid.
@@ -98,9 +100,16 @@ class Tree:
             process.communicate()
             raise
 
-    async def attend(self, wall_s: float, started: float, unneeded: asyncio.Event | None = None) -> Execution:
-        """Wait for the end, the deadline, too much output, the event or a cancellation. Then kill, reap and return the
-        result."""
+    async def attend(
+        self,
+        wall_s: float,
+        started: float,
+        unneeded: asyncio.Event | None = None,
+        has_room: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Execution:
+        """Wait for the end, the deadline, too much output or memory, a full workspace, the event or a cancellation.
+        Then kill, reap and return the result."""
+        self._has_room = has_room
         self._room = self._limits.output_kb * 1024
         self._status_socket.setblocking(False)
         assert self._process.stdout is not None and self._process.stderr is not None
@@ -140,9 +149,17 @@ class Tree:
         while (left_s := deadline - time.monotonic()) > 0 and not self._broken:
             tick = _COUNT_S if self._cgroup is None else _OOM_S
             done, _ = await asyncio.wait(ends, timeout=min(left_s, tick), return_when=asyncio.FIRST_COMPLETED)
-            if done or self._takes_too_much():
+            if done or self._takes_too_much() or not await self._has_space():
                 return True
         return False
+
+    async def _has_space(self) -> bool:
+        """Whether the workspace has room left. It is looked at about as often as a group's memory."""
+        if self._has_room is None or (now := time.monotonic()) < self._look_again:
+            return True
+        self._look_again = now + _OOM_S
+        self._too_much = not await self._has_room()
+        return not self._too_much
 
     def _takes_too_much(self) -> bool:
         """Whether the memory is used up. A group's kernel ends one process then, and the others would go on."""

@@ -18,3 +18,5 @@ class EnvironmentSettings(Named):
 class PythonSettings(EnvironmentSettings):
     max_observation: int = Field(default=400, ge=1)
     """Maximum number of characters of a program's output that the model is shown."""
+    workspace: bool = False
+    """Whether the files that programs write are there for the later programs of the same trajectory."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from itertools import dropwhile
 from weakref import WeakKeyDictionary
 
 from rewards.judge.judge import Judge
 from rewards.judge.rows import Judged, judged
-from rewards.sandbox.sandbox import Outcome, Sandbox
+from rewards.sandbox.sandbox import Outcome, Sandbox, Workspace
 from rollout.contracts import Environment, EnvironmentSpec, ToolCall
 from rollout.envs.arguments import checked_arguments, function_tool
 from rollout.envs.common import ANIMALS, ITEMS, PLACES, calls, draw, says
@@ -98,7 +99,7 @@ class PythonQuestions(EnvironmentSpec):
 
     def __init__(self, settings: PythonSettings) -> None:
         super().__init__(settings)
-        self._max_observation = settings.max_observation
+        self._settings = settings
         self._judges: WeakKeyDictionary[Sandbox, Judge] = WeakKeyDictionary()
 
     def generate(self, index: int, seed: int, split: Split) -> Task:
@@ -123,26 +124,29 @@ class PythonQuestions(EnvironmentSpec):
 
     def make(self, task: Task, sandbox: Sandbox) -> PythonEpisode:
         judge = self._judges.setdefault(sandbox, Judge(sandbox))
-        return PythonEpisode(task, sandbox, judge, self._max_observation)
+        return PythonEpisode(task, sandbox, judge, self._settings)
 
 
 class PythonEpisode(Environment):
-    """One question being answered. The sandbox is shared, so `close` leaves it alone."""
+    """One question being answered. The sandbox is shared, so `close` leaves it alone, but for the episode's folder."""
 
     tools = TOOLS
 
-    def __init__(self, task: Task, sandbox: Sandbox, judge: Judge, max_observation: int) -> None:
+    def __init__(self, task: Task, sandbox: Sandbox, judge: Judge, settings: PythonSettings) -> None:
         self._task = task.id
         self._row = judged(task.payload)
         self._sandbox = sandbox
         self._judge = judge
-        self._max_observation = max_observation
+        self._settings = settings
+        self._workspace: Workspace | None = None
+        self._closing = AsyncExitStack()
 
     async def call(self, call: ToolCall) -> str:
         arguments = checked_arguments(call, TOOLS)
         if isinstance(arguments, str):
             return arguments
-        execution = (await self._sandbox.run(arguments["code"])).raise_for_infrastructure()
+        execution = await self._sandbox.run(arguments["code"], workspace=await self._folder())
+        execution.raise_for_infrastructure()
         if execution.outcome is Outcome.OK:
             return self._capped(execution.stdout.strip()) or "(no output)"
         said = execution.stdout.strip() if execution.outcome is Outcome.FAILED else ""
@@ -151,8 +155,18 @@ class PythonEpisode(Environment):
     async def score(self, answer: str | None) -> dict[str, float]:
         return {"code": await self._judge(self._row, answer, self._task)}
 
+    async def close(self) -> None:
+        await self._closing.aclose()
+
+    async def _folder(self) -> Workspace | None:
+        """The folder that lives as long as the episode, if the recipe wants one."""
+        if self._settings.workspace and self._workspace is None:
+            self._workspace = await self._closing.enter_async_context(self._sandbox.workspace())
+        return self._workspace
+
     def _capped(self, text: str) -> str:
-        return text if len(text) <= self._max_observation else text[: self._max_observation] + "…"
+        most = self._settings.max_observation
+        return text if len(text) <= most else text[:most] + "…"
 
 
 def last_error(stderr: str) -> str:

@@ -15,7 +15,7 @@ from rollout.contracts import ToolCall
 from rollout.envs import python as python_env
 from rollout.envs import store as store_env
 from rollout.envs.common import ANIMALS, ITEMS, PLACES
-from rollout.envs.config import EnvironmentSettings
+from rollout.envs.config import EnvironmentSettings, PythonSettings
 from rollout.envs.registry import ENVIRONMENTS
 from rollout.types import Message, Task
 from tests.support import environment as spec_of
@@ -120,11 +120,28 @@ def test_the_oracle_succeeds_about_a_third_of_the_time() -> None:
     assert 0.28 < sum(scores) / len(scores) < 0.44
 
 
-def python_episode(kind: str = "bubblewrap") -> python_env.PythonEpisode:
+def python_episode(kind: str = "bubblewrap", workspace: bool = False) -> python_env.PythonEpisode:
+    settings = PythonSettings(name="python", max_observation=MAX_OBSERVATION, workspace=workspace)
     sandbox = Sandbox(SandboxConfig.model_validate({"kind": kind}))
     payload = {"tests": "assert answer.strip() == '7'"}
     task = Task(id="seven", environment="python", messages=({"role": "user", "content": "?"},), payload=payload)
-    return python_env.PythonEpisode(task, sandbox, Judge(sandbox), MAX_OBSERVATION)
+    return python_env.PythonEpisode(task, sandbox, Judge(sandbox), settings)
+
+
+@pytest.mark.slow
+@needs_bubblewrap
+@pytest.mark.parametrize("workspace", [False, True])
+def test_files_stay_for_the_next_call_if_the_recipe_wants_that(workspace: bool) -> None:
+    async def check() -> list[str]:
+        episode = python_episode(workspace=workspace)
+        shown = [
+            await episode.call(ToolCall(name="python", arguments={"code": code}))
+            for code in ("open('x', 'w').write('7')", "import os; print('x' in os.listdir('.'))")
+        ]
+        await episode.close()
+        return shown
+
+    assert asyncio.run(check()) == ["(no output)", str(workspace)]
 
 
 @pytest.mark.slow

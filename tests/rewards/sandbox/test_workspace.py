@@ -1,0 +1,97 @@
+# ruff: noqa: E501 (programs, as they are written)
+"""A folder for several executions: files stay and are the programs' own, processes end, and nothing is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from rewards.sandbox.config import SandboxConfig
+from rewards.sandbox.sandbox import Execution, Outcome, Sandbox
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+LIMITS = SandboxConfig(wall_s=20.0, file_mb=64, workspace_mb=32)
+
+
+def run_all(*codes: str, prepared: Path | None = None) -> list[Execution]:
+    async def several() -> list[Execution]:
+        sandbox = Sandbox(LIMITS)
+        async with sandbox.workspace(prepared) as workspace:
+            return [await sandbox.run(code, workspace=workspace) for code in codes]
+
+    return asyncio.run(several())
+
+
+def left() -> list[str]:
+    return [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("sluice-workspace-")]
+
+
+def test_files_stay_and_processes_do_not() -> None:
+    first, second, third = run_all(
+        "import os, time\nopen('a.txt', 'w').write('hi'); os.mkdir('d')\nif os.fork() == 0: time.sleep(600)",
+        "import os\nprint(open('a.txt').read(), sorted(os.listdir('.')), os.getcwd(), [p for p in os.listdir('/proc') if p.isdigit()])",
+        "import os\nos.remove('a.txt'); os.rename('d', 'e'); os.chmod('e', 0); print(os.stat('e').st_uid == os.getuid())",
+    )
+    assert first.outcome is Outcome.OK
+    assert second.stdout == "hi ['a.txt', 'd'] /tmp ['1', '2']\n", second
+    assert third.stdout == "True\n", third
+    assert left() == []
+
+
+def test_a_program_finds_modules_of_its_workspace_and_itself() -> None:
+    _, second = run_all(
+        "open('mine.py', 'w').write('X = 3')",
+        "import sys; sys.path.insert(0, '.')\nimport mine, inspect\nprint(mine.X, __file__)\nraise KeyError",
+    )
+    assert second.stdout == "3 /dev/shm/main.py\n" and "raise KeyError" in second.stderr
+
+
+def test_a_prepared_folder_is_copied_for_each(tmp_path: Path) -> None:
+    (tmp_path / "repo" / "deep").mkdir(parents=True)
+    (tmp_path / "repo" / "deep" / "file").write_text("original")
+    os.symlink("deep/file", tmp_path / "repo" / "link")
+    code = "print(open('repo/link').read())\nopen('repo/deep/file', 'w').write('changed')"
+    for _ in range(2):
+        (execution,) = run_all(code, prepared=tmp_path)
+        assert execution.stdout == "original\n", execution
+    assert (tmp_path / "repo" / "deep" / "file").read_text() == "original"
+
+
+def test_a_full_workspace_is_told_and_ends_what_fills_it() -> None:
+    fill = "import time\nfor n in range(10):\n    open(str(n), 'wb').write(b'x' * (8 << 20)); time.sleep(0.3)\nprint('done')"
+    (execution,) = run_all(fill)
+    assert execution.outcome is Outcome.MEMORY and execution.stderr == "the workspace is full", execution
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')",
+        "import os\nos.mkdir('d'); open('d/f', 'w'); os.chmod('d', 0); os.chmod('.', 0)",
+        "import os\nos.symlink('/', 'root'); os.symlink('..', 'up'); os.mkfifo('pipe'); open('-rf', 'w'); open('a\\nb', 'w')",
+        "import socket\nsocket.socket(socket.AF_UNIX).bind('s')",
+    ],
+)
+def test_it_is_removed_whatever_is_in_it(code: str) -> None:
+    executions = run_all(code, "print(1)")
+    assert [execution.outcome for execution in executions] == [Outcome.OK] * 2, executions
+    assert left() == []
+
+
+def test_a_link_leads_nowhere_on_the_host(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    code = f"import os\nos.symlink({str(secret)!r}, 'link')\nprint(os.path.exists('link'))"
+    (execution,) = run_all(code)
+    assert execution.stdout == "False\n" and secret.read_text() == "s"
+
+
+def test_without_the_folder_to_copy_it_is_an_error() -> None:
+    with pytest.raises(OSError, match="cp: "):
+        run_all("", prepared=Path("/nowhere"))
+    assert left() == []
