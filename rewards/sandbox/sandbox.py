@@ -40,12 +40,13 @@ from typing import Any
 from rewards.sandbox import bubblewrap, cgroups, seccomp
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.packages import package_binds
+from rewards.sandbox.shell import Command, Shell
 from rewards.sandbox.spec import BOOT, PROGRAM, PROGRAM_APART, Program, sealed_memfd, spec_file
 from rewards.sandbox.tree import Execution, Outcome, Tree, infrastructure
 from rewards.sandbox.users import Users
 from rewards.sandbox.workspace import Workspace
 
-__all__ = ["Execution", "Outcome", "Program", "Sandbox", "Workspace", "queued_s"]
+__all__ = ["Command", "Execution", "Outcome", "Program", "Sandbox", "Shell", "Workspace", "queued_s"]
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,26 @@ class Sandbox:
             yield made
         finally:
             await made.remove()
+
+    @contextlib.asynccontextmanager
+    async def shell(self, workspace: Workspace | None = None, lives_s: float = 3600.0) -> AsyncIterator[Shell]:
+        """A shell for several commands, in a folder of its own or in a workspace. All its processes end with it."""
+        shell, unneeded = Shell(self.config.output_kb * 1024), asyncio.Event()
+        running = asyncio.create_task(self._execute(shell.program(), lives_s, unneeded, workspace))
+        shell.attach(running)
+        try:
+            yield shell
+        finally:
+            unneeded.set()
+            try:
+                await running
+            finally:
+                shell.close()
+
+    async def command(self, shell: Shell, command: str) -> Command:
+        """Run a command in a living shell, within the limits of one execution. Raises InfrastructureError."""
+        async with self._slot():
+            return await shell.run(command, self.config.wall_s)
 
     async def run_together(self, programs: Sequence[Program], wall_s: float) -> list[Execution]:
         """Execute programs side by side, in a sandbox each. When the first has ended, the others have a second to end,
