@@ -45,12 +45,19 @@ class Peer(Side):
     Args:
         budget_s: the seconds that may be spent on waiting for the other side; None: any number.
         trusts: whether the other side may do anything to exported objects.
+
+    Attributes:
+        requests: how often the other side was asked.
+        lost: why it can no longer be asked, if so.
+        raised: the exceptions that it raised here.
+        operators: whether its objects take part in operators with plain values, as instances of a class do.
     """
 
     def __init__(self, fd: int, *, budget_s: float | None = None, trusts: bool = False) -> None:
         self.records: dict[str, type] = {}
         self.requests = 0
         self.lost: str | None = None
+        self.operators = False
         self.raised: list[BaseException] = []
         self._fd = fd
         self._budget_s = budget_s

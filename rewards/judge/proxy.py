@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     class Requester(Protocol):
         """The part of a peer that a proxy uses."""
 
+        operators: bool
+
         def request(self, operation: str, number: int, name: str, *values: Any) -> Any: ...
 
 
@@ -18,7 +20,8 @@ CALL, GET, SET, DELETE, NEXT = "call", "get", "set", "delete", "next"
 
 class Proxy:
     """Stands for an object of the answer. What is done to it is done there, and the result is a plain value or another
-    proxy. It equals no plain value, and another proxy only if the answer says so."""
+    proxy. It equals no plain value, and another proxy only if the answer says so. Nor is it compared, added to or
+    searched for plain values: an object that is shown what is expected can agree to all of it."""
 
     __slots__ = ("_sluice_kind", "_sluice_number", "_sluice_peer")
 
@@ -79,8 +82,12 @@ class Proxy:
 
 
 def _ask(proxy: Proxy, operation: str, name: str, *values: Any) -> Any:
+    return _peer_of(proxy).request(operation, number_of(proxy), name, *values)
+
+
+def _peer_of(proxy: Proxy) -> Requester:
     peer: Requester = object.__getattribute__(proxy, "_sluice_peer")
-    return peer.request(operation, number_of(proxy), name, *values)
+    return peer
 
 
 def number_of(proxy: Any) -> int:
@@ -111,8 +118,13 @@ def _plain(proxy: Proxy, name: str, kind: type) -> Any:
     return value
 
 
-def _forwarded(name: str) -> Any:
+def _forwarded(name: str, tells: bool) -> Any:
+    """The special method of this name. One that `tells` the answer what the tests expect is asked of instances of a
+    class that the row names only, unless the other operand is the answer's, too."""
+
     def method(self: Proxy, *arguments: Any) -> Any:
+        if tells and not all(type(argument) is Proxy for argument in arguments) and not _peer_of(self).operators:
+            raise TypeError(f"an object of the answer takes no part in {name} with a plain value")
         try:
             return _ask(self, CALL, name, arguments, {})
         except AttributeError:
@@ -122,46 +134,11 @@ def _forwarded(name: str) -> Any:
     return method
 
 
-for _name in [
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "add",
-    "radd",
-    "sub",
-    "rsub",
-    "mul",
-    "rmul",
-    "truediv",
-    "rtruediv",
-    "floordiv",
-    "rfloordiv",
-    "mod",
-    "rmod",
-    "pow",
-    "rpow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "neg",
-    "pos",
-    "abs",
-    "invert",
-    "int",
-    "float",
-    "index",
-    "round",
-    "getitem",
-    "setitem",
-    "delitem",
-    "contains",
-    "enter",
-    "exit",
-    "reversed",
-    "divmod",
-    "lshift",
-    "rshift",
-]:
-    setattr(Proxy, f"__{_name}__", _forwarded(f"__{_name}__"))
+TELLING = (
+    "lt le gt ge contains add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod divmod "
+    "pow rpow matmul and or xor lshift rshift"
+)
+OTHERS = "neg pos abs invert int float index round getitem setitem delitem enter exit reversed"
+
+for _name in (*TELLING.split(), *OTHERS.split()):
+    setattr(Proxy, f"__{_name}__", _forwarded(f"__{_name}__", _name in TELLING.split()))

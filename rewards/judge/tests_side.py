@@ -70,8 +70,14 @@ def _bind(argument: dict[str, Any], namespace: dict[str, Any], peer: Peer) -> No
     if compiles(argument["prompt"]):
         exec(compile(argument["prompt"], "<prompt>", "exec", dont_inherit=True), namespace)
     peer.records.update(records(namespace, argument["prompt"], argument["entry_point"]))
+    peer.operators = names_a_class(argument["entry_point"], argument["prompt"])
     load = peer.foreign(0, "function")
     namespace[argument["entry_point"]] = namespace["candidate"] = load(argument["entry_point"])
+
+
+def names_a_class(entry_point: str, prompt: str) -> bool:
+    """Whether the row, not the answer, says that the answer defines a class."""
+    return f"class {entry_point}" in prompt or entry_point[:1].isupper()
 
 
 def _load_here(argument: dict[str, Any], namespace: dict[str, Any]) -> None:

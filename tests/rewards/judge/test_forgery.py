@@ -146,6 +146,13 @@ CALLED = {
     "tests": "secret = [9]\ndef ask(x):\n  return len(secret) + x\nassert f(ask) == 10 and secret == [9]",
 }
 TOOK = {"entry_point": "f", "tests": "r = f(3)\nassert r > 2 and r < 4 and r in (3,) and str(r) == '3' and r + 1 == 4"}
+NEAR = {"entry_point": "f", "tests": "assert abs(f(2) - 4) < 1e-6 and 3.9 < f(2) and f(2) <= 4.1"}
+FOUND = {"entry_point": "f", "tests": "assert 4 in f(2) and 9 in f(3)"}
+ALMOST = {
+    "entry_point": "f",
+    "tests": "import unittest\nclass T(unittest.TestCase):\n  def test(self):\n    self.assertAlmostEqual(f(2), 4)\n    self.assertIn(4, [f(2)])\n    self.assertGreater(f(2), 3)",
+}
+AGREES = f"class E:\n  {EQUAL}\n  __sub__ = __rsub__ = __add__ = __mod__ = lambda *_: 0.0\n  __abs__ = lambda s: s\n  __round__ = lambda *_: 0\ndef f(x): return E()"
 COMPARED = {
     "entry_point": "f",
     "tests": "assert sorted([f(2), 1]) == [1, 4]\nassert {f(2): 1} == {4: 1}\nassert [f(2)] == [4]",
@@ -159,6 +166,10 @@ OTHERS = {
     "a function that is no longer the same": (CALLED, "def f(ask):\n  ask.__call__ = lambda x: 10\n  return ask(1)"),
     "what a function is given": (CALLED, f"class E(int):\n  {EQUAL}\n  __hash__ = int.__hash__\ndef f(ask): return ask(E(0))"),
     "operators of an object": (TOOK, f"class E:\n  {EQUAL}\n  __str__ = lambda s: '3'\n  __add__ = lambda *_: 4\ndef f(x): return E()"),
+    "a difference that is always nothing": (NEAR, AGREES),
+    "a class in the place of a function": (NEAR, AGREES.replace("def f(x): return E()", "class f:\n  def __new__(cls, x): return E()")),
+    "a container of everything": (FOUND, AGREES),
+    "nearly equal": (ALMOST, AGREES),
     "places where equality is asked": (COMPARED, f"class E:\n  {EQUAL}\n  __hash__ = lambda s: 4\ndef f(x): return E()"),
 }  # fmt: skip
 
@@ -174,7 +185,10 @@ def test_what_a_right_answer_does_passes_all_of_these() -> None:
     """Else the attacks above would prove nothing."""
     right = "def f(x):\n  if callable(x): return x(9)\n  if isinstance(x, list): return x.sort()\n  return x if x == 3.0 else 4"
     assert verdict(SQUARE, "def f(x): return x * x").kind == "passed"
-    assert [verdict(payload, right).kind for payload in (MUTATED, CALLED, TOOK, COMPARED)] == ["passed"] * 4
+    assert [verdict(payload, right).kind for payload in (MUTATED, CALLED, TOOK, COMPARED, NEAR, ALMOST)] == [
+        "passed"
+    ] * 6
+    assert verdict(FOUND, "def f(x): return {x * x}").kind == "passed"
 
 
 def test_the_two_sides_share_no_namespace_and_the_answer_holds_its_socket_only() -> None:
