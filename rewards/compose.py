@@ -22,9 +22,12 @@ def compose(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """The weighted sum of the parts. A part without a weight weighs 1; one with the weight 0 is only reported.
 
     Raises:
-        ValueError: a part is not a finite number, so the scorer is broken.
+        ValueError: a part is not a finite number, so the scorer is broken, or the sum is too large to be one.
     """
-    return math.fsum(_number(name, value) * weights.get(name, 1.0) for name, value in parts.items())
+    terms = [_number(name, value) * weights.get(name, 1.0) for name, value in parts.items()]
+    if math.isfinite(sum(terms)):
+        return math.fsum(terms)
+    raise ValueError(f"the weighted sum of the reward parts {dict(parts)!r:.200} is no finite number")
 
 
 def _number(name: str, value: object) -> float:

@@ -41,3 +41,10 @@ def test_unknown_parts_are_errors() -> None:
 )
 def test_success_needs_every_value_that_the_rule_names(rule: dict[str, float], success: bool) -> None:
     assert succeeded(1.0, {"code": 0.5, "format": -0.5}, rule) is success
+
+
+@pytest.mark.parametrize("parts", [{"a": 1e308}, {"a": 1e308, "b": 1e308, "c": -1e308}, {"a": -1.7e308, "b": -1.7e308}])
+@pytest.mark.parametrize("weight", [1.1, 10.0])
+def test_a_sum_that_is_too_large_is_refused(parts: dict[str, float], weight: float) -> None:
+    with pytest.raises(ValueError, match="is no finite number"):
+        compose(parts, dict.fromkeys(parts, weight * 2))
