@@ -112,7 +112,7 @@ def test_keys_that_other_settings_own_are_refused_with_the_setting(override: dic
         (DENSE, 2, 2, "has no experts; set it to 1"),
         (GLM, 3, 2, "must divide"),
         (GLM, 3, 3, "8 experts"),
-        ({"model_type": "mixtral", "num_local_experts": 8}, 2, 2, "supported are glm4_moe, qwen3_moe"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, 2, 2, "supported are glm4_moe, gpt_oss, qwen3_moe"),
     ],
 )
 def test_expert_parallelism_that_does_not_fit_is_refused(model: dict, ranks: int, size: int, message: str) -> None:

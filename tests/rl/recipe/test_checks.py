@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from rl.recipe.presets import fill_from_preset
 from rollout.contracts import EnvironmentSpec
 from rollout.envs.config import EnvironmentSettings
 
+LIBRARIES = pytest.mark.skipif(
+    find_spec("vllm") is None or find_spec("deepspeed") is None, reason="vLLM and DeepSpeed are not installed"
+)
 BASE: dict[str, Any] = {
     "run": {"device": "cpu"},
     "model": {"path": "owner/name", "dtype": "float32", "renderer": "glm-4.5"},
@@ -199,6 +203,7 @@ def test_every_refused_engine_setting_is_named() -> None:
     assert "quantized weights" in refused[0][1] and "use run.seed" in refused[1][1]
 
 
+@LIBRARIES
 @pytest.mark.parametrize(
     ("section", "key", "message"),
     [
@@ -214,6 +219,7 @@ def test_a_name_that_a_library_does_not_know_is_refused_with_the_recipe(
     assert found_key == key and message in text
 
 
+@LIBRARIES
 def test_the_libraries_names_are_found_without_importing_them() -> None:
     code = (
         "import sys; from rl.recipe.library_names import *; print({'max_num_seqs'} <= vllm_arguments(), "
