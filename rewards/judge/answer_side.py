@@ -29,6 +29,8 @@ def main(argument: dict[str, Any], module: ModuleType) -> None:
         peer.records.update(records(namespace, argument["prompt"], entry_point))
         if entry_point not in namespace:
             raise NameError(f"the answer defines no {entry_point}")
+        if isinstance(namespace[entry_point], type):
+            peer.by_handle = (namespace[entry_point],)
         return namespace[entry_point]
 
     peer.export(load)
@@ -43,8 +45,8 @@ def loaded(prompt: str, answer: str, entry_point: str) -> dict[str, Any]:
     """The names that an answer defines: a whole program, or what continues the prompt. It may stand in a code block."""
     solution = type(sys)("solution")
     sys.modules["solution"] = solution
-    code = code_of(answer, entry_point)
-    whole = not code[:1].isspace() and compiles(code)
+    code = answer if compiles(answer) else code_of(answer, entry_point)
+    whole = not code.lstrip("\n")[:1].isspace() and compiles(code)
     for source in [*([prompt] if compiles(prompt) else []), code] if whole else [prompt + code]:
         exec(compile(source, "<answer>", "exec", dont_inherit=True), solution.__dict__)
     return solution.__dict__
@@ -60,11 +62,23 @@ def records(namespace: dict[str, Any], prompt: str, entry_point: str) -> dict[st
 
 
 def code_of(answer: str, entry_point: str) -> str:
-    """The code in an answer: its last code block that defines the entry point, all its code blocks, or all of it."""
+    """The code in an answer: its last code block that defines the entry point, or all its code blocks; without an entry
+    point its longest one; without blocks all of it."""
     blocks = blocks_of(answer)
-    words = (f"def {entry_point}", f"class {entry_point}", f"{entry_point} =")
-    defining = [block for block in blocks if any(word in block for word in words)]
+    if not entry_point:
+        return max(blocks, key=len, default=answer)
+    defining = [block for block in blocks if any(defines(line, entry_point) for line in block.splitlines())]
     return defining[-1] if defining else "\n".join(blocks) or answer
+
+
+def defines(line: str, name: str) -> bool:
+    """Whether a line of code begins to define a function, a class or a variable of this name."""
+    for word in ("def ", "async def ", "class ", ""):
+        rest = line.lstrip() if word else line
+        if rest.startswith(word + name):
+            after = rest[len(word + name) :].lstrip()
+            return after[:1] in ("(", ":", "[") if word else after[:1] in ("=", ":") and after[:2] != "=="
+    return False
 
 
 def blocks_of(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from rewards.judge.wire import (
     CONVERTED,
     MAX_BYTES,
     MAX_DEPTH,
+    MAX_INT_BYTES,
     MAX_ITEMS,
     Shared,
     Side,
@@ -39,8 +40,9 @@ class Encoder:
         self._items += 1
         if depth > MAX_DEPTH or self._items > MAX_ITEMS:
             raise WireError(f"a value is nested deeper than {MAX_DEPTH} or has more than {MAX_ITEMS} items")
-        kind = kind_of(value)
-        if kind is None:
+        kind, own = kind_of(value), type(value)
+        converted = (own.__module__, own.__qualname__) in CONVERTED
+        if kind is None or converted or own.__name__ in self._side.records or isinstance(value, self._side.by_handle):
             self._other(value, depth)
         else:
             getattr(self, f"_{kind.__name__}")(value, depth)
@@ -89,6 +91,8 @@ class Encoder:
 
     def _int(self, value: int, depth: int) -> None:
         value = int.__index__(value)
+        if value.bit_length() > 8 * MAX_INT_BYTES:
+            raise WireError(f"a number takes more than {MAX_INT_BYTES} bytes")
         self._sized(b"i", value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
 
     def _float(self, value: float, depth: int) -> None:
@@ -132,8 +136,13 @@ class Encoder:
         elif (convert := CONVERTED.get((kind.__module__, kind.__qualname__))) is not None:
             self._sized(b"X", f"{kind.__module__}.{kind.__qualname__}".encode())
             self.write(convert(value), depth + 1)
-        elif kind.__name__ in side.records and hasattr(value, "__dict__"):
+        elif kind.__name__ in side.records and hasattr(kind, "__members__"):
+            self._sized(b"E", kind.__name__.encode())
+            self._sized(b"s", str(value.name).encode())
+        elif kind.__name__ in side.records and hasattr(value, "__dict__") and kind_of(value) is None:
             self._record(value, depth)
+        elif (plain := kind_of(value)) is not None and not isinstance(value, side.by_handle):
+            getattr(self, f"_{plain.__name__}")(value, depth)
         elif (foreign := side.foreign_number(value)) is not None:
             self._head(b"o", foreign)
         else:

@@ -27,13 +27,19 @@ from rewards.sandbox.sandbox import Outcome, Program, Sandbox
 
 VERDICTS = 4096
 REPORT_BYTES = 4096
+OVERRAN = "overran"
+DOES_NOTHING = """
+class {name}:
+    def __new__(cls, *arguments, **keywords):
+        return None
+"""
 LIMITS = (Outcome.TIMEOUT, Outcome.MEMORY, Outcome.OUTPUT_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`kind` is passed, failed or broken (the tests are). One that a limit decided does not last: a stalled machine may
-    have been the cause."""
+    """`kind` is passed, failed, broken (the tests are), or overran (the tests used up their own time or memory). One
+    that a limit decided does not last: a stalled machine may have been the cause."""
 
     kind: str
     why: str = ""
@@ -67,9 +73,14 @@ class Judge:
             reference = await self._shared(row, row.reference)
             if reference.kind != PASSED:
                 raise _broken(task, row, f"the reference answer does not pass them: {reference.why}")
-        elif verdict.kind == BROKEN:
+        elif verdict.kind == BROKEN or (verdict.kind == OVERRAN and await self._overruns(row)):
             raise _broken(task, row, verdict.why)
         return 0.0
+
+    async def _overruns(self, row: Judged) -> bool:
+        """Whether the tests come to no end with an answer that does nothing, either: then it was not the answer's
+        doing."""
+        return (await self._shared(row, DOES_NOTHING.format(name=row.entry_point))).kind in (OVERRAN, BROKEN)
 
     async def _shared(self, row: Judged, answer: str) -> Verdict:
         key = (row, answer)
@@ -108,7 +119,7 @@ async def _judge_apart(sandbox: Sandbox, row: Judged, answer: str) -> Verdict:
         found = _reported(report)
     limited = asked.outcome in LIMITS
     if found is None:
-        raise InfrastructureError(f"the tests did not come to an end: {tested.outcome} ({tested.stderr[-200:]})")
+        return Verdict(OVERRAN, f"the tests did not come to an end: {tested.outcome}", lasts=False)
     return Verdict(found.kind, found.why, lasts=not limited and "used up its time" not in found.why)
 
 
@@ -147,6 +158,8 @@ def _argument(row: Judged, answer: str, report: int) -> dict[str, Any]:
         "prompt": row.prompt,
         "answer": answer,
         "report": report,
+        "names": list(row.reading.names),
+        "waits": list(row.reading.waits),
     }
 
 

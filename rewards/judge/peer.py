@@ -51,6 +51,7 @@ class Peer(Side):
         lost: why it can no longer be asked, if so.
         raised: the exceptions that it raised here.
         operators: whether its objects take part in operators with plain values, as instances of a class do.
+        untravelled: whether something could not be given to the other side.
     """
 
     def __init__(self, fd: int, *, budget_s: float | None = None, trusts: bool = False) -> None:
@@ -58,6 +59,8 @@ class Peer(Side):
         self.requests = 0
         self.lost: str | None = None
         self.operators = False
+        self.untravelled = False
+        self._reading = False
         self.raised: list[BaseException] = []
         self._fd = fd
         self._budget_s = budget_s
@@ -78,22 +81,27 @@ class Peer(Side):
     def _request(self, operation: str, number: int, name: str, values: tuple[Any, ...]) -> Any:
         if self.lost:
             raise AnswerLost(self.lost)
+        if self._reading:
+            raise self._lose("what it sent asks for more")
         self.requests += 1
-        if self.requests > MAX_REQUESTS:
-            raise self._lose(f"it was asked more than {MAX_REQUESTS} times")
+        self._check_requests()
         shared = Shared()
         encoder = Encoder(self, shared)
         try:
             encoder.write((operation, number, name, values))
         except WireError as error:
+            self.untravelled = True
             raise TypeError(f"the answer cannot be given this: {error}") from None
         self._send(b"Q", encoder.message())
         while True:
             kind, data = self._receive()
-            if kind == b"Q":
-                self._serve(data)
-                continue
             started = time.monotonic()
+            if kind == b"Q":
+                self.requests += 1
+                self._check_requests()
+                self._serve(data)
+                self._spend(time.monotonic() - started)
+                continue
             outcome, value = self._read_answer(data, shared)
             self._spend(time.monotonic() - started)
             if outcome == "value":
@@ -111,6 +119,10 @@ class Peer(Side):
         poll.poll()
         if self._exactly(1) != HELLO:
             raise self._lose("what it sent is no message")
+
+    def _check_requests(self) -> None:
+        if self.requests > MAX_REQUESTS:
+            raise self._lose(f"it was asked, or asked itself, more than {MAX_REQUESTS} times")
 
     def serve(self) -> None:
         """Serve the other side until it ends."""
@@ -131,7 +143,7 @@ class Peer(Side):
         return number, type(value).__name__
 
     def own(self, number: int) -> Any:
-        if number >= len(self._exports):
+        if type(number) is not int or not 0 <= number < len(self._exports):
             raise WireError("there is no such object")
         return self._exports[number]
 
@@ -150,9 +162,12 @@ class Peer(Side):
             operation, number, name, values = decoder.read()
             first = list(shared.objects)
             target = self.own(number)
-            if not self._trusts and operation not in (CALL, NEXT):
-                raise WireError(f"{operation} is not for the answer")
-            answer = ("value", _do(operation, target, name, values))
+            if not self._trusts and (operation, name) == (CALL, "__iter__") and hasattr(type(target), "__next__"):
+                answer = ("value", target)
+            elif not self._trusts and (operation not in (CALL, NEXT) or name != ""):
+                raise WireError("nothing can be done to this but to call it, or to ask for the next item")
+            else:
+                answer = ("value", _do(operation, target, name, values))
         except AnswerLost:
             raise
         except BaseException as error:
@@ -176,18 +191,24 @@ class Peer(Side):
     def _read_answer(self, data: bytes, shared: Shared) -> tuple[str, Any]:
         sent = len(shared.objects)
         decoder = Decoder(self, shared, data)
+        self._reading = True
         try:
-            outcome, value, count = decoder.read()
+            answer = decoder.read()
+            if type(answer) is not tuple or [type(part) for part in answer[::2]] != [str, int]:
+                raise WireError("an answer is none")
+            outcome, value, count = answer
             if outcome not in ("value", "error") or count not in (0, sent):
                 raise WireError("an answer is none")
             for number in range(count):
                 decoder.fill(shared.objects[number])
         except (WireError, TypeError, ValueError) as error:
             raise self._lose(f"what it sent cannot be read: {error}") from None
+        finally:
+            self._reading = False
         return outcome, value
 
     def _exception(self, value: Any) -> BaseException:
-        error = rebuilt(value)
+        error = rebuilt(value, self.records)
         self.raised.append(error)
         return error
 
@@ -209,7 +230,7 @@ class Peer(Side):
     def _receive(self) -> tuple[bytes, bytes]:
         head = self._exactly(5)
         size = int.from_bytes(head[1:], "big")
-        self._total += size
+        self._total += size + len(head)
         if size > 2 * MAX_BYTES or self._total > MAX_TOTAL:
             raise self._lose("it sent too much")
         if head[:1] not in (b"Q", b"A"):
@@ -255,6 +276,8 @@ class Peer(Side):
 def _do(operation: str, target: Any, name: str, values: tuple[Any, ...]) -> Any:
     if operation == CALL:
         arguments, keywords = values
+        if type(arguments) is not tuple or type(keywords) is not dict:
+            raise WireError("a call has arguments")
         if not name:
             return target(*arguments, **keywords)
         return getattr(type(target), name)(target, *arguments, **keywords)
@@ -281,14 +304,17 @@ def described(error: BaseException) -> tuple[str, list[str], str]:
     return kind.__name__, bases, message
 
 
-def rebuilt(value: Any) -> BaseException:
-    """An exception of the named built-in type, or of a new class derived from the nearest one."""
+def rebuilt(value: Any, records: dict[str, type]) -> BaseException:
+    """An exception of the named class, if it is built in or the prompt's, or of a new one derived from the nearest."""
     try:
         name, bases, message = value
         name, message = str(name)[:80], str(message)
         found = (getattr(builtins, str(base), None) for base in bases)
         base = next(one for one in found if isinstance(one, type) and issubclass(one, BaseException))
-        kind: type[BaseException] = base if base.__name__ == name else type(name, (base,), {})
+        known = records.get(name, base)
+        kind: type[BaseException] = (
+            known if known.__name__ == name and issubclass(known, BaseException) else type(name, (base,), {})
+        )
         try:
             return kind(message)
         except TypeError:  # it wants more than a message

@@ -18,6 +18,12 @@ CALL, GET, SET, DELETE, NEXT = "call", "get", "set", "delete", "next"
 """The operations on an object of the other side."""
 
 
+PLAIN_NAMES = {
+    name for kind in (str, bytes, list, tuple, dict, set, int, float) for name in dir(kind) if name[:1] != "_"
+} | {"equals", "equal", "eq", "allclose", "isclose", "matches"}
+"""Methods of plain values. Most are shown what a test expects."""
+
+
 class Proxy:
     """Stands for an object of the answer. What is done to it is done there, and the result is a plain value or another
     proxy. It equals no plain value, and another proxy only if the answer says so. Nor is it compared, added to or
@@ -36,7 +42,12 @@ class Proxy:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name not in ("__name__", "__doc__", "__dict__", "__qualname__"):
             raise AttributeError(name)
+        if name in PLAIN_NAMES and not _peer_of(self).operators:
+            raise AttributeError(f"an object of the answer is no plain value, so it has no {name}")
         return _ask(self, GET, name)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        raise TypeError("a class cannot be derived from one of the answer's: it is in another process")
 
     def __setattr__(self, name: str, value: Any) -> None:
         _ask(self, SET, name, value)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo, field_validator
 
+from rewards.judge.reading import Reading, reading
+
 EXECUTES = {"exec", "eval", "compile"}
 
 
@@ -97,6 +99,11 @@ class Judged(BaseModel):
     def program(self) -> str:
         """The tests as one program."""
         return _program(self.setup, self.tests)
+
+    @property
+    def reading(self) -> Reading:
+        """What the text of the tests tells."""
+        return reading(self.program, self.prompt)
 
 
 def _program(setup: str, tests: Tests) -> str:

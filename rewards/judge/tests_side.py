@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 PASSED, FAILED, BROKEN = "passed", "failed", "broken"
-OWN_FAULTS = (NameError, ImportError, SyntaxError)
-"""Errors that a line of a test raises by itself, whatever the answer is."""
 TESTS = "<tests>"
 NEVER_ASKED = "the tests never call the answer"
 
@@ -50,11 +48,10 @@ def _verdict(argument: dict[str, Any], module: ModuleType, peer: Peer | None) ->
     except BaseException as error:
         own = peer is None or peer.raised == [error]
         return (FAILED if own else BROKEN), f"{'the answer' if own else 'the prompt'} does not load: {_said(error)}"
-    before = dict(namespace)
     try:
         exec(compile(argument["tests"], TESTS, "exec", dont_inherit=True), namespace)
-        if argument["entry_point"] is not None and not _was_asked(namespace, peer):
-            _call_what_waits(namespace, before)
+        if argument["entry_point"] is not None:
+            _run_what_waits(namespace, argument["waits"])
     except AnswerLost as error:
         return FAILED, str(error)
     except SystemExit as error:
@@ -89,15 +86,13 @@ def _load_here(argument: dict[str, Any], namespace: dict[str, Any]) -> None:
     namespace["candidate"] = names[argument["entry_point"]]
 
 
-def _call_what_waits(namespace: dict[str, Any], before: dict[str, Any]) -> None:
-    """Run tests that were only defined: a function `check`, or unittest's cases."""
-    check = namespace.get("check")
-    if callable(check) and before.get("check") is not check:
-        check(namespace["candidate"])
-        return
+def _run_what_waits(namespace: dict[str, Any], waits: list[str]) -> None:
+    """Run tests that are only defined: a function `check`, or unittest's cases."""
+    if "check" in waits:
+        namespace["check"](namespace["candidate"])
     unittest = sys.modules.get("unittest")
     cases = [value for value in namespace.values() if isinstance(value, type) and _is_case(value, unittest)]
-    if unittest is not None and cases:
+    if "cases" in waits and unittest is not None and cases:
         loader = unittest.defaultTestLoader
         suite = unittest.TestSuite(loader.loadTestsFromTestCase(case) for case in cases)
         if not unittest.TextTestRunner(verbosity=0).run(suite).wasSuccessful():
@@ -109,7 +104,7 @@ def _is_case(value: type, unittest: Any) -> bool:
 
 
 def _was_asked(namespace: dict[str, Any], peer: Peer | None) -> bool:
-    """Whether the tests have asked the answer anything after it was loaded. A plain value is not asked, but used."""
+    """Whether the tests have asked the answer anything after it was loaded, or hold a plain value instead of it."""
     return peer is not None and (peer.requests > 1 or type(namespace["candidate"]) is not Proxy)
 
 
@@ -125,16 +120,22 @@ def _exited(error: SystemExit, namespace: dict[str, Any], peer: Peer | None) -> 
 
 
 def _own_fault(error: BaseException, argument: dict[str, Any], namespace: dict[str, Any], peer: Peer | None) -> bool:
-    """Whether the tests raised this by themselves."""
+    """Whether the tests raised this by themselves, as far as one can tell: they never asked the answer, gave it what
+    does not travel, or name what nobody defines, a package or a file that is not there."""
     if peer is not None and (error in peer.raised or peer.lost):
         return False
     if peer is not None and not _was_asked(namespace, peer):
         return True
+    if peer is not None and peer.untravelled and "cannot be given this" in str(error):
+        return True
     if _frame_of(error) != TESTS:
         return False
-    if isinstance(error, FileNotFoundError):
-        return argument["answer"] is None or str(error.filename) not in argument["answer"]
-    return isinstance(error, OWN_FAULTS) or (peer is not None and isinstance(error, MemoryError))
+    text = argument["tests"]
+    if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
+        return bool(error.name) and error.name not in argument["names"]
+    if isinstance(error, ImportError):
+        return bool(error.name) and str(error.name).partition(".")[0] in text
+    return isinstance(error, FileNotFoundError) and bool(error.filename) and str(error.filename) in text
 
 
 def _frame_of(error: BaseException) -> str:

@@ -22,6 +22,8 @@ MAX_BYTES = 8 << 20
 MAX_ITEMS = 500_000
 MAX_DEPTH = 150
 MAX_EQUAL_HASHES = 64
+MAX_INT_BYTES = 1 << 17
+MAX_FRACTION_BYTES = 1 << 12
 NAMED_BUILTINS = {
     "abs", "all", "any", "bin", "bool", "bytes", "callable", "chr", "complex", "dict", "divmod", "enumerate", "filter",
     "float", "format", "frozenset", "hash", "hex", "id", "int", "isinstance", "len", "list", "map", "max", "min", "oct",
@@ -53,10 +55,13 @@ class Side:
     """What encoding and decoding ask of the process they run in.
 
     `export` gives an object that does not travel a number, `own` is that object again, and `foreign` stands for an
-    object of the other side. `records` are the classes, by name, whose instances travel as their attributes.
+    object of the other side. `records` are the classes, by name, whose instances travel as their attributes, or, of an
+    enumeration, by their name.
     """
 
     records: dict[str, type]
+    by_handle: tuple[type, ...] = ()
+    """Classes whose instances never travel, though they are derived from a plain type."""
 
     def export(self, value: Any) -> tuple[int, str]:
         raise NotImplementedError
@@ -76,6 +81,9 @@ CONVERTED: dict[tuple[str, str], Callable[[Any], tuple[Any, ...]]] = {
     ("decimal", "Decimal"): lambda value: (str(value),),
     ("fractions", "Fraction"): lambda value: (value.numerator, value.denominator),
     ("collections", "deque"): lambda value: (list(value), value.maxlen),
+    ("collections", "Counter"): lambda value: (dict(value),),
+    ("collections", "OrderedDict"): lambda value: (list(value.items()),),
+    ("collections", "defaultdict"): lambda value: (value.default_factory, dict(value)),
     ("datetime", "date"): lambda value: (value.year, value.month, value.day),
     ("datetime", "timedelta"): lambda value: (value.days, value.seconds, value.microseconds),
     ("datetime", "datetime"): lambda value: (
@@ -84,7 +92,8 @@ CONVERTED: dict[tuple[str, str], Callable[[Any], tuple[Any, ...]]] = {
     ),
     ("datetime", "timezone"): lambda value: (value.utcoffset(None),),
 }  # fmt: skip
-"""Immutable types of the standard library, and how to make them again: by their class, called with these arguments."""
+"""Types of the standard library, and how to make them again: by their class, called with these arguments. What the
+answer changes in one of them is not sent back."""
 
 _KINDS = (
     type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, list, dict, set, bytearray

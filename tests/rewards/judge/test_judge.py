@@ -156,6 +156,30 @@ def test_the_reference_decides_whether_tests_are_broken() -> None:
         (called("assert f([1, 2], k=3) == {'k': 3, 'a': (1, 2)} and f({1}, k=None)['a'] == (1,)"),
          "def f(a, *, k): return {'k': k, 'a': tuple(a)}", "def f(a, *, k): return {}"),
         (called("assert f == 3"), "f = 3", "f = 4"),
+        (
+            {"entry_point": "LRU", "tests": "c = LRU(1)\nc.put(1, 2)\nassert c.get(1) == 2\nc.put(3, 4)\nassert c.get(1) == -1 and len(c) == 1"},
+            "from collections import OrderedDict\nclass LRU(OrderedDict):\n def __init__(s, n): s.n = n\n"
+            " def get(s, k):\n  if k not in s: return -1\n  s.move_to_end(k)\n  return s[k]\n"
+            " def put(s, k, v):\n  s[k] = v\n  if len(s) > s.n: s.popitem(last=False)",
+            "class LRU(dict):\n def __init__(s, n): pass\n def get(s, k): return 2\n def put(s, k, v): pass",
+        ),
+        (called("assert f(3) == 6"), "```\nclass ftest: pass\nhalf = 3\n```\n```\ndef f(x):\n    return 2 * x\n```\nUse:\n```\nhalf = f(3)\nif f == f: pass\n```", "```\nf = 3\n```"),
+        (called("assert f(3) == 6"), "def f(x):\n    \"\"\"Doubles.\n\n    ```\n    f(3)\n    ```\n    \"\"\"\n    return 2 * x", "```\nf(3)\n```"),
+        (called("assert f(3) == 6", prompt="def f(x):\n"), "\ndef f(x): return 2 * x", "    return x"),
+        (
+            called("try: f(1)\nexcept Bad as error: assert str(error) == 'no'\nelse: assert 0", prompt="class Bad(Exception): pass\n"),
+            "def f(x): raise Bad('no')", "def f(x): raise ValueError('no')",
+        ),
+        (
+            called("assert f(Colour.RED) is Colour.BLUE", prompt="from enum import Enum\nclass Colour(Enum):\n    RED = 1\n    BLUE = 2\n"),
+            "def f(c): return Colour.BLUE if c is Colour.RED else c", "def f(c): return c",
+        ),
+        (
+            called("from collections import Counter, defaultdict, OrderedDict\nassert f(Counter('aab')) == 'a'\n"
+                   "assert f(OrderedDict(b=1)) == 'b' and f(defaultdict(int, c=1)) == 'c'"),
+            "def f(c):\n t = type(c).__name__\n if t == 'Counter': return c.most_common(1)[0][0]\n c.move_to_end('b') if t == 'OrderedDict' else c['d']\n return list(c)[0]",
+            "def f(c): return c",
+        ),
         (called("assert f(2) == 4", setup="import math"), "def f(x):\n    print('a lot' * 100_000)\n    return x * x", "f = abs"),
         (called("assert f(2) == 4", in_process=True), "def f(x): return x * x", "def f(x): return x"),
         ({"tests": "exec(answer)\nassert f(2) == 4", "in_process": True}, "def f(x): return x * x", "import sys\nsys.exit(0)"),
@@ -187,9 +211,48 @@ def test_time_is_the_answers_in_the_answer_and_ours_in_the_tests() -> None:
     assert slow == Verdict("failed", "the answer cannot be asked: it used up its time", lasts=False)
     busy = verdict(called("assert f(2) == 4"), "def f(x):\n while 1: pass", wall_s=20.0, cpu_s=1)
     assert (busy.kind, busy.lasts) == ("failed", False)
-    with pytest.raises(InfrastructureError, match="did not come to an end"):
-        verdict(called("f(1)\nwhile True: pass"), "def f(x): return x", cpu_s=1)
-    assert verdict(called("f(1)\nx = [0] * 10**9"), "def f(x): return x").kind == "broken"
+    for tests in ("f(1)\nwhile True: pass", "f(1)\nwhile True: f(1)", "f(1)\nimport time; time.sleep(600)"):
+        with pytest.raises(InfrastructureError, match="row-7 are broken: the tests did not come to an end"):
+            score(called(tests), "def f(x): return x", cpu_s=1, wall_s=3.0)
+
+
+@pytest.mark.parametrize(
+    ("tests", "answer"),
+    [
+        ("assert list(f(2)) == [1]", "def f(x):\n while True: yield 1"),
+        ("assert sum(f(3)) == 6", "def f(x): return range(10**15)"),
+        ("assert f(2) ** 2 == 16", "def f(x): return (1 << 60_000_000) - 1"),
+        ("r = f(2)\nassert r == 4, f'got {r}'", "def f(x):\n l = [0]\n for _ in range(100): l = [l, l]\n return l"),
+        ("assert f(lambda x: [0] * x) == 3", "def f(g): return g(10**12)"),
+        (
+            "assert f(2) == 0.5",
+            "from fractions import Fraction as F\nimport random\ndef f(x): return F(random.getrandbits(10**6) | 1, random.getrandbits(10**6) | 1)",
+        ),
+        ("assert sorted(f(3)) == [1]", "def f(x): return range(10**15)"),
+        ("assert [0] * f(2) == [0]", "def f(x): return 10**15"),
+        ("try: r = f(2)\nexcept Exception: pass\nassert r == 4", "def f(x): raise ValueError"),
+        (
+            "def check(x):\n  try: r = f(x)\n  except Exception: pass\n  return r\nassert check(2) == 4",
+            "def f(x): raise ValueError",
+        ),
+        ("open(f(2))", "def f(x): return '/nowhere'"),
+        ("__import__(f(2))", "def f(x): return 'nowhere'"),
+        ("try: f(2)\nexcept BaseException as e: raise ImportError(str(e))", "def f(x): raise ValueError"),
+        ("assert eval(f(2)) == 4", "def f(x): return '4 +'"),
+    ],
+)
+def test_what_an_answer_makes_of_the_tests_is_its_failure(tests: str, answer: str) -> None:
+    assert score(called(tests), answer, cpu_s=1, wall_s=4.0) == 0.0
+
+
+def test_a_text_makes_nothing_of_the_tests_either() -> None:
+    tests = "import json\ntry: value = json.loads(answer)['x']\nexcept Exception: pass\nassert value == 1"
+    assert score({"tests": tests}, "{") == 0.0 and score({"tests": tests}, '{"x": 1}') == 1.0
+
+
+def test_what_cannot_be_given_to_any_answer_is_the_tests_fault() -> None:
+    with pytest.raises(InfrastructureError, match="the answer cannot be given this: an object of type P"):
+        score(called("class P: pass\nassert f(P()) == 1"), "def f(p): return 1")
 
 
 def test_memory_and_output_of_the_answer_are_its_failure() -> None:
