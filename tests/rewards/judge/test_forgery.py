@@ -153,6 +153,26 @@ ALMOST = {
     "tests": "import unittest\nclass T(unittest.TestCase):\n  def test(self):\n    self.assertAlmostEqual(f(2), 4)\n    self.assertIn(4, [f(2)])\n    self.assertGreater(f(2), 3)",
 }
 AGREES = f"class E:\n  {EQUAL}\n  __sub__ = __rsub__ = __add__ = __mod__ = lambda *_: 0.0\n  __abs__ = lambda s: s\n  __round__ = lambda *_: 0\ndef f(x): return E()"
+NODE = "class Node:\n  def __init__(self, v): self.v = v\n  def equals(self, other): return self.v == other.v\n  def size(self): return 1\n"
+TRUSTED = {"entry_point": "f", "prompt": NODE, "tests": "assert f(3).equals(Node(9))"}
+ARGUMENT = {"entry_point": "f", "prompt": NODE, "tests": "n = Node(1)\nf(n)\nassert n.size() == 5"}
+SHOWN = {
+    "entry_point": "f",
+    "tests": "assert f('x').startswith('abc') and f('y').issubset({1, 2}) and f('z').equals([1])",
+}
+CHECKED = {"entry_point": "f", "tests": "def check(candidate):\n    assert candidate(4) == 8\n"}
+NAMED = {"entry_point": "f", "tests": "print(f.__name__)\ndef check(candidate):\n    assert candidate(4) == 8\n"}
+CASE = {
+    "entry_point": "f",
+    "tests": "import unittest\nclass T(unittest.TestCase):\n  def test(self): self.assertEqual(f(1), 1)",
+}
+TAKEN = {"entry_point": "f", "tests": "assert f(lambda x: x + 1, [1, 2]) == [2, 3]"}
+TAKE = (
+    "from rewards.judge.proxy import _ask, Proxy\ndef ga(p, n): return _ask(p, 'call', '__getattribute__', (n,), {})\n"
+    "def f(x, *more):\n  if type(x) is Proxy:\n    try:\n      obj = ga(ga(x, '__class__'), '__mro__')[-1]\n"
+    "      for c in ga(obj, '__subclasses__')():\n        if type(c) is Proxy and ga(c, '__name__') == 'Proxy':\n"
+    "          _ask(c, 'call', '__setattr__', ('__eq__', lambda *a: True), {})\n    except Exception: pass\n  return lambda: 0"
+)
 COMPARED = {
     "entry_point": "f",
     "tests": "assert sorted([f(2), 1]) == [1, 4]\nassert {f(2): 1} == {4: 1}\nassert [f(2)] == [4]",
@@ -166,6 +186,18 @@ OTHERS = {
     "a function that is no longer the same": (CALLED, "def f(ask):\n  ask.__call__ = lambda x: 10\n  return ask(1)"),
     "what a function is given": (CALLED, f"class E(int):\n  {EQUAL}\n  __hash__ = int.__hash__\ndef f(ask): return ask(E(0))"),
     "operators of an object": (TOOK, f"class E:\n  {EQUAL}\n  __str__ = lambda s: '3'\n  __add__ = lambda *_: 4\ndef f(x): return E()"),
+    "a value in the place of a function": (CHECKED, "f = 3"),
+    "a built-in function": (CHECKED, "f = len"),
+    "a value in the place of a function, for a test case": (CASE, "f = None"),
+    "a name that is asked first": (NAMED, "def f(x): return 0"),
+    "a trusted class's method": (TRUSTED, "def f(x):\n  n = Node(0)\n  n.equals = lambda o: True\n  return n"),
+    "the method of an argument": (ARGUMENT, "def f(n): n.size = lambda: 5"),
+    "methods of plain values": (SHOWN, "class E: __getattr__ = lambda s, n: (lambda *a: True)\ndef f(x): return E()"),
+    "all classes of the judge": (TAKEN, TAKE),
+    "an answer that asks while it is read": (
+        CHECKED, "import rewards.judge.peer as p\nclass E:\n  def __iter__(s): return iter(['value', f, 0])\n"
+        "p.Peer._answered = lambda self, answer, first, shared: (lambda e: (e.write(E()), e.message())[1])(p.Encoder(self, shared))\ndef f(x): return 8",
+    ),
     "a difference that is always nothing": (NEAR, AGREES),
     "a class in the place of a function": (NEAR, AGREES.replace("def f(x): return E()", "class f:\n  def __new__(cls, x): return E()")),
     "a container of everything": (FOUND, AGREES),
