@@ -23,7 +23,7 @@ from rewards.judge.answer_side import code_of
 from rewards.judge.rows import Judged
 from rewards.judge.runtime import entry, sources
 from rewards.judge.tests_side import BROKEN, FAILED, PASSED
-from rewards.sandbox.sandbox import Outcome, Program, Sandbox
+from rewards.sandbox.sandbox import Outcome, Program, Sandbox, queued_s
 
 VERDICTS = 4096
 REPORT_BYTES = 4096
@@ -54,7 +54,7 @@ class Judge:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._verdicts: OrderedDict[tuple[Judged, str], asyncio.Task[Verdict]] = OrderedDict()
+        self._verdicts: OrderedDict[tuple[Judged, str], asyncio.Task[tuple[Verdict, float]]] = OrderedDict()
 
     async def __call__(self, row: Judged, answer: str | None, task: str = "") -> float:
         """1.0 if the answer passes the tests, else 0.0; no answer scores 0.
@@ -86,16 +86,24 @@ class Judge:
         key = (row, answer)
         verdict = self._verdicts.get(key)
         if verdict is None:
-            verdict = self._verdicts[key] = asyncio.create_task(judge(self._sandbox, row, answer))
+            verdict = self._verdicts[key] = asyncio.create_task(_timed(self._sandbox, row, answer))
             verdict.add_done_callback(partial(self._forget_unless_lasting, key))
             while len(self._verdicts) > VERDICTS:
                 self._verdicts.popitem(last=False)
-        return await asyncio.shield(verdict)
+        found, waited_s = await asyncio.shield(verdict)
+        queued_s.set(queued_s.get() + waited_s)
+        return found
 
-    def _forget_unless_lasting(self, key: tuple[Judged, str], verdict: asyncio.Task[Verdict]) -> None:
+    def _forget_unless_lasting(self, key: tuple[Judged, str], verdict: asyncio.Task[tuple[Verdict, float]]) -> None:
         failed = verdict.cancelled() or verdict.exception() is not None
-        if failed or not verdict.result().lasts:
+        if failed or not verdict.result()[0].lasts:
             self._verdicts.pop(key, None)
+
+
+async def _timed(sandbox: Sandbox, row: Judged, answer: str) -> tuple[Verdict, float]:
+    """A verdict, and the seconds that it waited for a free slot: this is a task of its own, with its own count."""
+    queued_s.set(0.0)
+    return await judge(sandbox, row, answer), queued_s.get()
 
 
 async def judge(sandbox: Sandbox, row: Judged, answer: str) -> Verdict:

@@ -1,7 +1,8 @@
-"""A control group for each execution, where this process may make some: it counts all memory, also the kernel's.
+"""A control group for each execution, where this process may make some: it counts memory, also most of the kernel's.
 
 The groups are children of this process's own. Version 2 needs the controllers `memory` and `pids` delegated to it;
 version 1 needs its hierarchies of both writable. `cpu` is used where it is there: executions then get equal shares.
+Version 1 counts the buffers of TCP and UDP apart, under a limit of the same size that UDP may exceed for a while.
 Without groups we count (`rewards.sandbox.counting`), which misses the kernel's buffers.
 """
 
@@ -35,9 +36,9 @@ class Cgroup:
         """Raises OSError."""
         self._version = parents.version
         self._folders = {controller: folder / name for controller, folder in parents.folders.items()}
-        for folder in self.folders:
-            folder.mkdir()
         try:
+            for folder in self.folders:
+                folder.mkdir()
             self._limit(memory + OWN_BYTES, processes + 1)
         except OSError:
             self.remove()
@@ -72,9 +73,10 @@ class Cgroup:
         for name, value in limits.items():
             (self._folders["memory"] / name).write_text(str(value))
         (self._folders["pids"] / "pids.max").write_text(str(processes))
-        for name in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
-            with contextlib.suppress(OSError):  # absent without swap
-                (self._folders["memory"] / name).write_text("0" if "max" in name else str(memory))
+        others = {"memory.memsw.limit_in_bytes": memory, "memory.swap.max": 0, "memory.kmem.tcp.limit_in_bytes": memory}
+        for name, value in others.items():
+            with contextlib.suppress(OSError):  # of the other version, or without swap
+                (self._folders["memory"] / name).write_text(str(value))
 
 
 @functools.cache

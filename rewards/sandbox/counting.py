@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,25 @@ def takes_more(first: int, memory: int) -> bool:
     """Whether process `first` of a pid namespace and all others in it take more than `memory` bytes, or too many
     files."""
     return sum(map(_anonymous, _below(first))) > memory or _inodes(first) > MAX_INODES
+
+
+def unlinked(first: int) -> int:
+    """The bytes of files without a name that process `first` and those below it hold open."""
+    held: dict[tuple[int, int], int] = {}
+    for pid in _below(first):
+        for entry in _entries(Path("/proc", str(pid), "fd")):
+            with contextlib.suppress(OSError):
+                file = os.stat(entry)
+                if stat.S_ISREG(file.st_mode) and not file.st_nlink:
+                    held[file.st_dev, file.st_ino] = file.st_blocks * 512
+    return sum(held.values())
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(folder)]
+    except OSError:
+        return []
 
 
 def _below(pid: int) -> Iterator[int]:

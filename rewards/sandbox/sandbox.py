@@ -28,6 +28,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -43,7 +44,7 @@ from rewards.sandbox.packages import package_binds
 from rewards.sandbox.shell import Command, Shell
 from rewards.sandbox.spec import BOOT, PROGRAM, PROGRAM_APART, Program, sealed_memfd, spec_file
 from rewards.sandbox.tree import Execution, Outcome, Tree, infrastructure
-from rewards.sandbox.users import Users
+from rewards.sandbox.users import users
 from rewards.sandbox.workspace import Workspace
 
 __all__ = ["Command", "Execution", "Outcome", "Program", "Sandbox", "Shell", "Workspace", "queued_s"]
@@ -68,7 +69,7 @@ class Sandbox:
         self.config = config
         self._slots = asyncio.Semaphore(config.concurrency)
         self._isolated = config.kind == "bubblewrap"
-        self._users = Users()
+        self._users = users()
         self._binds: dict[str, str] | None = None
 
     def require(self) -> None:
@@ -89,23 +90,25 @@ class Sandbox:
         async with self._slot():
             program = Program(source=code, stdin=stdin)
             execution = await self._execute(program, self.config.wall_s, workspace=workspace)
-            if workspace is not None and await workspace.bytes() > self.config.workspace_mb * _MIB:
+            if workspace is not None and not await workspace.has_room(self.config.workspace_mb * _MIB):
                 return dataclasses.replace(execution, outcome=Outcome.MEMORY, stderr=_FULL)
             return execution
 
     @contextlib.asynccontextmanager
     async def workspace(self, prepared: Path | None = None) -> AsyncIterator[Workspace]:
         """A folder for several executions, empty or with what `prepared` holds. Raises OSError: it cannot be made."""
-        made = await Workspace.create(self._users.next() if self._isolated else None, prepared)
-        try:
-            yield made
-        finally:
-            await made.remove()
+        with self._user() as uid:
+            made = await Workspace.create(uid, prepared)
+            try:
+                yield made
+            finally:
+                await made.remove()
 
     @contextlib.asynccontextmanager
     async def shell(self, workspace: Workspace | None = None, lives_s: float = 3600.0) -> AsyncIterator[Shell]:
         """A shell for several commands, in a folder of its own or in a workspace. All its processes end with it."""
-        shell, unneeded = Shell(self.config.output_kb * 1024), asyncio.Event()
+        unneeded = asyncio.Event()
+        shell = Shell(self.config.output_kb * 1024, unneeded)
         running = asyncio.create_task(self._execute(shell.program(), lives_s, unneeded, workspace))
         shell.attach(running)
         try:
@@ -165,19 +168,31 @@ class Sandbox:
                 if workspace is not None:
                     workspace.open()
                 work = "/" if self._isolated else str(folder or stack.enter_context(_unsafe_folder()))
-                tree = self._start(program, work, workspace)
+                uid = workspace.uid if workspace else stack.enter_context(self._user())
+                tree = self._start(program, work, uid, workspace)
             except (OSError, ValueError) as error:
                 return infrastructure(f"cannot start: {error}", started)
+            finally:
+                for file in program.files:
+                    file.close()
             room = None if workspace is None else self._has_room(workspace)
             return await tree.attend(wall_s, started, unneeded, room)
 
     def _has_room(self, workspace: Workspace) -> Callable[[], Awaitable[bool]]:
         async def has_room() -> bool:
-            return await workspace.bytes() <= self.config.workspace_mb * _MIB
+            return await workspace.has_room(self.config.workspace_mb * _MIB)
 
         return has_room
 
-    def _start(self, program: Program, cwd: str, workspace: Workspace | None) -> Tree:
+    @contextlib.contextmanager
+    def _user(self) -> Iterator[int | None]:
+        number = self._users.take() if self._isolated else None
+        try:
+            yield number
+        finally:
+            self._users.give_back(number)
+
+    def _start(self, program: Program, cwd: str, uid: int | None, workspace: Workspace | None) -> Tree:
         with contextlib.ExitStack() as passed:
 
             def closing(fd: int) -> int:
@@ -190,8 +205,6 @@ class Sandbox:
             with contextlib.ExitStack() as passed_on:
                 passed_on.enter_context(_closed_on_error(host))
                 cgroup = passed_on.enter_context(_removed_on_error(self._cgroup()))
-                uid = self._users.next() if self._isolated else None
-                uid = workspace.uid if workspace else uid
                 place = PROGRAM_APART if workspace and self._isolated else PROGRAM
                 spec = closing(spec_file(program, **self._limits(guest.fileno(), uid), place=place))
                 prefix: list[str] = []
@@ -212,8 +225,6 @@ class Sandbox:
                     pass_fds=(spec, guest.fileno(), *for_bubblewrap, *program.descriptors()),
                     start_new_session=True, cwd=cwd, env=bubblewrap.ENVIRONMENT,
                 )  # fmt: skip
-                for file in program.files:
-                    file.close()
                 return Tree(process, host, isolated=self._isolated, cgroup=cgroup, limits=self.config)
 
     def _prefix(self, files: Sequence[int], own_user: bool, waits: bool, work: Path | None) -> list[str]:
@@ -252,7 +263,7 @@ class Sandbox:
         found = cgroups.parents() if self._isolated else None
         if found is None:
             return None
-        name = f"{cgroups.PREFIX}{os.getpid()}-{next(_numbers)}"
+        name = f"{cgroups.PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{next(_numbers)}"
         return cgroups.Cgroup(found, name, self.config.memory_mb * _MIB, self.config.processes)
 
 
@@ -262,7 +273,7 @@ def isolation(config: SandboxConfig) -> str:
         return "none"
     found = cgroups.parents()
     counted = f"cgroup v{found.version} ({', '.join(found.folders)})" if found else "memory counted every 50 ms"
-    return f"bubblewrap, {counted}, {'a user each' if Users().range else 'one user for all'}"
+    return f"bubblewrap, {counted}, {'a user each' if users().range else 'one user for all'}"
 
 
 @contextlib.contextmanager

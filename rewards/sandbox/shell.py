@@ -46,8 +46,11 @@ class Command:
 class Shell:
     """One living shell; `Sandbox.shell` makes it and ends it."""
 
-    def __init__(self, output_bytes: int) -> None:
+    def __init__(self, output_bytes: int, unneeded: asyncio.Event) -> None:
+        """`unneeded` ends the execution when it is set."""
         self._most = output_bytes
+        self._unneeded = unneeded
+        self._turn = asyncio.Lock()
         self._reader, output = _pipe()
         commands, self._writer = _pipe()
         self._inside = (commands, output)
@@ -68,16 +71,26 @@ class Shell:
 
     async def run(self, command: str, wall_s: float) -> Command:
         """Run a command with an empty standard input, and wait until it ends. One that takes too long, or prints too
-        much, ends the shell; nothing else can be told from its background processes.
+        much, ends the shell, because nothing else could be told from what comes later. One command at a time.
 
         Raises:
             InfrastructureError: the sandbox failed.
         """
-        if self._ended is None or self._ended.done():
-            return Command(outcome=Outcome.FAILED, output="the shell has ended", exit_code=None)
+        async with self._turn:
+            if self._ended is None or self._unneeded.is_set() or self._ended.done():
+                if self._ended is not None and self._ended.done():
+                    self._ended.result().raise_for_infrastructure()
+                return Command(outcome=Outcome.FAILED, output="the shell has ended", exit_code=None)
+            ran = await self._run(command, wall_s)
+            if ran.exit_code is None:
+                self._unneeded.set()
+                (await asyncio.shield(self._ended)).raise_for_infrastructure()
+            return ran
+
+    async def _run(self, command: str, wall_s: float) -> Command:
         token = secrets.token_hex(8)
-        script = f"eval {shlex.quote(command)} </dev/null\nprintf '\\n%s:%d\\n' {token} $?\n"
-        end = re.compile(rf"\n{token}:(\d+)\n".encode())
+        script = f"eval {shlex.quote(command)} </dev/null\nbuiltin printf '\\n%s:%d\\n' {token} $?\n"
+        end = re.compile(rf"\n{token}:(\d{{1,3}})\n".encode())
         shown, self._early = self._early, bytearray()
         try:
             async with asyncio.timeout(wall_s):
@@ -93,9 +106,7 @@ class Shell:
             return Command(outcome=Outcome.OK if code == 0 else Outcome.FAILED, output=text, exit_code=code)
         if len(shown) > self._most:
             return Command(outcome=Outcome.OUTPUT_LIMIT, output=self._text(shown), exit_code=None)
-        ended = (await asyncio.shield(self._ended)).raise_for_infrastructure()
-        outcome = Outcome.FAILED if ended.outcome is Outcome.OK else ended.outcome
-        return Command(outcome=outcome, output=self._text(shown), exit_code=None)
+        return Command(outcome=Outcome.FAILED, output=self._text(shown), exit_code=None)
 
     def close(self) -> None:
         for file in (self._reader, self._writer, *self._inside):

@@ -19,7 +19,7 @@ from typing import Any
 from rewards.errors import InfrastructureError
 from rewards.sandbox.cgroups import Cgroup
 from rewards.sandbox.config import SandboxConfig
-from rewards.sandbox.counting import takes_more
+from rewards.sandbox.counting import takes_more, unlinked
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _READY = b"READY\n"
 _STATUS_BYTES = 4096
 _REAP_S = 10.0
 _DRAIN_S = 2.0
-_COUNT_S, _OOM_S = 0.05, 0.5
+_COUNT_S, _OOM_S, _LOOK_S = 0.05, 0.5, 10.0
 _MEMORY_EXIT = 86
 _SIGNALLED = 128
 """bubblewrap exits with so much more than the number of the signal that ended the program."""
@@ -90,7 +90,8 @@ class Tree:
         self._broken: str | None = None
         self._too_much = False
         self._has_room: Callable[[], Awaitable[bool]] | None = None
-        self._look_again = 0.0
+        self._look: asyncio.Future[bool] | None = None
+        self._looked = 0.0
         self._first = 0
         try:
             # Signals go through pidfds, which never refer to a later process with the same pid.
@@ -127,6 +128,8 @@ class Tree:
             self._stopped = stopped.done() and not ended.done()
             flooded.cancel()
             stopped.cancel()
+            if self._look is not None:
+                self._look.cancel()
             try:
                 reaped = await _to_the_end(self._reap({ended, reading, *readers}))
             finally:
@@ -149,16 +152,19 @@ class Tree:
         while (left_s := deadline - time.monotonic()) > 0 and not self._broken:
             tick = _COUNT_S if self._cgroup is None else _OOM_S
             done, _ = await asyncio.wait(ends, timeout=min(left_s, tick), return_when=asyncio.FIRST_COMPLETED)
-            if done or self._takes_too_much() or not await self._has_space():
+            if done or self._takes_too_much() or not self._has_space():
                 return True
         return False
 
-    async def _has_space(self) -> bool:
-        """Whether the workspace has room left. It is looked at about as often as a group's memory."""
-        if self._has_room is None or (now := time.monotonic()) < self._look_again:
+    def _has_space(self) -> bool:
+        """Whether the workspace has room left, as far as is known: somebody looks all the time. A look that takes long
+        means that there are too many files."""
+        if self._has_room is None:
             return True
-        self._look_again = now + _OOM_S
-        self._too_much = not await self._has_room()
+        if self._look is None or (self._look.done() and not self._look.cancelled() and self._look.result()):
+            self._look, self._looked = asyncio.ensure_future(self._has_room()), time.monotonic()
+        self._too_much = self._look.done() or time.monotonic() - self._looked > _LOOK_S
+        self._too_much |= unlinked(self._first) > self._limits.workspace_mb << 20
         return not self._too_much
 
     def _takes_too_much(self) -> bool:

@@ -1,4 +1,4 @@
-"""A user for each execution, so that what the kernel counts per user is never shared by two of them.
+"""A user for each execution, so that what the kernel counts per user is not shared by two of them.
 
 The kernel counts processes, the buffers of pipes, descriptors in flight and inotify instances per user. Root can give
 every execution a number of its own, of a range that nobody else should use; executions of several containers on one
@@ -7,29 +7,47 @@ machine may meet in it. An ordinary user has one number only, which all executio
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import deque
 from pathlib import Path
 
 FIRST = 1 << 30
 """The first of the numbers. Login users and the ranges of rootless containers lie far below."""
-SLOTS = 256
-"""Numbers of one process. One is used again by the execution that comes SLOTS later."""
+SLOTS = 512
+"""Numbers of one process."""
 _LARGEST_PID = 1 << 22
 
 
 class Users:
-    """The numbers that this process gives its executions."""
+    """The numbers that this process gives its executions, shells and workspaces."""
 
     def __init__(self) -> None:
         self.range = _range() if os.geteuid() == 0 else None
-        self._next = 0
+        self._free = deque(self.range or ())
 
-    def next(self) -> int | None:
-        """The next number; None where there is one user only."""
+    def take(self) -> int | None:
+        """A number that nothing else of this process has; None where there is one user only.
+
+        Raises:
+            OSError: all are taken.
+        """
         if self.range is None:
             return None
-        self._next = (self._next + 1) % SLOTS
-        return self.range[self._next]
+        if not self._free:
+            raise OSError(f"{SLOTS} executions, shells and workspaces of this process have a user each: end some")
+        return self._free.popleft()
+
+    def give_back(self, number: int | None) -> None:
+        """Nothing has this number any longer. It is the last one to be taken again."""
+        if number is not None:
+            self._free.append(number)
+
+
+@functools.cache
+def users() -> Users:
+    """The numbers of this process."""
+    return Users()
 
 
 def _range() -> range | None:

@@ -8,13 +8,18 @@ programs have one user, so that they own what earlier ones wrote.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 TOOL_S = 600.0
+MAX_FILES = 1 << 17
+"""Files and folders of a workspace."""
 
 
 class Workspace:
@@ -53,18 +58,26 @@ class Workspace:
         """Let the next program in, whatever rights the last one has left on the folder."""
         self.path.chmod(0o755)
 
-    async def bytes(self) -> int:
-        """What its files take, in bytes."""
-        try:
-            return int((await _tool("du", "-sx", "-B1", "--", str(self.path))).split()[0])
-        except (OSError, ValueError, IndexError):
-            return 0  # a file vanished meanwhile; the next look counts again
+    async def has_room(self, most: int) -> bool:
+        """Whether its files take at most so many bytes, and are not too many. One that cannot be looked at has none."""
+        for limit, option in ((most, "-B1"), (MAX_FILES, "--inodes")):
+            try:
+                # du fails, but prints its sum, if a file vanishes meanwhile.
+                shown = (await asyncio.to_thread(_run, ["du", "-sx", option, "--", str(self.path)])).stdout
+                if int(shown.split()[0]) > limit:
+                    return False
+            except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+                return False
+        return True
 
     async def remove(self) -> None:
         """Remove it with all that is in it, however deep and whatever its rights are."""
-        if os.geteuid() != 0:
-            await asyncio.to_thread(_run, ["chmod", "-R", "u+rwX", "--", str(self.path)])
-        await asyncio.to_thread(_run, ["rm", "-rf", "--", str(self.path.parent)])
+        try:
+            if os.geteuid() != 0:
+                await asyncio.to_thread(_run, ["chmod", "-R", "u+rwX", "--", str(self.path)])
+            await asyncio.to_thread(_run, ["rm", "-rf", "--", str(self.path.parent)])
+        except subprocess.TimeoutExpired:
+            log.error("sandbox: the workspace %s could not be removed in %g s", self.path.parent, TOOL_S)
 
 
 async def _tool(*command: str) -> str:

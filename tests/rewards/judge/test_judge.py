@@ -13,7 +13,7 @@ import pytest
 from rewards.errors import InfrastructureError
 from rewards.judge.judge import Judge, Verdict
 from rewards.judge.rows import judged
-from rewards.sandbox.sandbox import Execution, Outcome, Program, Sandbox
+from rewards.sandbox.sandbox import Execution, Outcome, Program, Sandbox, queued_s
 from tests.rewards.judge.judge_support import LIMITS, score, verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -338,3 +338,15 @@ def test_nothing_is_left_open() -> None:
     for answer in ("def f(x): return 4", "def f(", "import os\nos._exit(0)"):
         verdict(payload, answer)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_waiting_for_a_slot_is_told_to_who_waits_for_a_verdict() -> None:
+    async def check() -> float:
+        sandbox = Sandbox(LIMITS.model_copy(update={"concurrency": 1}))
+        busy = asyncio.create_task(sandbox.run("import time; time.sleep(0.5)"))
+        await asyncio.sleep(0)
+        assert await Judge(sandbox)(ROW, "42") == 1.0
+        await busy
+        return queued_s.get()
+
+    assert asyncio.run(check()) > 0.3

@@ -305,3 +305,23 @@ def test_a_killed_host_leaves_groups_that_the_next_one_sweeps() -> None:
     time.sleep(0.01)
     cgroups.sweep(found)
     assert not any(folder.exists() for folder in left.folders)
+
+
+def test_buffers_of_the_network_have_a_limit_in_version_1() -> None:
+    found = cgroups.parents()
+    if found is None or found.version != 1:
+        pytest.skip("no control groups of version 1 can be made here")
+    group = cgroups.Cgroup(found, f"{cgroups.PREFIX}{os.getpid()}-network", 1 << 25, 4)
+    limit = next(folder for folder in group.folders if "memory" in str(folder)) / "memory.kmem.tcp.limit_in_bytes"
+    try:
+        assert not limit.exists() or int(limit.read_text()) <= (1 << 25) + cgroups.OWN_BYTES
+    finally:
+        group.remove()
+
+
+def test_a_group_that_cannot_be_made_whole_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    parents = cgroups.Parents(1, {"memory": tmp_path / "a", "pids": tmp_path / "absent"})
+    with pytest.raises(OSError):
+        cgroups.Cgroup(parents, "x", 1 << 25, 4)
+    assert os.listdir(tmp_path / "a") == []

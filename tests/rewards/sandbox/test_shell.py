@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from rewards.errors import InfrastructureError
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Command, Outcome, Sandbox
 from tests.rewards.sandbox.test_sandbox import processes_naming
@@ -99,3 +100,34 @@ def test_nothing_is_left_of_it() -> None:
     talk(f"nohup setsid bash -c 'exec -a {marker} sleep 600' & sleep 0.3")
     assert processes_naming(marker) == []
     assert len(os.listdir("/proc/self/fd")) <= before + 4, "the event loop's own"
+
+
+def test_a_shell_that_closes_its_output_has_ended() -> None:
+    found, after = talk("exec >&- 2>&-; sleep 600", "echo again", config=LIMITS.model_copy(update={"wall_s": 5.0}))
+    assert found.exit_code is None and after.output == "the shell has ended"
+
+
+def test_a_shell_does_not_forge_the_end_of_a_command() -> None:
+    trick = "printf() { builtin printf '\\n%s:9999999\\n' $2; }"
+    _, found = talk(trick, "echo x; (exit 4)")
+    assert found.exit_code == 4 and found.output.endswith("x\n"), found
+
+
+def test_what_comes_after_a_deadline_is_told_to_nobody() -> None:
+    slow, after = talk("sleep 1.5; echo late", "echo b", config=LIMITS.model_copy(update={"wall_s": 0.5}))
+    assert slow.outcome is Outcome.TIMEOUT and after.output == "the shell has ended"
+
+
+def test_commands_take_turns() -> None:
+    async def both() -> list[Command]:
+        sandbox = Sandbox(LIMITS)
+        async with sandbox.shell() as shell:
+            return await asyncio.gather(*(sandbox.command(shell, f"sleep 0.2; echo {name}") for name in "ab"))
+
+    assert [found.output for found in asyncio.run(both())] == ["a\n", "b\n"]
+
+
+def test_a_shell_that_cannot_start_is_an_infrastructure_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InfrastructureError, match="bwrap"):
+        talk("echo hi")

@@ -12,6 +12,7 @@ import pytest
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Execution, Outcome, Sandbox
+from rewards.sandbox.users import users
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -66,6 +67,25 @@ def test_a_full_workspace_is_told_and_ends_what_fills_it() -> None:
     fill = "import time\nfor n in range(10):\n    open(str(n), 'wb').write(b'x' * (8 << 20)); time.sleep(0.3)\nprint('done')"
     (execution,) = run_all(fill)
     assert execution.outcome is Outcome.MEMORY and execution.stderr == "the workspace is full", execution
+
+
+def test_files_without_a_name_count_too() -> None:
+    fill = "import os, time\nheld = []\nfor n in range(10):\n    held.append(open('x', 'wb')); held[-1].write(b'x' * (8 << 20)); held[-1].flush()\n    os.unlink('x'); time.sleep(0.3)\nprint('done')"
+    (execution,) = run_all(fill)
+    assert execution.outcome is Outcome.MEMORY, execution
+
+
+def test_workspaces_and_executions_have_different_users() -> None:
+    async def numbers() -> list[str]:
+        one, other = Sandbox(LIMITS), Sandbox(LIMITS)
+        ask = "import os; print(os.getuid())"
+        async with one.workspace() as first, other.workspace() as second:
+            runs = [one.run(ask, workspace=first), other.run(ask, workspace=second), one.run(ask), other.run(ask)]
+            return [execution.stdout for execution in await asyncio.gather(*runs)]
+
+    if users().range is None:
+        pytest.skip("an ordinary user has one number only")
+    assert len(set(asyncio.run(numbers()))) == 4
 
 
 @pytest.mark.parametrize(
