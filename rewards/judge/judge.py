@@ -3,7 +3,14 @@
 The tests run in one sandbox and the answer's program in another; they share no namespace and are joined by a socket,
 over which the tests call the answer (`rewards.judge.peer`). Only our own code in the tests' sandbox can write the
 report. What the answer causes is its failure; tests that cannot be passed are an infrastructure failure that names
-the task.
+the task. Where only a trial can tell, the reference is tried, or an answer that does nothing.
+
+Not covered:
+- A row with `in_process`, in which the answer may do to its tests what it likes.
+- What the tests leave to the answer: how instances of its class compare with each other and with plain values, what its
+  methods say, and arguments that the answer changes before the tests read them again.
+- Objects that do not travel: named tuples and classes with __slots__ of the prompt (the former arrive as tuples, the
+  latter are handles), coroutines, values nested deeper than 150, and changes to a deque.
 """
 
 from __future__ import annotations

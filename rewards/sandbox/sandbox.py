@@ -1,6 +1,6 @@
 """Run untrusted Python: one process tree per execution, isolated by bubblewrap, limited, and killed and reaped whole.
 
-An execution has new user, pid, net, ipc, uts, cgroup and mount namespaces, no network device but loopback, a read-only
+An execution has new pid, net, ipc, uts, cgroup and mount namespaces, no network device but loopback, a read-only
 system, a tmpfs work directory, a scrubbed environment and, where it can be had, a user and a control group of its own.
 Wall time, CPU, memory, processes, files and output are limited. `isolation` says which of this is in force.
 
@@ -11,6 +11,9 @@ Not covered:
 - Without control groups, we count the memory of the whole tree every 50 ms, so a burst may exceed the limit
   between two checks; files on tmpfs, including shared memory, come on top: up to memory_mb in /tmp and again in
   /dev/shm. So do the kernel's buffers of pipes and sockets.
+- Under control groups of version 1, the buffers of UDP sockets may exceed the limit for a while.
+- A workspace lies on this machine's disk and is looked at all the time, but what is written between two looks comes on
+  top of its limit.
 - Without root, all executions of the machine's user share one user: what the kernel counts per user (the buffers of
   pipes, descriptors in flight, inotify instances), one of them can use up.
 - The programs in /usr/bin and the libraries in /usr/lib are readable.
