@@ -48,9 +48,9 @@ from rewards.sandbox.shell import Command, Shell
 from rewards.sandbox.spec import BOOT, PROGRAM, PROGRAM_APART, Program, sealed_memfd, spec_file
 from rewards.sandbox.tree import Execution, Outcome, Tree, infrastructure
 from rewards.sandbox.users import users
-from rewards.sandbox.workspace import Workspace
+from rewards.sandbox.workspace import Prepared, Workspace, prepare
 
-__all__ = ["Command", "Execution", "Outcome", "Program", "Sandbox", "Shell", "Workspace", "queued_s"]
+__all__ = ["Command", "Execution", "Outcome", "Prepared", "Program", "Sandbox", "Shell", "Workspace", "queued_s"]
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +98,20 @@ class Sandbox:
             return execution
 
     @contextlib.asynccontextmanager
-    async def workspace(self, prepared: Path | None = None) -> AsyncIterator[Workspace]:
-        """A folder for several executions, empty or with what `prepared` holds. Raises OSError: it cannot be made."""
+    async def prepared(self, folder: Path) -> AsyncIterator[Prepared]:
+        """A folder from which many workspaces begin, which must end before it. Raises OSError: it cannot be copied."""
         with self._user() as uid:
+            made = await prepare(uid, folder, overlaid=self._isolated)
+            try:
+                yield made
+            finally:
+                await Workspace(made.path, uid).remove()
+
+    @contextlib.asynccontextmanager
+    async def workspace(self, prepared: Path | Prepared | None = None) -> AsyncIterator[Workspace]:
+        """A folder for several executions, empty or with what `prepared` holds. Raises OSError: it cannot be made."""
+        with contextlib.ExitStack() as stack:
+            uid = prepared.uid if isinstance(prepared, Prepared) else stack.enter_context(self._user())
             made = await Workspace.create(uid, prepared)
             try:
                 yield made
@@ -218,8 +229,9 @@ class Sandbox:
                         closing(seccomp.open_filter(shared_memory=cgroup is not None)),
                         closing(sealed_memfd("passwd", bubblewrap.passwd(uid))),
                     ]
-                    folder = workspace.path if workspace else None
-                    prefix = self._prefix(for_bubblewrap, uid is not None, cgroup is not None, folder)
+                    folder = workspace.whole if workspace else None
+                    prefix = workspace.mounting() if workspace else []
+                    prefix += self._prefix(for_bubblewrap, uid is not None, cgroup is not None, folder)
                 # Use subprocess, not asyncio's: uvloop, on which Ray's actors run, forks this process with the locks of
                 # all its threads, and the child may wait for one of them for ever. subprocess uses vfork.
                 process = subprocess.Popen(

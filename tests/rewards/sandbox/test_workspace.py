@@ -63,6 +63,39 @@ def test_a_prepared_folder_is_copied_for_each(tmp_path: Path) -> None:
     assert (tmp_path / "repo" / "deep" / "file").read_text() == "original"
 
 
+@pytest.mark.parametrize("overlaid", [True, False])
+def test_many_begin_from_a_folder_that_is_prepared_once(
+    tmp_path: Path, overlaid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not overlaid:
+        monkeypatch.setattr("rewards.sandbox.workspace.OVERLAY", ("false",))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(b"o" * (4 << 20))
+    (tmp_path / "gone").write_text("x")
+
+    async def members() -> None:
+        sandbox = Sandbox(LIMITS)
+        async with sandbox.prepared(tmp_path) as prepared:
+            if overlaid and not prepared.overlaid:
+                pytest.skip("no overlay can be mounted here")
+            assert prepared.overlaid == overlaid
+            async with sandbox.workspace(prepared) as one, sandbox.workspace(prepared) as other:
+                change = (
+                    "import os\nopen('deep/file', 'r+').write('new'); os.remove('gone'); open('made', 'w').write('m')"
+                )
+                assert (await sandbox.run(change, workspace=one)).outcome is Outcome.OK
+                look = "import os\nprint(open('deep/file').read(3), sorted(os.listdir('.')), os.stat('deep').st_uid == os.getuid())"
+                seen = [(await sandbox.run(look, workspace=each)).stdout for each in (one, other)]
+                assert seen == ["new ['deep', 'made'] True\n", "ooo ['deep', 'gone'] True\n"], seen
+                async with sandbox.shell(one) as shell:
+                    assert (await sandbox.command(shell, "ls; head -c 3 deep/file")).output == "deep\nmade\nnew"
+                holds = [sum(f.stat().st_size for f in each.path.rglob("*") if f.is_file()) for each in (one, other)]
+                assert not overlaid or holds[1] == 0, "only what is changed is held"
+
+    asyncio.run(members())
+    assert left() == [] and (tmp_path / "gone").read_text() == "x"
+
+
 def test_a_full_workspace_is_told_and_ends_what_fills_it() -> None:
     fill = "import time\nfor n in range(10):\n    open(str(n), 'wb').write(b'x' * (8 << 20)); time.sleep(0.3)\nprint('done')"
     (execution,) = run_all(fill)
@@ -115,3 +148,14 @@ def test_without_the_folder_to_copy_it_is_an_error() -> None:
     with pytest.raises(OSError, match="cp: "):
         run_all("", prepared=Path("/nowhere"))
     assert left() == []
+
+
+def test_without_isolation_a_prepared_folder_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("f")
+
+    async def look() -> str:
+        sandbox = Sandbox(LIMITS.model_copy(update={"kind": "unsafe-none"}))
+        async with sandbox.prepared(tmp_path) as prepared, sandbox.workspace(prepared) as workspace:
+            return (await sandbox.run("print(open('file').read())", workspace=workspace)).stdout
+
+    assert asyncio.run(look()) == "f\n" and left() == []
