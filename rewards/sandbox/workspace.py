@@ -41,7 +41,7 @@ class Prepared:
 
 
 async def prepare(uid: int | None, folder: Path, overlaid: bool) -> Prepared:
-    """Copy a folder for workspaces to begin from, `overlaid` if they can be. Raises OSError: there is no such folder."""
+    """Copy a folder for workspaces to begin from, `overlaid` if that can be done. Raises OSError: it is not there."""
     copied = await Workspace.create(uid, folder)
     return Prepared(copied.path, uid, overlaid and await _can_overlay(copied.path))
 
