@@ -84,7 +84,7 @@ class Judged(BaseModel):
         if not "".join(str(test) for test in tests).strip():
             raise ValueError("there are no tests: any answer would pass")
         check_program(program)
-        if entry_point is None and not in_process and (line := executes_the_answer(program)):
+        if entry_point is None and not in_process and (line := executes_text(program)):
             raise ValueError(
                 f"line {line} of the tests runs the answer in their own process, where it can forge its verdict: name "
                 "what they call in entry_point, or accept that with in_process: true"
@@ -130,13 +130,14 @@ def check_program(tests: str) -> None:
         raise ValueError(f"the tests are not Python: {str(error)[:200]}: {tests[:200]!r}") from None
 
 
-def executes_the_answer(tests: str) -> int | None:
-    """The first line that hands `answer` to `exec`, `eval` or `compile`; None if there is none."""
+def executes_text(tests: str) -> int | None:
+    """The first line that hands anything but a constant to `exec`, `eval` or `compile`; None if there is none. Where
+    the tests see nothing but the answer's text, that is what they execute."""
     with warnings.catch_warnings(action="ignore"):
         tree = ast.parse(tests)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in EXECUTES:
-            names = [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
-            if "answer" in names:
+            given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "source")]
+            if not given or not isinstance(given[0], ast.Constant):
                 return node.lineno
     return None

@@ -23,6 +23,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a case without an output": ({"tests": [{"input": "1"}]}, "output"),
     "exec of the answer": ({"tests": "x = 1\nexec(answer)"}, "line 2 .* forge"),
     "eval of the answer": ({"tests": "assert eval(answer.strip()) == 3"}, "in_process: true"),
+    "exec under another name": ({"tests": "code = answer\nexec(code)"}, "line 2 .* forge"),
+    "exec in a function": ({"tests": "def run(code):\n    exec(code)\nrun(answer)"}, "line 2 .* forge"),
     "compile of the answer": ({"tests": "compile(answer + tests, 'x', 'exec')"}, "entry_point"),
 }
 
@@ -41,6 +43,8 @@ def test_rows_that_are_fine() -> None:
         == "import math\nf(1)\nf(2)"
     )
     assert judged({"tests": "exec(answer)", "in_process": True}).in_process
+    assert judged({"tests": "exec('x = 4')\nassert answer == str(x)"}).entry_point is None
+    assert judged({"tests": "assert f(eval(str(1))) == 1", "entry_point": "f"}).entry_point == "f"
     assert [case.output for case in judged({"tests": [{"input": "1", "output": "2"}]}).cases] == ["2"]
 
 
