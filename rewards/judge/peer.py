@@ -60,6 +60,7 @@ class Peer(Side):
         self.lost: str | None = None
         self.operators = False
         self.untravelled = False
+        self._served = 0
         self._reading = False
         self.raised: list[BaseException] = []
         self._fd = fd
@@ -97,7 +98,7 @@ class Peer(Side):
             kind, data = self._receive()
             started = time.monotonic()
             if kind == b"Q":
-                self.requests += 1
+                self._served += 1
                 self._check_requests()
                 self._serve(data)
                 self._spend(time.monotonic() - started)
@@ -121,7 +122,7 @@ class Peer(Side):
             raise self._lose("what it sent is no message")
 
     def _check_requests(self) -> None:
-        if self.requests > MAX_REQUESTS:
+        if self.requests + self._served > MAX_REQUESTS:
             raise self._lose(f"it was asked, or asked itself, more than {MAX_REQUESTS} times")
 
     def serve(self) -> None:
