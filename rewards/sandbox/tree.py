@@ -171,7 +171,8 @@ class Tree:
         """Whether the memory is used up. A group's kernel ends one process then, and the others would go on."""
         if self._cgroup is not None:
             self._too_much = self._cgroup.out_of_memory()
-        elif self._isolated and len(self._pidfds) > 1:
+        elif self._isolated and len(self._pidfds) > 1 and _READY in self._status:
+            # Before that its file systems may still be the host's.
             self._too_much = takes_more(self._first, self._limits.memory_mb << 20)
         return self._too_much
 
