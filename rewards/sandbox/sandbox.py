@@ -16,6 +16,8 @@ Not covered:
   top of its limit.
 - Without root, all executions of the machine's user share one user: what the kernel counts per user (the buffers of
   pipes, descriptors in flight, inotify instances), one of them can use up.
+- Without root, a program also has the user of bubblewrap's process 1 and can write into its memory. That process has no
+  capability and the same filter, so the program gains nothing but its own exit code, which is a claim anyhow.
 - The programs in /usr/bin and the libraries in /usr/lib are readable.
 - The code that ran controls its exit code, output and outcome. Treat them as claims of that code, never as a verdict:
   `rewards.judge` makes verdicts.

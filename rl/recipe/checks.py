@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.sandbox.packages import package_binds
 from rl.config import Recipe
 from rl.families.registry import family_of, known_family, local_config
 from rl.learner.deepspeed_config import check_expert_parallel, refuse_owned, refuse_unknown
@@ -209,6 +210,14 @@ def _passed_through(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("trainer.deepspeed", str(error))
 
 
+def _sandbox(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        package_binds(recipe.sandbox.packages, recipe.sandbox.environment)
+    except ValueError as error:
+        key = "sandbox.packages" if recipe.sandbox.environment is None else "sandbox.environment"
+        yield Problem(key, str(error))
+
+
 def _resume(recipe: Recipe) -> Iterator[Problem]:
     if recipe.resume != "never" and recipe.run.dir is None:
         runs = sorted(Path("runs").glob(f"{recipe.run.name}-*"), key=lambda path: path.stat().st_mtime)
@@ -229,5 +238,6 @@ _CHECKS: tuple[Check, ...] = (
     _renderer,
     _device,
     _passed_through,
+    _sandbox,
     _resume,
 )

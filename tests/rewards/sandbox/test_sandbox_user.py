@@ -89,3 +89,16 @@ os.memfd_create("m")
 """
     shown = run_as_user(code, prefix)
     assert shown.split()[0] == "33" and "PermissionError" in shown
+
+
+def test_process_1_has_nothing_that_the_code_has_not(prefix: Path) -> None:
+    """They have the same user, so the code could write into its memory."""
+    code = """
+import os
+status = open("/proc/1/status").read()
+assert "CapEff:\\t0000000000000000" in status and "CapPrm:\\t0000000000000000" in status, status
+assert "Seccomp:\\t2" in status and "NoNewPrivs:\\t1" in status
+held = [os.readlink(f"/proc/1/fd/{fd}") for fd in os.listdir("/proc/1/fd") if os.path.lexists(f"/proc/1/fd/{fd}")]
+print(sum(name.startswith("socket") for name in held))
+"""
+    assert run_as_user(code, prefix).split() == ["0", "ok"]

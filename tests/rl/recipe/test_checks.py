@@ -230,6 +230,18 @@ def test_the_libraries_names_are_found_without_importing_them() -> None:
     assert printed.split() == ["True", "True", "False"]
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ({"packages": ["nosuch"]}, "sandbox.packages", "no package 'nosuch'"),
+        ({"environment": "/nowhere"}, "sandbox.environment", "there is no /nowhere/lib"),
+    ],
+)
+def test_packages_that_are_not_here_are_told_with_the_recipe(section: dict[str, Any], key: str, message: str) -> None:
+    ((found_key, text),) = found({"sandbox": section})
+    assert found_key == key and message in text
+
+
 def test_reinforce_may_have_groups_of_one() -> None:
     assert found({"rollout": {"group_size": 1}, "algorithm": "reinforce"}) == []
 
