@@ -24,6 +24,7 @@ GLIBC = "manylinux_2_31"
 TRIED = "x86_64"
 UNTRIED = "aarch64"
 """Resolved for information only: launch.sh refuses this machine until somebody has run Sluice on it."""
+OVERRIDES = ("--override", "locks/overrides.txt")
 SOURCE_ONLY = ("deepspeed",)
 """Published without wheels; pip builds it, which needs no compiler."""
 Pins = Mapping[str, str]
@@ -46,10 +47,10 @@ LOCKS = (
         name=FILES["cpu"],
         extras=("cpu", "test"),
         pythons=SUPPORTED_PYTHONS["cpu"],
-        arguments=("--override", "locks/cpu-overrides.txt"),
+        arguments=(*OVERRIDES, "--override", "locks/cpu-overrides.txt"),
         splits_torch=True,
     ),
-    Lock(name=FILES["cuda"], extras=("gpu", "test"), pythons=SUPPORTED_PYTHONS["cuda"]),
+    Lock(name=FILES["cuda"], extras=("gpu", "test"), pythons=SUPPORTED_PYTHONS["cuda"], arguments=OVERRIDES),
 )
 
 
