@@ -201,7 +201,7 @@ share_environment() {
 }
 
 ensure_bubblewrap() {
-    [[ $1 != plan && $1 != check ]] && ! command -v bwrap >/dev/null || return 0
+    [[ $1 != plan && $1 != check && $1 != model ]] && ! command -v bwrap >/dev/null || return 0
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
         say "installing the bubblewrap package (the sandbox for code that models write)"
         local output install=(apt-get -o DPkg::Lock::Timeout=120 install -y -qq bubblewrap)
@@ -230,7 +230,7 @@ case "$verb" in
     *)
         recipe=$verb
         case "$verb" in
-            test | check) recipe="" ;;
+            test | check | model) recipe="" ;;
             plan) recipe=${2:-} && [[ -n $recipe ]] || die "plan needs a recipe: ./launch.sh plan RECIPE [key=value …]" ;;
         esac
         if [[ -n $recipe && ! -f $recipe ]]; then

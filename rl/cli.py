@@ -18,6 +18,7 @@ VERBS: Mapping[str, str] = {
     "check": "rl.verbs.develop:check",
     "lock": "rl.verbs.lock:lock",
     "doctor": "rl.verbs.doctor:doctor",
+    "model": "rl.verbs.model:model",
 }
 """Each verb's function as `module:name`. It takes the arguments after the verb and returns the exit code. Training has
 no verb: a recipe as the first argument means TRAIN."""
