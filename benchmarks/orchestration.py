@@ -50,7 +50,7 @@ from rollout.buffer.resume import begin
 from rollout.cards import card_of
 from rollout.chat.config import RendererSettings
 from rollout.chat.registry import load_chat
-from rollout.contracts import AssistantTurn, Continuation, Environment, EnvironmentSpec, ToolCall, ToolSpec
+from rollout.contracts import AssistantTurn, Continuation, Environment, EnvironmentSpec, History, ToolCall, ToolSpec
 from rollout.envs.config import EnvironmentSettings
 from rollout.store.config import TrajectoriesConfig
 from rollout.store.eventlog import EventLog, read_events
@@ -111,7 +111,9 @@ class ByteChat:
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec]) -> AssistantTurn:
         return self._call
 
-    def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
+    def bridge(
+        self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool, history: History
+    ) -> Continuation:
         return Continuation(kind="extension", token_ids=self._observation)
 
     def say(self, message: Message, thinking: bool) -> list[int]:

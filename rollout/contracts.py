@@ -136,6 +136,21 @@ class Demonstrator(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """A conversation up to now, for chat formats that cannot go on from its tokens alone.
+
+    `messages` are those that opened it and all since. A turn that the policy sampled is an assistant message that has
+    its tokens, as sampled, under `token_ids`, and nothing else.
+    """
+
+    messages: Sequence[Message] = ()
+    tools: Sequence[ToolSpec] = ()
+
+
+NOTHING_SAID = History()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
     """The tokens with which a conversation goes on after new messages.
 
@@ -145,6 +160,9 @@ class Continuation:
 
     kind: Literal["extension", "fork"]
     token_ids: list[int]
+    broken: bool = False
+    """Whether it is a fork only because a rendering of the conversation did not begin with the tokens so far. That is
+    correct, but its prompt is computed again, and it is counted as `tokens/bridge_breaks`."""
 
 
 class Chat(Protocol):
@@ -165,11 +183,14 @@ class Chat(Protocol):
         """Parse one completion. Arguments are typed by the schemas of `tools`."""
         ...
 
-    def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
+    def bridge(
+        self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool, history: History
+    ) -> Continuation:
         """Return the tokens that show tool results or user messages and let the assistant speak next.
 
         They follow `token_ids`, which are the prompt and everything after it. Sampled tokens are never decoded and
-        encoded again.
+        encoded again, unless as a fork's history, which is not trained. `history` says the same as `token_ids`, as
+        messages.
 
         Raises:
             ValueError: the format cannot go on from these tokens.

@@ -14,6 +14,7 @@ from rl.families.family import Family, ModelSize
 FAMILIES: Registry = {
     "glm4_moe": Entry("rl.families.glm4_moe:Glm4Moe"),
     "qwen3_moe": Entry("rl.families.qwen3_moe:Qwen3Moe"),
+    "qwen3": Entry("rl.families.qwen3:Qwen3"),
     "gpt_oss": Entry("rl.families.gpt_oss:GptOss"),
     "dense": Entry("rl.families.dense:Dense"),
 }

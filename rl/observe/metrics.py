@@ -65,6 +65,12 @@ _METRICS = (
     Metric("rollout/groups_zero_variance", "share", "Groups whose rewards are all equal: they teach GRPO nothing."),
     Metric("rollout/groups_unusable", "share", "Groups that infrastructure failures left nothing to compare in."),
     Metric("rollout/dropped_stale", "count", "Groups dropped in the step because they were older than the bound."),
+    Metric(
+        "tokens/bridge_breaks",
+        "count",
+        "Times a trajectory of the step had to go on in a new sample, because its rendering no longer began with its "
+        "tokens.",
+    ),
     Metric("tools/calls_mean", "count", "Mean number of tool calls of a trajectory."),
     Metric("tools/error_share", "share", "Tool calls that returned an error to the model."),
     Metric("error/infra_share", "share", "Trajectories of the step's groups lost to infrastructure failures."),

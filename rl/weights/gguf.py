@@ -15,8 +15,8 @@ ARCHITECTURE, PRE_TOKENIZER = "llama", "smollm"
 
 
 def convert(gguf: Path, directory: Path) -> None:
-    """Write the model in `gguf` into `directory`: its config, float32 weights, its tokenizer with the chat template, and a
-    generation_config.json without any sampling default.
+    """Write the model in `gguf` into `directory`: config, float32 weights, its tokenizer with the chat template, and
+    a generation_config.json without any sampling default.
 
     Raises:
         ValueError: the file holds a model of another kind.

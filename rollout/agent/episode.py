@@ -21,6 +21,7 @@ from rollout.contracts import (
     Engine,
     Environment,
     EpisodeEnded,
+    History,
     Observation,
     ToolCall,
     ToolSpec,
@@ -31,6 +32,8 @@ from rollout.types import Message, SamplingParams, Span, StopReason, Task, Turn
 CHARACTERS_PER_TOKEN = 64
 """An observation is cut to so many characters for each token of the context, which can hardly hold that much. To turn
 an endless text into tokens would hold up all other episodes of the worker."""
+COUNTS = ("turns", "tool_calls", "tool_errors", "tokens_sampled", "bridge_breaks")
+"""What an episode counts, by the names in its metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +66,15 @@ class Episode:
     streams: list[TokenStream] = field(default_factory=lambda: [TokenStream()])
     turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    """For people and rewards."""
+    said: list[Message] = field(default_factory=list)
+    """For the chat format: `History.messages`."""
     spans: list[Span] = field(default_factory=list)
     state_key: str | None = None
     """The name of the state that the next turn is taken in."""
     tool_s: list[float] = field(default_factory=list)
     """Seconds of each tool call, without the time that it waited for a slot of the sandbox."""
-    counts: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("turns", "tool_calls", "tool_errors", "tokens_sampled"), 0)
-    )
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     @property
     def stream(self) -> TokenStream:
@@ -127,11 +131,12 @@ class Episode:
                 return "answered", turn.content
             if len(self.turns) == self.agent.config.max_turns:
                 return "turn_limit", None
-            if (stopped := self._go_on(shown)) is not None:
+            if (stopped := self._go_on(shown, environment.tools)) is not None:
                 return stopped, None
 
     def _open(self, environment: Environment) -> None:
         self.messages += self.task.messages
+        self.said += self.task.messages
         self.state_key = environment.first_state_key
         config = self.agent.config
         prompt = self.agent.open(self.task.messages, environment.tools)
@@ -152,6 +157,7 @@ class Episode:
             raise InfrastructureError(f"the engine aborted request {request_id}")
         start = len(self.stream)
         self.stream.sampled(completion)
+        self.said.append({"role": "assistant", "token_ids": completion.token_ids})
         self.turns.append(
             Turn(
                 sample=len(self.streams) - 1,
@@ -208,11 +214,12 @@ class Episode:
         self.messages.append(message)
         return message
 
-    def _go_on(self, shown: Sequence[Message]) -> StopReason | None:
+    def _go_on(self, shown: Sequence[Message], tools: Sequence[ToolSpec]) -> StopReason | None:
         """Show messages to the model, in its stream or in a new one. Return a stop reason if that is impossible."""
         config = self.agent.config
+        history = History(messages=self.said, tools=tools)
         try:
-            bridge = self.agent.chat.bridge(self.stream.token_ids, shown, config.thinking)
+            bridge = self.agent.chat.bridge(self.stream.token_ids, shown, config.thinking, history)
         except ValueError as error:
             # The format cannot continue the sampled tokens (a role marker within a turn, say). The policy caused that.
             self.messages[-len(shown) - 1]["malformed"] = str(error)
@@ -222,6 +229,8 @@ class Episode:
             return "token_limit"
         if bridge.kind == "fork":
             self.streams.append(TokenStream())
+            self.counts["bridge_breaks"] += bridge.broken
+        self.said += shown
         self.stream.observe(bridge.token_ids)
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rollout.contracts import Chat, ToolSpec
+from rollout.contracts import Chat, History, ToolSpec
 from rollout.types import Message
 
 
@@ -30,8 +30,14 @@ def render_demonstration(
         ids, mask = ids + spoken, mask + [1] * len(spoken)
         position += 1 + len(results)
         if results:
-            shown = chat.bridge(ids, results, thinking)
-            assert shown.kind == "extension", "only a user's message can make a format edit what came before"
+            shown = chat.bridge(
+                ids, results, thinking, History(messages=messages[: position - len(results)], tools=tools)
+            )
+            if shown.kind == "fork":
+                raise ValueError(
+                    "the chat format shows a tool's result only in a new rendering of the whole conversation, so its "
+                    "turns cannot be learned as one row; use another model.renderer"
+                )
             ids, mask = ids + shown.token_ids, mask + [0] * len(shown.token_ids)
     if not mask[-1]:
         raise ValueError("a demonstration ends with an assistant message, not with a tool result")

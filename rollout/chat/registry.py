@@ -8,7 +8,12 @@ from rewards.extension import Entry, Registry, make
 from rollout.chat.config import RendererSettings
 from rollout.contracts import Chat
 
-RENDERERS: Registry = {"glm-4.5": Entry("rollout.chat.glm45:Glm45", "rollout.chat.config:Glm45Settings")}
+RENDERERS: Registry = {
+    "glm-4.5": Entry("rollout.chat.glm45:Glm45", "rollout.chat.config:Glm45Settings"),
+    "qwen3": Entry("rollout.chat.qwen3:Qwen3"),
+    "chatml": Entry("rollout.chat.chatml:Chatml", "rollout.chat.config:ChatmlSettings"),
+    "template": Entry("rollout.chat.template:Template"),
+}
 
 
 def load_chat(settings: RendererSettings, model: str | Path) -> Chat:

@@ -22,8 +22,8 @@ def test_the_docs_page_is_the_generated_one() -> None:
 
 
 def test_every_metric_has_a_known_section_a_unit_and_a_meaning() -> None:
-    sections = {"reward", "policy", "loss", "mismatch", "staleness", "rollout", "tools", "error", "moe", "optim"}
-    sections |= {"perf", "time", "memory", "eval"}
+    sections = {"reward", "policy", "loss", "mismatch", "staleness", "rollout", "tokens", "tools", "error", "moe"}
+    sections |= {"optim", "perf", "time", "memory", "eval"}
     assert {name.split("/")[0] for name in REGISTRY} == sections
     assert all(metric.unit and metric.meaning.endswith(".") for metric in REGISTRY.values())
 

@@ -79,7 +79,7 @@ def test_every_metric_of_the_rollouts_by_hand() -> None:
         stop_reason="malformed",
         samples=(sample(OBSERVED, 2), sample(OBSERVED, OBSERVED, 2, 2, 2)),
         turns=(Turn(sample=0, start=1, stop=2),),
-        metrics={"tool_calls": 1.0, "tool_errors": 1.0, "generate_s": 1.5},
+        metrics={"tool_calls": 1.0, "tool_errors": 1.0, "generate_s": 1.5, "bridge_breaks": 2.0},
         reward_parts={"state": 0.0, "length": -0.5},
     )
     third = trajectory(1.0, (OBSERVED, 3), metrics={}, turns=(), stop_reason="turn_limit", outcome="truncated")
@@ -99,6 +99,7 @@ def test_every_metric_of_the_rollouts_by_hand() -> None:
             "rollout/tokens_mean": (2 + 4 + 1) / 3,
             "rollout/truncated_share": 2 / 3,
             "rollout/malformed_share": 1 / 3,
+            "tokens/bridge_breaks": 2.0,
             "tools/calls_mean": 4 / 3,
             "tools/error_share": 2 / 4,
             "time/generate_s": (2.5 + 1.5 + 0) / 3,

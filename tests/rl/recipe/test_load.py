@@ -14,7 +14,7 @@ from rl.losses.config import ClippedSettings, LossSettings
 from rl.paths import REPOSITORY
 from rl.recipe.load import RecipeError, load_recipe
 from rl.recipe.resolved import derived, resolved_text, save_resolved
-from rollout.chat.config import Glm45Settings
+from rollout.chat.config import Glm45Settings, RendererSettings
 
 SMALL = """\
 model:
@@ -234,6 +234,8 @@ def test_an_extensions_file_is_found_from_the_recipe_then_from_the_caller(
 def test_a_family_brings_its_chat_format_and_one_without_a_format_says_so(recipe_file: Path) -> None:
     named = load_recipe(recipe_file, ["model.renderer=null", "model.family=glm4_moe"])
     assert named.model.renderer == Glm45Settings(name="glm-4.5")
+    dense = load_recipe(recipe_file, ["model.renderer=null", "model.family=qwen3"])
+    assert dense.model.renderer == RendererSettings(name="qwen3")
     assert "does not tell its family" in messages(recipe_file, "model.renderer=null")[0]
     assert "has none of its own; name one" in messages(recipe_file, "model.renderer=null", "model.family=dense")[0]
 
@@ -266,7 +268,7 @@ def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
         ("run.steps=[1", "not valid YAML"),
         ("run.device=gpu", "run.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
         ("trainer.optimizer.betas=[0.9, 1.0]", "trainer.optimizer.betas.1: expected less than 1, got 1.0"),
-        ("model.renderer=glm4.5", "model.renderer: there is no 'glm4.5': Sluice has 'glm-4.5', and your own is named"),
+        ("model.renderer=glm4.5", "model.renderer: there is no 'glm4.5': Sluice has 'chatml', 'glm-4.5', 'qwen3', 't"),
         ("model.renderer=glm4.5", "; did you mean 'glm-4.5'?"),
         ("tasks.sources.1.environment=stroe", "tasks.sources.1.environment: there is no 'stroe'"),
         ("tasks.sources.1.rewards=[coed]", "tasks.sources.1.rewards.0: there is no 'coed'"),

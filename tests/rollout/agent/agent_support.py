@@ -18,7 +18,7 @@ from rollout.agent.config import RolloutConfig, SamplingConfig
 from rollout.agent.episode import Agent
 from rollout.agent.loop import run_agent
 from rollout.agent.source import Score
-from rollout.contracts import AssistantTurn, Continuation, Environment, Observation, ToolCall, ToolSpec
+from rollout.contracts import AssistantTurn, Continuation, Environment, History, Observation, ToolCall, ToolSpec
 from rollout.types import Completion, Message, SamplingParams, Task, TokenIds, Trajectory
 
 STOP, TOOL, ASSISTANT, USER = 256, 257, 258, 259
@@ -47,6 +47,7 @@ class ByteChat:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.histories: list[tuple[Any, Any]] = []
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
         self.asked.append(("open", tools, thinking))
@@ -62,15 +63,20 @@ class ByteChat:
             return AssistantTurn(content=text, malformed=str(error))
         return AssistantTurn(content=text, reasoning=reasoning, tool_calls=calls)
 
-    def bridge(self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool) -> Continuation:
-        """Append the messages. If the first begins with `fork`, the model forgets all it saw but the first token."""
+    def bridge(
+        self, token_ids: TokenIds, messages: Sequence[Message], thinking: bool, history: History
+    ) -> Continuation:
+        """Append the messages. If the first begins with `fork`, the model forgets all it saw but the first token; with
+        `fork!` because a rendering was broken."""
         self.asked.append(("bridge", thinking))
+        self.histories.append((tuple(history.messages), tuple(history.tools)))
         if ord("!") in token_ids:
             raise ValueError("nothing can follow")
         marks = {"tool": TOOL, "user": USER}
         shown = [token for m in messages for token in (marks[m["role"]], *m["content"].encode())] + [ASSISTANT]
         if messages[0]["content"].startswith("fork"):
-            return Continuation(kind="fork", token_ids=[int(token_ids[0]), *shown])
+            broken = messages[0]["content"].startswith("fork!")
+            return Continuation(kind="fork", token_ids=[int(token_ids[0]), *shown], broken=broken)
         return Continuation(kind="extension", token_ids=shown)
 
     def say(self, message: Message, thinking: bool) -> list[int]:

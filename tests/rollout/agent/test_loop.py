@@ -281,6 +281,22 @@ def test_an_edited_history_goes_on_in_a_new_sample_and_every_token_is_trained_on
     assert trajectory.reward == 0.0, "one trajectory, one reward, however many samples"
 
 
+def test_only_a_fork_that_a_broken_rendering_forced_is_counted() -> None:
+    for reply, breaks in (("fork: again", 0.0), ("fork! again", 1.0), ("go on", 0.0)):
+        trajectory, _, _ = act(["one", "two"], replies=[reply])
+        assert trajectory.metrics["bridge_breaks"] == breaks
+
+
+def test_a_bridge_is_told_the_whole_conversation_and_the_tools() -> None:
+    engine, source = ScriptedEngine([ADD, "one", "two"]), Counters(how={"replies": ["again"]})
+    playing = agent(engine)
+    asyncio.run(run_agent(playing, source, TASK, "g", "g/0"))
+    spoken = [{"role": "assistant", "token_ids": completion.token_ids} for *_, completion in engine.seen]
+    first = (*TASK.messages, spoken[0])
+    second = (*first, {"role": "tool", "content": "count is 1"}, spoken[1])
+    assert playing.chat.histories == [(first, Counter.tools), (second, Counter.tools)]
+
+
 def test_turns_are_where_the_policy_spoke_and_know_their_reward_and_state() -> None:
     trajectory, _, _ = act([f"{ADD}\n{ADD}", ADD, "3"], replies=[])
     (sample,) = trajectory.samples
