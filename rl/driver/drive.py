@@ -36,6 +36,7 @@ from rl.processes.tree import kill_run
 from rl.processes.watchdog import Watchdog
 from rl.recipe import marked_yaml
 from rl.recipe.changes import ChangedRecipe, check_resumable
+from rl.recipe.check_chat import UnfitChat, chat_report
 from rl.recipe.check_sources import needs_sandbox
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device
@@ -72,8 +73,10 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
             kill_run(directory.previous_run_id)
         try:
             session = _open(recipe, run_id, directory, console)
-        except (UnreadableState, ChangedRecipe) as error:
+        except (UnreadableState, ChangedRecipe, UnfitChat) as error:
             console.error(str(error))
+            if isinstance(error, UnfitChat):
+                directory.discard()
             return NOTHING_STARTED
         ending = _run(session, train)
         summary = session.summary(ending.reason)
@@ -150,7 +153,10 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         console.note(f"resuming after step {progress.step} from {saved}")
     for change in changes:
         console.note(f"changed: {change}")
-    for remark in remarks(recipe):
+    report = chat_report(recipe)
+    if report.problems:
+        raise UnfitChat("\n".join(report.problems))
+    for remark in (*remarks(recipe), *report.warnings):
         console.warn(remark)
     cluster = Cluster(directory.logs, run_id)
     metrics = MetricsLog(directory.metrics)

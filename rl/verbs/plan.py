@@ -17,6 +17,7 @@ from rl.exitcodes import NOTHING_STARTED
 from rl.families.family import ModelSize
 from rl.families.registry import published_size
 from rl.recipe import marked_yaml
+from rl.recipe.check_chat import ChatReport, chat_report
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device, wants
 from rl.recipe.machine import cpu_count, gpu_names
@@ -37,7 +38,10 @@ def plan(argv: Sequence[str]) -> int:
         return NOTHING_STARTED
     if problem := unsupported(recipe.model.path):
         return refuse(f"model.path={recipe.model.path}: {problem}")
-    print(describe(recipe, cpus=cpu_count(), gpus=len(gpu_names())))
+    report = chat_report(recipe) if os.path.isdir(recipe.model.path) else ChatReport()
+    if report.problems:
+        return refuse("\n".join(report.problems))
+    print(describe(recipe, cpus=cpu_count(), gpus=len(gpu_names()), warnings=report.warnings))
     return 0
 
 
@@ -74,15 +78,16 @@ def model_size(model_path: str) -> ModelSize | None:
     )
 
 
-def describe(recipe: Recipe, *, cpus: int, gpus: int) -> str:
-    """The text of `plan`: the resolved recipe, its batch arithmetic, the memory and hardware it wants, the verdict."""
+def describe(recipe: Recipe, *, cpus: int, gpus: int, warnings: Sequence[str] = ()) -> str:
+    """The text of `plan`: the resolved recipe, its batch arithmetic, the memory and hardware it wants, the verdict.
+    `warnings` are shown among the remarks."""
     device = resolve_device(recipe, gpus)
     sections = [
         ("resolved recipe", marked_yaml.dump(recipe.model_dump(mode="json")).rstrip()),
         ("derived", "\n".join(f"{name}: {value}" for name, value in derived(recipe).items())),
         ("memory", _memory(recipe, device)),
         ("hardware", _hardware(recipe, device, cpus, gpus)),
-        ("remarks", "\n".join(remarks(recipe))),
+        ("remarks", "\n".join([*remarks(recipe), *warnings])),
     ]
     return "\n\n".join(f"── {title} ──\n{text}" for title, text in sections if text)
 
