@@ -9,6 +9,7 @@ from rollout.envs.config import EnvironmentSettings
 ENVIRONMENTS: Registry = {
     "python": Entry("rollout.envs.python:PythonQuestions", "rollout.envs.config:PythonSettings"),
     "store": Entry("rollout.envs.store:StoreRequests"),
+    "reasoning": Entry("rollout.envs.reasoning:ReasoningTasks", "rollout.envs.config:ReasoningSettings"),
 }
 
 

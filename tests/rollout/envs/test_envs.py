@@ -22,6 +22,8 @@ from tests.support import environment as spec_of
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 NAMES = sorted(ENVIRONMENTS)
+SETTINGS = {"reasoning": {"family": "chain_sum"}}
+"""What an environment needs to be made at all."""
 MAX_OBSERVATION = 60
 MISTAKES = [
     (python_env, "P_NO_TOOL"),
@@ -56,7 +58,7 @@ async def replay(messages: list[Message], task: Task, sandbox: Sandbox) -> tuple
 
 @pytest.mark.parametrize("name", NAMES)
 def test_train_and_eval_never_ask_the_same_for_any_seed(name: str) -> None:
-    spec = spec_of(name)
+    spec = spec_of(name, **SETTINGS.get(name, {}))
     train = {asked(spec.generate(i, seed, "train")) for i in range(2000) for seed in (0, 1)}
     held_out = {asked(spec.generate(i, seed, "eval")) for i in range(300) for seed in (0, 1, 2)}
     assert not train & held_out
@@ -65,7 +67,7 @@ def test_train_and_eval_never_ask_the_same_for_any_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_is_a_pure_function_of_index_seed_and_split(name: str) -> None:
-    spec = spec_of(name)
+    spec = spec_of(name, **SETTINGS.get(name, {}))
     assert spec.generate(5, 3, "train") == spec.generate(5, 3, "train")
     assert len({spec.generate(i, s, "train").id for i in range(10) for s in range(3)}) == 30
     assert asked(spec.generate(5, 3, "train")) != asked(spec.generate(6, 3, "train"))
@@ -81,7 +83,7 @@ def test_the_words_of_different_kinds_are_different() -> None:
 @pytest.mark.parametrize("name", ["python", "store"])  # whose mistakes can be switched off
 def test_a_faultless_oracle_scores_1_and_its_tool_results_are_real(name: str) -> None:
     async def check() -> None:
-        spec, sandbox, rng = spec_of(name), Sandbox(SandboxConfig()), random.Random(0)
+        spec, sandbox, rng = spec_of(name, **SETTINGS.get(name, {})), Sandbox(SandboxConfig()), random.Random(0)
         for index in range(12):
             task = spec.generate(index, 11, "eval")
             messages = spec.demonstrate(task, rng)
