@@ -119,7 +119,7 @@ class ReasoningEpisode(Environment):
     def _grade(self, answer: str) -> float:
         """The grader's score from 0 to 1. An answer that it cannot read is wrong."""
         try:
-            return min(max(float(self._family.score_answer(answer, self._entry)), 0.0), 1.0)
+            return min(max(self._family.score_answer(answer, self._entry), 0.0), 1.0)
         except Exception as error:  # graders raise anything for what is no answer at all
             log.debug("the grader of %s cannot read %r: %s", self._settings.family, answer[:100], error)
             return 0.0
