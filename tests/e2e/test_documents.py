@@ -22,6 +22,7 @@ ELSEWHERE = {
     "SLUICE_DEVICE=cpu ./launch.sh recipes/quickstart.yaml": "the same on a machine with GPUs: tests/test_launch.py",
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
+    "./launch.sh model smollm2-135m": "downloads 93 MB: tests/rl/verbs/test_model.py",
 }
 SMALLEST = " ".join(("run.steps=1", "tasks.eval_size=4", COLD_START, *ONE_RANK))
 COLLECT = "--collect-only -q tests/rollout/transfer"
