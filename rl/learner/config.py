@@ -43,6 +43,10 @@ class OptimizerConfig(StrictModel):
 class TrainerConfig(StrictModel):
     ranks: int = Field(default=2, ge=1)
     expert_parallel: int = Field(default=1, ge=1)
+    zero_stage: Literal["auto", 0, 2, 3] = "auto"
+    """What DeepSpeed ZeRO divides among the ranks. 3: weights, gradients and optimizer states.  2: gradients and
+    optimizer states.  0: nothing, for float32 only.  auto: 3, but 0 (2 for bfloat16) where a single rank has nobody to
+    divide with."""
     groups_per_step: int = Field(default=8, ge=1)
     token_budget: int = Field(default=8192, ge=16)
     """The most tokens in one packed micro-batch of one rank."""

@@ -19,9 +19,10 @@ import json
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import numpy as np
@@ -34,8 +35,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from rl.batch.micro_batch import MicroBatch
 from rl.batch.tensors import Objective, model_inputs, predictions_of
 from rl.families.registry import family_of
+from rl.learner.clipping import clip_as_a_whole
 from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
-from rl.learner.deepspeed_config import deepspeed_config
+from rl.learner.deepspeed_config import deepspeed_config, zero_stage
 from rl.learner.deepspeed_overhead import gather_together, spare_on_cpu
 from rl.learner.deepspeed_router import route_in_float32
 from rl.learner.expert_load import ExpertLoad
@@ -83,15 +85,15 @@ class Learner:
         self._family = family_of(architecture, model_cfg.family)
         experts = self._family.experts(architecture)
         config = deepspeed_config(trainer_cfg, optimizer_cfg, self._family, experts, model_cfg.dtype, device)
-        # Parameters are partitioned one by one, because a large model fits neither the rank's memory nor its GPU.
-        zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
+        self.stage = zero_stage(trainer_cfg, model_cfg.dtype)
+        partitioned = self.stage == 3
         causal_lm = load_model(
             model_path,
             model_cfg.dtype,
             seed,
             self._family,
-            place=lambda parameter: zero._convert_to_zero_parameters([parameter]),
-            read=self.rank == 0,
+            place=_partition(config) if partitioned else None,
+            read=self.rank == 0 or not partitioned,
         )
         if trainer_cfg.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -102,6 +104,8 @@ class Learner:
         for buffer in self._engine.module.buffers():  # DeepSpeed does not move those of a partitioned model
             buffer.data = buffer.data.to(self._device)
         _set_deadlines(timeout)
+        if self.stage == 0:
+            clip_as_a_whole(self._engine)
         gather_together(self._engine.optimizer)
         self.weights = WeightSource(self._engine.module, self._family)
         moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
@@ -269,6 +273,13 @@ def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.devi
         deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return place
+
+
+def _partition(config: dict[str, Any]) -> Callable[[torch.nn.Parameter], None]:
+    """The function that divides a parameter among the ranks. They are divided one by one, because a large model fits
+    neither a rank's memory nor its GPU."""
+    zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
+    return lambda parameter: zero._convert_to_zero_parameters([parameter])
 
 
 def _seed(seed: int) -> None:

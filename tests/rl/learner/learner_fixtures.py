@@ -89,6 +89,7 @@ def learner(
     optimizer: OptimizerConfig = OPTIMIZER,
     gradient_checkpointing: bool = False,
     dtype: str = "float32",
+    zero_stage: int = 3,
     **zero: int,
 ) -> Learner:
     """A learner on gloo; parameters of up to `persist` elements stay whole between steps. `zero` are further settings
@@ -96,6 +97,7 @@ def learner(
     settings = {
         "ranks": ranks,
         "expert_parallel": expert_parallel,
+        "zero_stage": zero_stage,
         "logprob_chunk": 11,
         "timeout_s": 60.0,
         "gradient_checkpointing": gradient_checkpointing,

@@ -41,6 +41,7 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             case.expert_parallel,
             case.persist,
             gradient_checkpointing=case.checkpointing,
+            zero_stage=case.stage,
         )
         batches = with_fillers(case.budget)
         before = row_logprobs(learner)
@@ -215,11 +216,21 @@ def stream_in_small_buckets(learner: Learner) -> dict[str, Any]:
     return {"weights": weights, "bucket_bytes": bucket_bytes, "whole_bytes": whole_bytes, "left": left}
 
 
+def _optimizer_state(learner: Learner, parameter: torch.nn.Parameter, key: str) -> Tensor:
+    """The whole state of a parameter. Without ZeRO it lies in torch's own optimizer."""
+    if learner.stage == 0:
+        return learner._engine.optimizer.state[parameter][key]
+    return safe_get_full_optimizer_state(parameter, key)
+
+
 def first_moments(learner: Learner) -> dict[str, Tensor]:
     """Adam's first moment after one step, (1 - beta1) times the clipped gradient that the optimizer saw."""
+    if learner.stage == 2:  # DeepSpeed links the states of all groups of parameters when only the first has them
+        learner._engine.optimizer._hp_optimizer_states_linked = False
+        learner._engine.optimizer._lazy_init_hp_params_optimizer_state()
     moments: dict[str, Tensor] = {}
     for name, parameter in learner._engine.module.named_parameters():
-        full = safe_get_full_optimizer_state(parameter, "exp_avg")
+        full = _optimizer_state(learner, parameter, "exp_avg")
         (piece,) = _pieces(name, parameter, learner._family, max_bytes=None)
         if piece.experts is None:
             moments[piece.names[0]] = full.clone()
