@@ -31,22 +31,21 @@ def clip_as_a_whole(engine: Any) -> None:
 def global_norm(parameters: Sequence[torch.nn.Parameter]) -> float:
     """The norm of the gradient over all parameters, with the experts of all ranks. A collective."""
     found = [p for p in parameters if p.grad is not None]
-    experts = {name: [p for p in found if _group(p) == name] for name in sorted({*map(_group, found)} - {None})}
-    total = _squares([p for p in found if _group(p) is None])
-    for name, held in experts.items():
-        shard = _squares(held)
+    total = _squares([p for p in found if not _group(p)])
+    for name in sorted({*map(_group, found)} - {""}):
+        shard = _squares([p for p in found if _group(p) == name])
         torch.distributed.all_reduce(shard, group=groups._get_expert_parallel_group(name))
         total = total + shard
     return math.sqrt(total.item())
 
 
-def _group(parameter: torch.nn.Parameter) -> str | None:
-    """The name of the expert group among which a parameter's experts are divided; None if every rank has all of it."""
-    return None if getattr(parameter, "allreduce", True) else str(parameter.group_name)  # type: ignore[attr-defined]
+def _group(parameter: torch.nn.Parameter) -> str:
+    """The name of the expert group among which a parameter's experts are divided; empty if every rank has all of it."""
+    return "" if getattr(parameter, "allreduce", True) else str(parameter.group_name)  # type: ignore[attr-defined]
 
 
 def _squares(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
     if not parameters:
         return torch.zeros((), dtype=torch.float64)
-    norms = torch._foreach_norm([parameter.grad for parameter in parameters])
+    norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     return torch.stack(norms).double().square().sum()
