@@ -131,7 +131,8 @@ def _contents(kind: str, name: str) -> dict[str, str]:
 def _names(kind: str) -> set[str]:
     """The module-level and built-in names that a kind's templates use: one of them, defined anew, would break them."""
     texts = [path.read_text(encoding="utf-8") for path in (TEMPLATES / kind).glob("*example.py")]
-    return set().union(*(_globals(symtable.symtable(text, kind, "exec")) for text in texts))
+    found = set().union(*(_globals(symtable.symtable(text, kind, "exec")) for text in texts))
+    return found - {"example", "Example"}
 
 
 def _globals(table: symtable.SymbolTable) -> set[str]:

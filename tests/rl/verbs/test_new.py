@@ -105,6 +105,14 @@ def test_the_printed_commands_work_in_any_directory(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_plan_shows_a_recipe_with_it(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = write(kind, "my_first", tmp_path, capsys)
+    assert main(written.commands[1]) == 0
+    assert f"name: {written.name}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_tests_that_are_written_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind in KINDS:
         write(kind, f"own_{kind}", tmp_path, capsys)
@@ -192,6 +200,7 @@ def test_packages_count_before_they_are_installed(monkeypatch: pytest.MonkeyPatc
     assert "deepspeed.py would hide" in str(name_problem("loss", "deepspeed"))
     assert name_problem("loss", "mine") is None
     assert name_problem("loss", "ratio") is None, "a variable of a function does no harm"
+    assert name_problem("loss", "example") is None and name_problem("reward", "example") is None
 
 
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
