@@ -28,6 +28,7 @@ from rl.driver.session import STALE, Session, StepRecord
 from rl.driver.waiting import ProcessFailure
 from rl.exitcodes import NOTHING_STARTED, STALLED
 from rl.observe.console import Console, duration
+from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
 from rl.processes.signals import signal_handlers_kept
@@ -179,6 +180,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         progress=progress,
         started=now - progress.wall_s,
         step=StepRecord(started=now, ledger_counts=counts, stale_before=counts.get(STALE, 0)),
+        forecast=Forecast(recipe.run.steps, {"checkpoint": recipe.checkpoint.every, "eval": recipe.eval.every}),
     )
     return session
 

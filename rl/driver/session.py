@@ -19,6 +19,7 @@ from rl.config import Recipe
 from rl.driver.cluster import Cluster
 from rl.driver.waiting import Calls, Started
 from rl.observe.console import Console
+from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
 from rl.processes.watchdog import Watchdog
@@ -73,6 +74,7 @@ class Session:
     progress: Progress
     started: float
     step: StepRecord
+    forecast: Forecast
     engines_started: Started = field(default_factory=dict)
     buffer_began: Started = field(default_factory=dict)
     first_segment: int = 0
@@ -106,7 +108,8 @@ class Session:
         self.watchdog.beat(name)
         start = time.monotonic()
         yield
-        self.step.values[f"time/{name}_s"] = time.monotonic() - start
+        seconds = self.step.values[f"time/{name}_s"] = time.monotonic() - start
+        self.forecast.note(name, seconds)
 
     def supervised_step(self, step: int, total: int, loss: float) -> None:
         """Report that `step` of the `total` steps of the supervised stage are done."""
@@ -140,6 +143,7 @@ class Session:
             "perf/sampled_tokens_per_s": sampled / seconds,
             "memory/driver_rss_mb": psutil.Process().memory_info().rss / 2**20,
         }
+        values["time/left_s"] = self.forecast.left_after(self.progress.step, values)
         self.log(values)
         self.console.step(self.progress.step, values)
         self.step.begin()

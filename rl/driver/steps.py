@@ -63,7 +63,7 @@ def evaluate(run: Session) -> dict[str, float]:
     # Requests are named by position, because tasks of a dataset may share an id, and requests must not.
     arguments = [(f"eval-{run.progress.version}-{position}", task) for position, task in enumerate(tasks)]
     workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
-    with run.phase(f"evaluating {len(tasks)} held-out tasks"):
+    with run.phase(f"evaluating {len(tasks)} held-out tasks"), run.timed("eval"):
         started = run.calls.start_each(workers, "evaluate", arguments)
         cards = run.calls.wait(started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
     check_eval_failures(cards, recipe.rollout.failure_share_limit)
