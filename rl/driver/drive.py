@@ -140,6 +140,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     saved = checkpoints.latest()
     progress, buffer = read_state(saved) if saved is not None else (Progress(), None)
     _check_ledger(directory, buffer)
+    _check_base(recipe, progress)
     changes = [] if saved is None else check_resumable(directory.config, recipe)
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
@@ -195,6 +196,14 @@ def _check_ledger(directory: RunDir, buffer: BufferState | None) -> None:
         ) from error
 
 
+def _check_base(recipe: Recipe, progress: Progress) -> None:
+    """Raise UnreadableState if a saved adapter's base model is gone."""
+    if recipe.lora is not None and Path(progress.model).is_absolute() and not Path(progress.model).is_dir():
+        raise UnreadableState(
+            f"the base model of this run's adapter, {progress.model}, is gone: put it back, or name another run.dir"
+        )
+
+
 def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> None:
     """Print how the run ended. (Programs should read summary.json.)"""
     if ending.code != 0:
@@ -216,6 +225,7 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
             "run directory": str(session.directory.path),
             "metrics": str(session.directory.metrics),
             "checkpoint": str(summary["checkpoint"]),
+            **({"adapter": str(summary["adapter"])} if summary["adapter"] else {}),
             "Hugging Face export": str(summary["hf_export"]),
         },
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,7 +24,7 @@ from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
 from rl.processes.watchdog import Watchdog
-from rl.rundir.checkpoint import CheckpointStore
+from rl.rundir.checkpoint import ADAPTER, MODEL, CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
 from rl.rundir.runstate import read_buffer
@@ -162,6 +163,12 @@ class Session:
         """Seconds this run has taken, including sessions before a resume."""
         return time.monotonic() - self.started
 
+    def _exported(self, saved: Path | None) -> str | None:
+        """The newest model that `from_pretrained` loads. A run with an adapter has one only at its end."""
+        if self.recipe.lora is not None:
+            return str(self.directory.merged) if self.directory.merged.is_dir() else None
+        return str(saved / MODEL) if saved is not None else None
+
     def summary(self, exit_reason: str) -> dict[str, Any]:
         """The content of summary.json: how the run ended, and its results."""
         saved = self.checkpoints.latest()
@@ -182,7 +189,8 @@ class Session:
             "tasks_trained": counts.get("trained", 0),
             "tasks_dropped": counts.get("dropped", 0),
             "checkpoint": str(saved) if saved is not None else None,
-            "hf_export": str(saved / "hf") if saved is not None else None,
+            "adapter": str(saved / ADAPTER) if saved is not None and self.recipe.lora is not None else None,
+            "hf_export": self._exported(saved),
         }
 
 

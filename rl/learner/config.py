@@ -49,7 +49,7 @@ class LoraConfig(StrictModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """The share of an adapter's inputs that are left out in training. The engine leaves out none, so with dropout the
     trainer's logprobs are not those of the tokens' sampling."""
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of the linear layers that get an adapter, or ends of their names (q_proj, self_attn.q_proj). null: all of
     attention, of dense feed-forward layers and of shared experts."""
     rslora: bool = False

@@ -16,21 +16,16 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import random
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import numpy as np
 import numpy.typing as npt
 import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from transformers import AutoConfig, PreTrainedConfig
 
 from rl.batch.micro_batch import MicroBatch
@@ -39,11 +34,12 @@ from rl.families.registry import family_of
 from rl.learner.clipping import clip_as_a_whole
 from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.deepspeed_config import deepspeed_config, zero_stage
-from rl.learner.deepspeed_overhead import gather_together, spare_on_cpu
+from rl.learner.deepspeed_overhead import gather_together
 from rl.learner.deepspeed_router import route_in_float32
 from rl.learner.expert_load import ExpertLoad
 from rl.learner.lora import adapters_off, add_adapters, describe, experts_frozen, exported_config, save_only_trained
 from rl.learner.model import PolicyModel, load_model, resolve_model
+from rl.learner.process import join, partition, seed_generators, set_deadlines
 from rl.learner.rng import restore_rng, rng_state
 from rl.learner.selfcheck import check_forward
 from rl.weights.adapter_export import hash_of, write_adapter
@@ -82,7 +78,7 @@ class Learner:
             ValueError: the configuration does not fit the model or the number of ranks.
         """
         timeout = timedelta(seconds=trainer_cfg.timeout_s)
-        self._device = _join(device, trainer_cfg, timeout)
+        self._device = join(device, trainer_cfg, timeout)
         self.rank = torch.distributed.get_rank()
         self._world = torch.distributed.get_world_size()
         if self._world != trainer_cfg.ranks:
@@ -96,7 +92,7 @@ class Learner:
         experts = self._family.experts(architecture)
         config = deepspeed_config(trainer_cfg, optimizer_cfg, self._family, experts, model_cfg.dtype, device)
         self.stage = zero_stage(trainer_cfg, model_cfg.dtype)
-        place = _partition(config) if self.stage == 3 else None
+        place = partition(config) if self.stage == 3 else None
         read = self.rank == 0 or self.stage != 3
         causal_lm = load_model(model_path, model_cfg.dtype, seed, self._family, place, read)
         self._lora = lora
@@ -104,7 +100,7 @@ class Learner:
             add_adapters(causal_lm, lora, seed, place)
         if trainer_cfg.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-        _seed(seed + self.rank)
+        seed_generators(seed + self.rank)
         self._config = causal_lm.config
         policy = PolicyModel(causal_lm, trainer_cfg.logprob_chunk)
         trained = (parameter for parameter in policy.parameters() if parameter.requires_grad)
@@ -114,7 +110,7 @@ class Learner:
             self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=trained, config=config)
         for buffer in self._engine.module.buffers():  # DeepSpeed does not move those of a partitioned model
             buffer.data = buffer.data.to(self._device)
-        _set_deadlines(timeout)
+        set_deadlines(timeout)
         if self.stage == 0:
             clip_as_a_whole(self._engine)
         gather_together(self._engine.optimizer)
@@ -172,6 +168,21 @@ class Learner:
         with adapters_off(self._engine.module) if reference else nullcontext():
             logprobs, _ = self._forward(batch)
         return logprobs.float().cpu().numpy()
+
+    def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[npt.NDArray[np.float32]]:
+        """`logprobs` of a step's micro-batches under the reference policy.
+
+        Raises:
+            ValueError: as `train_step`.
+        """
+        self._require_lockstep(len(batches))
+        return [self.logprobs(batch, reference=True) for batch in batches]
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sums of named numbers over the ranks. A collective: all ranks must give the same names."""
+        return self._reduce(
+            {name: torch.tensor(value, dtype=torch.float64, device=self._device) for name, value in values.items()}
+        )
 
     def base_hash(self) -> str | None:
         """The content hash of the weights that an adapter is for; None without an adapter. A collective."""
@@ -294,43 +305,3 @@ class Learner:
 
     def _state_file(self, directory: Path) -> Path:
         return directory / f"learner-rank{self.rank:05d}.json"
-
-
-def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.device:
-    """Join torch.distributed once per process and choose this rank's device."""
-    if device == "cpu":
-        torch.set_num_threads(trainer.cpu_threads)
-        spare_on_cpu()
-        place, backend = torch.device("cpu"), "gloo"
-    else:
-        place, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl"
-        torch.cuda.set_device(place)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it makes and keeps a plan for every length that it meets
-    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, and each call site would warn.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    if not deepspeed.comm.is_initialized():
-        # DeepSpeed would spend minutes compiling a shared-memory all-reduce with the machine's C++ compiler. Its
-        # segments in /dev/shm outlive a killed rank. gloo does the same work.
-        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-    return place
-
-
-def _partition(config: dict[str, Any]) -> Callable[[torch.nn.Parameter], None]:
-    """The function that divides a parameter among the ranks. They are divided one by one, because a large model fits
-    neither a rank's memory nor its GPU."""
-    zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
-    return lambda parameter: zero._convert_to_zero_parameters([parameter])
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _set_deadlines(timeout: timedelta) -> None:
-    """Give all process groups our timeout. The groups that DeepSpeed makes (expert, data-parallel) start with torch's
-    defaults (10 minutes for NCCL, 30 for gloo)."""
-    for group in torch.distributed.distributed_c10d._world.pg_map:
-        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)

@@ -46,6 +46,7 @@ _METRICS = (
     Metric("policy/rejected_fraction", "share", "Trained tokens that the correction left out of the loss."),
     Metric("policy/ratio_mean", "ratio", "Mean importance ratio: trainer's probability over the sampling policy's."),
     Metric("policy/kl_behaviour", "nats", "Estimated KL from the sampling policy to the trained one, per token."),
+    Metric("policy/kl_reference", "nats", "Estimated KL (k3) between policy and reference policy, per trained token."),
     Metric("loss/policy", "loss", "Policy-gradient loss: the weighted sum over the trained tokens of the step."),
     Metric("loss/<name>", "loss", "Mean per trained token of another statistic that the recipe's loss reports."),
     Metric(

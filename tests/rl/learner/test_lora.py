@@ -1,4 +1,4 @@
-"""Adapters train as in plain PyTorch with PEFT: on 1 and 2 ranks, under every ZeRO stage, with experts whole or split."""
+"""Adapters train as PEFT does in plain PyTorch: on 1 and 2 ranks, under every ZeRO stage, experts whole or split."""
 
 from __future__ import annotations
 
