@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
-from rollout.transfer.bucket import digest
+from rollout.transfer.bucket import content_hash, digest
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -34,12 +32,6 @@ def write_adapter(directory: Path, source: WeightSource, config: LoraConfig, ran
         directory.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(directory))
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def content_hash(digests: Mapping[str, str]) -> str:
-    """The hash of named tensors, from the digest of each. The order of the names makes no difference."""
-    lines = "".join(f"{name} {found}\n" for name, found in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def hash_of(source: WeightSource, rank: int) -> str:
