@@ -222,7 +222,7 @@ verb="${1:---help}"
 case "${2:-}" in -h | --help) [[ $verb == test ]] || show_help ;; esac # pytest has a help page of its own
 case "$verb" in
     -h | --help | help) show_help ;;
-    doctor | lock) # these describe or repair the environment, so they do not wait for one
+    doctor | lock | new) # these describe or repair the environment, or need no package: they do not wait for one
         choose_device "$verb"
         interpreter="$venv/bin/python"
         [[ -x $interpreter ]] || interpreter=$(find_python)

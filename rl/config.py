@@ -9,8 +9,8 @@ from rewards.strict import StrictModel
 from rl.advantages.config import AdvantageSettings, AggregationConfig
 from rl.corrections.config import CorrectionSettings
 from rl.driver.config import RunConfig
-from rl.learner.config import ModelConfig, TrainerConfig
-from rl.losses.config import LossSettings
+from rl.learner.config import LoraConfig, ModelConfig, TrainerConfig
+from rl.losses.config import KlConfig, LossSettings
 from rl.observe.config import WandbConfig
 from rl.rundir.config import CheckpointConfig, Resume
 from rl.sft.config import SftConfig
@@ -27,6 +27,8 @@ class Recipe(StrictModel):
     resume: Resume = "never"
     """auto: go on from the newest checkpoint in run.dir if there is one. must: refuse to start when there is none."""
     model: ModelConfig
+    lora: LoraConfig | None = None
+    """Train an adapter instead of the weights; null: the weights."""
     sandbox: SandboxConfig = SandboxConfig()
     tasks: TasksConfig
     sft: SftConfig | None = None
@@ -38,6 +40,8 @@ class Recipe(StrictModel):
     advantage: SerializeAsAny[AdvantageSettings]
     loss: SerializeAsAny[LossSettings]
     correction: SerializeAsAny[CorrectionSettings]
+    kl: KlConfig | None = None
+    """The distance to keep from the reference policy; null: none."""
     aggregation: AggregationConfig = AggregationConfig()
     trainer: TrainerConfig
     weight_sync: WeightSyncConfig = WeightSyncConfig()

@@ -24,10 +24,11 @@ from rl.driver import specs
 from rl.driver.drive import drive
 from rl.driver.health import check_finite
 from rl.driver.session import Session
-from rl.driver.steps import checkpoint, due, evaluate, open_gate, publish, take
+from rl.driver.steps import checkpoint, due, evaluate, merge, open_gate, publish, take
 from rl.driver.training import policy_stage
 from rl.learner.schedule import learning_rate
 from rl.observe.stepstats import learner_metrics, rollout_metrics, staleness
+from rl.rundir.checkpoint import MODEL
 from rl.rundir.runstate import rewrite_progress
 from rl.sft.cold_start import cold_start
 from rl.stages.stages import RL, SFT, remaining
@@ -46,9 +47,9 @@ def train(run: Session) -> None:
         run.console.note("this run is finished: there is nothing to resume. Raise run.steps to train on")
         return
     start_processes(run)
-    model = run.recipe.model.path
+    model = base_model(run)
     for stage in remaining(run.recipe, run.progress):
-        run.progress.stage = stage
+        run.progress.stage, run.progress.model = stage, model
         model = LOOPS[stage](run, model)
 
 
@@ -87,6 +88,12 @@ LOOPS: Mapping[str, Callable[[Session, str], str]] = {SFT: supervised, RL: reinf
 """Each stage's loop. It takes the directory of the model to start from and returns that of the model it leaves."""
 
 
+def base_model(run: Session) -> str:
+    """The model to start the first remaining stage from. An adapter goes on with the base that it began with."""
+    resumed = run.recipe.lora is not None and run.progress.model
+    return resumed or run.recipe.model.path
+
+
 def start_processes(run: Session) -> None:
     """Start every actor at once: they import and load side by side while the first stage goes on."""
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
@@ -107,9 +114,11 @@ def prepare_policy(run: Session, model: str) -> None:
     """Load the policy into the trainers, and the newest checkpoint when the run is resumed; wait for the engines."""
     trainers, saved = run.cluster.trainers, run.checkpoints.latest()
     with run.phase("loading the policy into the trainer"):
-        run.calls.ask_all(trainers, "build", model, policy_stage(run.recipe), what="loading the policy")
+        built = run.calls.ask_all(trainers, "build", model, policy_stage(run.recipe), what="loading the policy")
         if saved is not None:
             run.calls.ask_all(trainers, "load", str(saved / "trainer"), what=f"resuming from {saved}")
+    if built[0] is not None:
+        run.console.note(f"adapter: {built[0]}")
     with run.phase("waiting for the inference engines"):
         run.calls.wait(run.engines_started, "starting the inference engines")
         run.calls.watch(run.cluster.engines, "watch")
@@ -152,15 +161,16 @@ def learn(run: Session, cards: list[Card]) -> None:
 
 
 def finish(run: Session) -> str:
-    """Evaluate a last time, seal the trajectories for people, and add the result to the last checkpoint. Returns that
-    checkpoint's model directory.
+    """Evaluate a last time, seal the trajectories for people, merge an adapter into its model, and add the result to
+    the last checkpoint. Returns the directory of the trained model.
 
     The checkpoint was written before the evaluation, so a process that dies here costs no step.
     """
     run.progress.eval_after = evaluate(run)
     run.calls.ask_all(run.cluster.workers, "seal", what="sealing the trajectories")
-    run.progress.wall_s = run.wall_s()
     saved = run.checkpoints.latest()
     assert saved is not None
+    model = saved / MODEL if run.recipe.lora is None else merge(run)
+    run.progress.wall_s = run.wall_s()
     rewrite_progress(saved, run.progress)
-    return str(saved / "hf")
+    return str(model)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from rewards.errors import InfrastructureError
 from rollout.types import Completion, Message, SamplingParams, Split, Task, TokenIds
 
 if TYPE_CHECKING:
@@ -204,6 +205,15 @@ class Chat(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special ones included. It is for people to read, never to encode again."""
         ...
+
+
+class EngineError(InfrastructureError):
+    """The engine could not do what was asked: not ready, aborted, deadline missed. The policy is not to blame."""
+
+
+class Superseded(EngineError):
+    """The engine gave up a request in favour of newer weights: what it sampled could not be trained any more. That is
+    no failure; the trajectory starts over with the newest weights."""
 
 
 class Engine(Protocol):

@@ -35,6 +35,7 @@ TIERS: dict[str, list[set[str]]] = {
         {"actors"},
         {"agent", "adapters", "proxy", "buffer", "tasks"},
         {"envs", "chat", "engine"},
+        {"lora"},
         {"transfer", "store"},
         {"contracts", "splits", "cards"},
         {"types", "ports", "plain"},

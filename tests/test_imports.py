@@ -20,7 +20,7 @@ MODULES = sorted(path.relative_to(REPOSITORY) for package in PACKAGES for path i
 
 ALLOWED_IMPORTERS = {
     "deepspeed": ("rl/learner/*.py", "rl/weights/*.py"),
-    "vllm": ("rollout/engine/*.py", "rollout/transfer/*.py"),
+    "vllm": ("rollout/engine/*.py", "rollout/lora/*.py", "rollout/transfer/*.py"),
     "ray": ("rl/driver/*.py", "rl/launch/*.py", "rollout/actors/*.py"),
 }
 FORBIDDEN_PACKAGES = {"rewards": {"rl", "rollout"}, "rollout": {"rl"}, "rl": set()}

@@ -433,8 +433,8 @@ def test_an_environment_of_ones_own_is_used_as_it_is(checkout: Checkout, tmp_pat
     assert not checkout.installs() and not checkout.venv.exists()
 
 
-@pytest.mark.parametrize("verb", ["doctor", "lock"])
-def test_verbs_about_the_environment_do_not_wait_for_one(checkout: Checkout, verb: str) -> None:
+@pytest.mark.parametrize("verb", ["doctor", "lock", "new"])
+def test_verbs_that_need_no_package_do_not_wait_for_the_environment(checkout: Checkout, verb: str) -> None:
     assert checkout.launch(verb).stdout.startswith(f"ran: -P -m rl.cli {verb} ")
     assert not checkout.installs()
 

@@ -96,6 +96,8 @@ class MicroBatch:
     """[M], the policy version that sampled the label; OBSERVED (-1) where no policy did."""
     temperatures: npt.NDArray[np.float32]
     """[M], the temperature that the label was sampled at; 1 in a supervised micro-batch."""
+    reference_logprobs: npt.NDArray[np.float32] | None = None
+    """[M], of the label under the reference policy; None where nobody needs it."""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -38,6 +38,7 @@ class Predictions:
     weights: Tensor
     behaviour_logprobs: Tensor
     versions: Tensor
+    reference_logprobs: Tensor | None = None
 
 
 def model_inputs(batch: MicroBatch, device: torch.device | str) -> ModelInputs:
@@ -48,7 +49,8 @@ def model_inputs(batch: MicroBatch, device: torch.device | str) -> ModelInputs:
 
 def predictions_of(batch: MicroBatch, device: torch.device | str) -> Predictions:
     """Copy what an objective needs of a micro-batch to `device`."""
-    return Predictions(**_copied(batch, [field.name for field in fields(Predictions)], device))
+    names = [field.name for field in fields(Predictions) if getattr(batch, field.name) is not None]
+    return Predictions(**_copied(batch, names, device))
 
 
 def _copied(batch: MicroBatch, names: list[str], device: torch.device | str) -> dict[str, Tensor]:

@@ -22,12 +22,14 @@ from typing import Any
 
 from rewards.sandbox.sandbox import isolation
 from rl.config import Recipe
+from rl.driver.check_chat import UnfitChat, chat_report
 from rl.driver.cluster import Cluster, NoCluster
 from rl.driver.health import Diverged
 from rl.driver.session import STALE, Session, StepRecord
 from rl.driver.waiting import ProcessFailure
 from rl.exitcodes import NOTHING_STARTED, STALLED
 from rl.observe.console import Console, duration
+from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
 from rl.processes.signals import signal_handlers_kept
@@ -36,7 +38,6 @@ from rl.processes.tree import kill_run
 from rl.processes.watchdog import Watchdog
 from rl.recipe import marked_yaml
 from rl.recipe.changes import ChangedRecipe, check_resumable
-from rl.recipe.check_chat import UnfitChat, chat_report
 from rl.recipe.check_sources import needs_sandbox
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device
@@ -142,6 +143,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     saved = checkpoints.latest()
     progress, buffer = read_state(saved) if saved is not None else (Progress(), None)
     _check_ledger(directory, buffer)
+    _check_base(recipe, progress)
     changes = [] if saved is None else check_resumable(directory.config, recipe)
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
@@ -185,6 +187,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         progress=progress,
         started=now - progress.wall_s,
         step=StepRecord(started=now, ledger_counts=counts, stale_before=counts.get(STALE, 0)),
+        forecast=Forecast(recipe.run.steps, {"checkpoint": recipe.checkpoint.every, "eval": recipe.eval.every}),
     )
     return session
 
@@ -197,6 +200,14 @@ def _check_ledger(directory: RunDir, buffer: BufferState | None) -> None:
         raise UnreadableState(
             f"the ledger's log cannot be gone on from ({error}): put it back as it was, or name another run.dir"
         ) from error
+
+
+def _check_base(recipe: Recipe, progress: Progress) -> None:
+    """Raise UnreadableState if a saved adapter's base model is gone."""
+    if recipe.lora is not None and Path(progress.model).is_absolute() and not Path(progress.model).is_dir():
+        raise UnreadableState(
+            f"the base model of this run's adapter, {progress.model}, is gone: put it back, or name another run.dir"
+        )
 
 
 def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> None:
@@ -220,6 +231,7 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
             "run directory": str(session.directory.path),
             "metrics": str(session.directory.metrics),
             "checkpoint": str(summary["checkpoint"]),
+            **({"adapter": str(summary["adapter"])} if summary["adapter"] else {}),
             "Hugging Face export": str(summary["hf_export"]),
         },
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,10 +20,11 @@ from rl.config import Recipe
 from rl.driver.cluster import Cluster
 from rl.driver.waiting import Calls, Started
 from rl.observe.console import Console
+from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
 from rl.processes.watchdog import Watchdog
-from rl.rundir.checkpoint import CheckpointStore
+from rl.rundir.checkpoint import ADAPTER, MODEL, CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
 from rl.rundir.runstate import read_buffer
@@ -73,6 +75,7 @@ class Session:
     progress: Progress
     started: float
     step: StepRecord
+    forecast: Forecast
     engines_started: Started = field(default_factory=dict)
     buffer_began: Started = field(default_factory=dict)
     first_segment: int = 0
@@ -106,7 +109,8 @@ class Session:
         self.watchdog.beat(name)
         start = time.monotonic()
         yield
-        self.step.values[f"time/{name}_s"] = time.monotonic() - start
+        seconds = self.step.values[f"time/{name}_s"] = time.monotonic() - start
+        self.forecast.note(name, seconds)
 
     def supervised_step(self, step: int, total: int, loss: float) -> None:
         """Report that `step` of the `total` steps of the supervised stage are done."""
@@ -140,6 +144,7 @@ class Session:
             "perf/sampled_tokens_per_s": sampled / seconds,
             "memory/driver_rss_mb": psutil.Process().memory_info().rss / 2**20,
         }
+        values["time/left_s"] = self.forecast.left_after(self.progress.step, values)
         self.log(values)
         self.console.step(self.progress.step, values)
         self.step.begin()
@@ -157,6 +162,12 @@ class Session:
     def wall_s(self) -> float:
         """Seconds this run has taken, including sessions before a resume."""
         return time.monotonic() - self.started
+
+    def _exported(self, saved: Path | None) -> str | None:
+        """The newest model that `from_pretrained` loads. A run with an adapter has one only at its end."""
+        if self.recipe.lora is not None:
+            return str(self.directory.merged) if self.directory.merged.is_dir() else None
+        return str(saved / MODEL) if saved is not None else None
 
     def summary(self, exit_reason: str) -> dict[str, Any]:
         """The content of summary.json: how the run ended, and its results."""
@@ -178,7 +189,8 @@ class Session:
             "tasks_trained": counts.get("trained", 0),
             "tasks_dropped": counts.get("dropped", 0),
             "checkpoint": str(saved) if saved is not None else None,
-            "hf_export": str(saved / "hf") if saved is not None else None,
+            "adapter": str(saved / ADAPTER) if saved is not None and self.recipe.lora is not None else None,
+            "hf_export": self._exported(saved),
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rl.config import Recipe
-from rl.learner.config import ModelConfig, TrainerConfig
+from rl.learner.config import LoraConfig, ModelConfig, TrainerConfig
 from rollout.actors.worker import WorkerSpec
 from rollout.buffer.buffer import BufferSpec
 from rollout.engine.settings import EngineSettings
@@ -20,6 +20,7 @@ class TrainerSpec:
     """The settings of a trainer rank that all stages share. `tensor_parallel` is that of the engines."""
 
     model: ModelConfig
+    lora: LoraConfig | None
     trainer: TrainerConfig
     weight_sync: WeightSyncConfig
     tensor_parallel: int
@@ -31,6 +32,7 @@ class TrainerSpec:
 def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSpec:
     return TrainerSpec(
         model=recipe.model,
+        lora=recipe.lora,
         trainer=recipe.trainer,
         weight_sync=recipe.weight_sync,
         tensor_parallel=recipe.inference.tensor_parallel,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from rl.driver.health import check_eval_failures
 from rl.driver.session import Session
 from rl.driver.waiting import ProcessFailure
 from rl.observe.stepstats import eval_metrics
+from rl.rundir.checkpoint import ADAPTER, MODEL
 from rl.rundir.runstate import read_buffer, write_state
 from rl.weights.publish import PublishError
 from rollout.cards import Card
@@ -63,7 +67,7 @@ def evaluate(run: Session) -> dict[str, float]:
     # Requests are named by position, because tasks of a dataset may share an id, and requests must not.
     arguments = [(f"eval-{run.progress.version}-{position}", task) for position, task in enumerate(tasks)]
     workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
-    with run.phase(f"evaluating {len(tasks)} held-out tasks"):
+    with run.phase(f"evaluating {len(tasks)} held-out tasks"), run.timed("eval"):
         started = run.calls.start_each(workers, "evaluate", arguments)
         cards = run.calls.wait(started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
     check_eval_failures(cards, recipe.rollout.failure_share_limit)
@@ -78,18 +82,33 @@ def due(step: int, every: int) -> bool:
 
 
 def checkpoint(run: Session) -> None:
-    """Write trainer state, Hugging Face export, buffer and progress, which become visible together or not at all; then
-    delete what may go."""
+    """Write trainer state, the model (or the adapter alone), buffer and progress, which become visible together or not
+    at all; then delete what may go."""
     trainers, step = run.cluster.trainers, run.progress.step
     with run.timed("checkpoint"):
         folder = run.checkpoints.begin(step)
         run.calls.ask_all(trainers, "save", str(folder / "trainer"), what="saving the trainer")
-        run.calls.ask_all(trainers, "export", str(folder / "hf"), what="exporting the model")
+        if run.recipe.lora is None:
+            run.calls.ask_all(trainers, "export", str(folder / MODEL), what="exporting the model")
+        else:
+            run.calls.ask_all(trainers, "export_adapter", str(folder / ADAPTER), what="exporting the adapter")
         buffer = run.calls.ask(run.buffer, "state", what="saving the buffer")
         run.progress.wall_s = run.wall_s()
         write_state(folder, run.progress, buffer)
         run.checkpoints.publish(step)
         _trim_trajectories(run)
+
+
+def merge(run: Session) -> Path:
+    """Write the model with the adapter merged into it. It replaces that of an earlier end of the run."""
+    target = run.directory.merged
+    unfinished = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with run.phase("merging the adapter into the model"):
+        run.calls.ask_all(run.cluster.trainers, "export", str(unfinished), what="exporting the merged model")
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+    return target
 
 
 def _trim_trajectories(run: Session) -> None:

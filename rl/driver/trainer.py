@@ -19,6 +19,7 @@ from rl.batch.micro_batch import MicroBatch
 from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.specs import TrainerSpec
 from rl.driver.training import TrainingStage
+from rl.losses.config import KlConfig
 from rl.weights.publish import PublishReport, publish
 from rollout.actors.process import enter_role, settling_in
 from rollout.cards import samples_of
@@ -77,8 +78,9 @@ class TrainerActor:
         with settling_in():
             import rl.learner.learner  # noqa: F401
 
-    def build(self, model_path: str, stage: TrainingStage) -> None:
-        """Make a fresh learner for a stage, with the weights in `model_path` and a fresh optimizer."""
+    def build(self, model_path: str, stage: TrainingStage) -> str | None:
+        """Make a fresh learner for a stage, with the weights in `model_path` and a fresh optimizer. Returns what it
+        trains, in words, if that is not everything."""
         from rl.learner.learner import Learner
         from rl.losses.objective import check_objective, make_objective
 
@@ -92,7 +94,10 @@ class TrainerActor:
             optimizer_cfg=stage.optimizer,
             seed=self._spec.seed,
             device=self._spec.device,
+            lora=self._spec.lora,
         )
+        described: str | None = self._learner.describe()
+        return described
 
     def train(self, batches: Sequence[MicroBatch], lr: float, version: int) -> dict[str, float]:
         """Take one optimizer step of the stage. Returns the learner's statistics, the same on every rank, and this
@@ -102,8 +107,17 @@ class TrainerActor:
         stage = self._stage
         assert stage is not None, "build comes first"
         objective = make_objective(stage.objective, version)
-        stats: dict[str, float] = self._learner.train_step(list(batches), objective, lr)
+        prepared = batches if stage.objective.kl is None else self._prepared(batches, stage.objective.kl)
+        stats: dict[str, float] = self._learner.train_step(list(prepared), objective, lr)
         return stats | {"rss_mb": psutil.Process().memory_info().rss / 2**20}
+
+    def _prepared(self, batches: Sequence[MicroBatch], kl: KlConfig) -> list[MicroBatch]:
+        """Compute without gradient what the step needs of the reference policy. A collective."""
+        from rl.losses.prepare import penalised, with_reference
+
+        references = self._learner.reference_logprobs(batches)
+        found = [with_reference(batch, logprobs) for batch, logprobs in zip(batches, references, strict=True)]
+        return penalised(found, kl, self._learner.sums) if kl.place == "reward" else found
 
     def train_planned(self, part: RankPlan, lr: float, version: int) -> dict[str, float]:
         """Fetch the samples that this rank's part of a step names, and `train` them."""
@@ -147,7 +161,11 @@ class TrainerActor:
         self._learner.load(directory)
 
     def export(self, directory: str) -> None:
+        """Write the model, with an adapter merged into it."""
         self._learner.export_hf(directory)
+
+    def export_adapter(self, directory: str) -> None:
+        self._learner.export_adapter(directory)
 
     def close(self) -> None:
         if self._learner is not None:

@@ -25,5 +25,5 @@ def supervised_stage(recipe: Recipe) -> TrainingStage:
 def policy_stage(recipe: Recipe) -> TrainingStage:
     return TrainingStage(
         optimizer=recipe.trainer.optimizer,
-        objective=ObjectiveSpec(loss=recipe.loss, correction=recipe.correction),
+        objective=ObjectiveSpec(loss=recipe.loss, correction=recipe.correction, kl=recipe.kl),
     )

@@ -40,9 +40,35 @@ class OptimizerConfig(StrictModel):
     """Upper bound on the norm of the whole gradient; 0: no clipping."""
 
 
+class LoraConfig(StrictModel):
+    """Train an adapter of low rank instead of the weights (Hu et al. 2021, arXiv:2106.09685). All of it is PEFT's."""
+
+    rank: int = Field(default=16, ge=1, le=512)
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """The share of an adapter's inputs that are left out in training. The engine leaves out none, so with dropout the
+    trainer's logprobs are not those of the tokens' sampling."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the linear layers that get an adapter, or ends of their names (q_proj, self_attn.q_proj). null: all of
+    attention, of dense feed-forward layers and of shared experts."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of each output apart from its direction (Liu et al. 2024, arXiv:2402.09353)."""
+    push: Literal["auto", "adapter", "merged"] = "auto"
+    """What engines get. adapter: the adapter alone, and requests in flight go on with theirs.  merged: all weights with
+    the adapter merged into them.  auto: adapter where vLLM can compute with it; merged for DoRA and for models with
+    experts."""
+
+
 class TrainerConfig(StrictModel):
     ranks: int = Field(default=2, ge=1)
     expert_parallel: int = Field(default=1, ge=1)
+    zero_stage: Literal["auto", 0, 2, 3] = "auto"
+    """What DeepSpeed ZeRO divides among the ranks. 3: weights, gradients and optimizer states.  2: gradients and
+    optimizer states.  0: nothing, for float32 only.  auto: 3, but 0 (2 for bfloat16) where a single rank has nobody to
+    divide with."""
     groups_per_step: int = Field(default=8, ge=1)
     token_budget: int = Field(default=8192, ge=16)
     """The most tokens in one packed micro-batch of one rank."""

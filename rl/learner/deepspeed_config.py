@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of the learner: ZeRO-3, AutoEP, AdamW, one accumulation window per optimizer step.
+"""The DeepSpeed configuration of the learner: ZeRO, AutoEP, AdamW, one accumulation window per optimizer step.
 
 Owns the mapping from `trainer.*` to DeepSpeed's keys. `trainer.deepspeed` is merged over the result. If it sets a key
 that another setting owns, that is an error which names the setting.
@@ -6,6 +6,7 @@ that another setting owns, that is an error which names the setting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -23,7 +24,7 @@ OWNED = {
     "scheduler": "trainer.optimizer.warmup_steps",
     "bf16.enabled": "model.dtype",
     "fp16": "model.dtype",
-    "zero_optimization.stage": "the learner, which is built on stage 3",
+    "zero_optimization.stage": "trainer.zero_stage",
     "expert_parallel.enabled": "trainer.expert_parallel",
     "expert_parallel.autoep_size": "trainer.expert_parallel",
     "expert_parallel.preset_model": "the model's architecture",
@@ -42,6 +43,7 @@ def deepspeed_config(
         ValueError: `trainer.deepspeed` sets a key that another setting owns, or `trainer.expert_parallel` does not
             fit the model or the ranks.
     """
+    stage = zero_stage(trainer, dtype)
     check_expert_parallel(trainer, experts)
     refuse_owned(trainer.deepspeed)
     offload = "offload_optimizer" in trainer.deepspeed.get("zero_optimization", {})
@@ -50,7 +52,8 @@ def deepspeed_config(
         "gradient_accumulation_steps": 1,
         # The number of micro-batches differs from step to step; `engine.step()` ends the accumulation.
         "managed_gradient_accumulation": False,
-        "gradient_clipping": optimizer.clip_norm,
+        # Without ZeRO the norm is ours (rl.learner.clipping), and is wanted even if nothing is clipped.
+        "gradient_clipping": optimizer.clip_norm if stage else optimizer.clip_norm or math.inf,
         "steps_per_print": 1_000_000_000,
         "optimizer": {
             "type": "AdamW",
@@ -64,7 +67,7 @@ def deepspeed_config(
             },
         },
         "bf16": {"enabled": dtype == "bfloat16"},
-        "zero_optimization": _zero(device),
+        "zero_optimization": _zero(stage, device),
     }
     if dtype == "bfloat16":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
@@ -75,6 +78,25 @@ def deepspeed_config(
             "preset_model": family.autoep_preset,
         }
     return _merge(config, trainer.deepspeed)
+
+
+def zero_stage(trainer: TrainerConfig, dtype: str) -> int:
+    """The ZeRO stage that `trainer.zero_stage` means. With settings of `trainer.deepspeed.zero_optimization`, which are
+    made for stage 3 (offloading is among them), `auto` is 3.
+
+    Raises:
+        ValueError: stage 0 with bfloat16.
+    """
+    if trainer.zero_stage == 0 and dtype != "float32":
+        raise ValueError(
+            f"trainer.zero_stage=0 with model.dtype={dtype}: DeepSpeed would sum the gradients of micro-batches in "
+            f"{dtype}; set trainer.zero_stage to 2 or 3, or model.dtype to float32"
+        )
+    if trainer.zero_stage != "auto":
+        return trainer.zero_stage
+    if trainer.ranks > 1 or trainer.deepspeed.get("zero_optimization"):
+        return 3
+    return 0 if dtype == "float32" else 2
 
 
 def refuse_owned(overrides: dict[str, Any]) -> None:
@@ -96,8 +118,8 @@ def refuse_unknown(overrides: dict[str, Any], known: Collection[str]) -> None:
             raise ValueError(f"trainer.deepspeed.{path}: DeepSpeed has no such setting{nearest(name, [*known])}")
 
 
-def _zero(device: str) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": 3, "contiguous_gradients": True, "reduce_scatter": True}
+def _zero(stage: int, device: str) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "reduce_scatter": True}
     if device == "cpu":
         zero.update(overlap_comm=False)
     return zero

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import random
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,20 +26,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from transformers import AutoConfig, PreTrainedConfig
 
 from rl.batch.micro_batch import MicroBatch
 from rl.batch.tensors import Objective, model_inputs, predictions_of
 from rl.families.registry import family_of
-from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
-from rl.learner.deepspeed_config import deepspeed_config
-from rl.learner.deepspeed_overhead import gather_together, spare_on_cpu
+from rl.learner.clipping import clip_as_a_whole
+from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rl.learner.deepspeed_config import deepspeed_config, zero_stage
+from rl.learner.deepspeed_overhead import gather_together
 from rl.learner.deepspeed_router import route_in_float32
 from rl.learner.expert_load import ExpertLoad
+from rl.learner.lora import adapters_off, add_adapters, describe, experts_frozen, exported_config, save_only_trained
 from rl.learner.model import PolicyModel, load_model, resolve_model
+from rl.learner.process import join, partition, seed_generators, set_deadlines
 from rl.learner.rng import restore_rng, rng_state
 from rl.learner.selfcheck import check_forward
+from rl.weights.adapter_export import hash_of, write_adapter
 from rl.weights.hf_export import SHARD_BYTES, write_hf_export
 from rl.weights.hf_reader import HfCheckpoint, has_weights
 from rl.weights.source import WeightSource
@@ -52,6 +53,11 @@ _TAG = "shards"
 class Learner:
     """See the module's docstring. A process holds one at a time: `close` it before making the next."""
 
+    base: WeightSource
+    """With an adapter: the weights without it."""
+    adapter: WeightSource
+    """With an adapter: its own tensors."""
+
     def __init__(
         self,
         model_path: str,
@@ -60,17 +66,19 @@ class Learner:
         optimizer_cfg: OptimizerConfig,
         seed: int,
         device: str,
+        lora: LoraConfig | None = None,
     ) -> None:
         """
         Args:
             model_path: directory or hub name of the weights to start from (model_cfg.path or an SFT stage's export).
+            lora: the adapter that is trained instead of the weights.
             device: `cpu` or `cuda`; LOCAL_RANK is the index of the GPU.
 
         Raises:
             ValueError: the configuration does not fit the model or the number of ranks.
         """
         timeout = timedelta(seconds=trainer_cfg.timeout_s)
-        self._device = _join(device, trainer_cfg, timeout)
+        self._device = join(device, trainer_cfg, timeout)
         self.rank = torch.distributed.get_rank()
         self._world = torch.distributed.get_world_size()
         if self._world != trainer_cfg.ranks:
@@ -83,27 +91,34 @@ class Learner:
         self._family = family_of(architecture, model_cfg.family)
         experts = self._family.experts(architecture)
         config = deepspeed_config(trainer_cfg, optimizer_cfg, self._family, experts, model_cfg.dtype, device)
-        # Parameters are partitioned one by one, because a large model fits neither the rank's memory nor its GPU.
-        zero = deepspeed.zero.Init(module=torch.nn.Module(), config_dict_or_path=config)
-        causal_lm = load_model(
-            model_path,
-            model_cfg.dtype,
-            seed,
-            self._family,
-            place=lambda parameter: zero._convert_to_zero_parameters([parameter]),
-            read=self.rank == 0,
-        )
+        self.stage = zero_stage(trainer_cfg, model_cfg.dtype)
+        place = partition(config) if self.stage == 3 else None
+        read = self.rank == 0 or self.stage != 3
+        causal_lm = load_model(model_path, model_cfg.dtype, seed, self._family, place, read)
+        self._lora = lora
+        if lora is not None:
+            add_adapters(causal_lm, lora, seed, place)
         if trainer_cfg.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-        _seed(seed + self.rank)
+        seed_generators(seed + self.rank)
         self._config = causal_lm.config
         policy = PolicyModel(causal_lm, trainer_cfg.logprob_chunk)
-        self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=config)
+        trained = (parameter for parameter in policy.parameters() if parameter.requires_grad)
+        if lora is not None:
+            save_only_trained(policy)
+        with experts_frozen() if lora is not None else nullcontext():
+            self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=trained, config=config)
         for buffer in self._engine.module.buffers():  # DeepSpeed does not move those of a partitioned model
             buffer.data = buffer.data.to(self._device)
-        _set_deadlines(timeout)
+        set_deadlines(timeout)
+        if self.stage == 0:
+            clip_as_a_whole(self._engine)
         gather_together(self._engine.optimizer)
         self.weights = WeightSource(self._engine.module, self._family)
+        if lora is not None:
+            self.base = WeightSource(self._engine.module, self._family, "base")
+            self.adapter = WeightSource(self._engine.module, self._family, "adapter")
+        self._base_hash: str | None = None
         moe_layers = [m for m in self._engine.module.modules() if isinstance(m, AutoEPMoELayer)]
         if self._family.float32_router:
             route_in_float32(moe_layers)
@@ -147,17 +162,44 @@ class Learner:
         }
 
     @torch.no_grad()
-    def logprobs(self, batch: MicroBatch) -> npt.NDArray[np.float32]:
-        """The log-probability [M] of each label under the current policy. All ranks must call it equally often."""
-        logprobs, _ = self._forward(batch)
+    def logprobs(self, batch: MicroBatch, *, reference: bool = False) -> npt.NDArray[np.float32]:
+        """The log-probability [M] of each label under the current policy, or under the reference policy, which is the
+        model without its adapter. All ranks must call it equally often."""
+        with adapters_off(self._engine.module) if reference else nullcontext():
+            logprobs, _ = self._forward(batch)
         return logprobs.float().cpu().numpy()
 
+    def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[npt.NDArray[np.float32]]:
+        """`logprobs` of a step's micro-batches under the reference policy.
+
+        Raises:
+            ValueError: as `train_step`.
+        """
+        self._require_lockstep(len(batches))
+        return [self.logprobs(batch, reference=True) for batch in batches]
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sums of named numbers over the ranks. A collective: all ranks must give the same names."""
+        return self._reduce(
+            {name: torch.tensor(value, dtype=torch.float64, device=self._device) for name, value in values.items()}
+        )
+
+    def base_hash(self) -> str | None:
+        """The content hash of the weights that an adapter is for; None without an adapter. A collective."""
+        if self._lora is not None and self._base_hash is None:
+            self._base_hash = hash_of(self.base, self.rank)
+        return self._base_hash
+
+    def describe(self) -> str | None:
+        """What is trained, in words; None if that is everything."""
+        return None if self._lora is None else describe(self._engine.module)
+
     def save(self, directory: str | Path) -> None:
-        """Write this rank's shards of weights and optimizer state, and its random generators. They can only be loaded
-        by the same number of ranks."""
+        """Write this rank's shards of what is trained, its optimizer state and its random generators. They can only be
+        loaded by the same number of ranks."""
         directory = Path(directory)
-        self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=False)
-        state = {"ranks": self._world, "rng": rng_state()}
+        self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=self._lora is not None)
+        state = {"ranks": self._world, "rng": rng_state(), "base": self.base_hash()}
         self._state_file(directory).write_text(json.dumps(state))
         torch.distributed.barrier()
 
@@ -165,7 +207,8 @@ class Learner:
         """Restore what `save` wrote.
 
         Raises:
-            ValueError: there is no checkpoint, or it was written by a different number of ranks.
+            ValueError: there is no checkpoint, or it was written by a different number of ranks, or its adapter is for
+                other weights than those of this model.
         """
         directory = Path(directory)
         if not self._state_file(directory).is_file():
@@ -173,16 +216,29 @@ class Learner:
         state = json.loads(self._state_file(directory).read_text())
         if state["ranks"] != self._world:
             raise ValueError(f"{directory} was written by {state['ranks']} ranks; set trainer.ranks to that")
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        if state.get("base") != self.base_hash():
+            raise ValueError(
+                f"{directory} is for a base model with the content hash {state.get('base')}, and {self._origin} has "
+                f"{self.base_hash()}: an adapter is of use with its own base model only"
+            )
+        loaded, _ = self._engine.load_checkpoint(str(directory), tag=_TAG, load_module_strict=self._lora is None)
         if loaded is None:
             raise ValueError(f"{directory} holds no DeepSpeed shards for rank {self.rank}")
         restore_rng(state["rng"])
 
     def export_hf(self, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write a directory that `from_pretrained` and vLLM load: weights, config, tokenizer files of the origin."""
+        """Write a directory that `from_pretrained` and vLLM load: weights (an adapter is merged into them), config,
+        tokenizer files of the origin."""
         kept = self._kept()
         config = self._exported_config(with_kept=bool(kept))
         write_hf_export(Path(directory), self.weights, config, self._origin, self.rank, shard_bytes, kept)
+        torch.distributed.barrier()
+
+    def export_adapter(self, directory: str | Path) -> None:
+        """Write the adapter in PEFT's format."""
+        assert self._lora is not None, "there is no adapter"
+        config = exported_config(self._engine.module, self._lora, str(self._origin))
+        write_adapter(Path(directory), self.adapter, config, self.rank)
         torch.distributed.barrier()
 
     def close(self) -> None:
@@ -249,36 +305,3 @@ class Learner:
 
     def _state_file(self, directory: Path) -> Path:
         return directory / f"learner-rank{self.rank:05d}.json"
-
-
-def _join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.device:
-    """Join torch.distributed once per process and choose this rank's device."""
-    if device == "cpu":
-        torch.set_num_threads(trainer.cpu_threads)
-        spare_on_cpu()
-        place, backend = torch.device("cpu"), "gloo"
-    else:
-        place, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl"
-        torch.cuda.set_device(place)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it makes and keeps a plan for every length that it meets
-    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, and each call site would warn.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    if not deepspeed.comm.is_initialized():
-        # DeepSpeed would spend minutes compiling a shared-memory all-reduce with the machine's C++ compiler. Its
-        # segments in /dev/shm outlive a killed rank. gloo does the same work.
-        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-    return place
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _set_deadlines(timeout: timedelta) -> None:
-    """Give all process groups our timeout. The groups that DeepSpeed makes (expert, data-parallel) start with torch's
-    defaults (10 minutes for NCCL, 30 for gloo)."""
-    for group in torch.distributed.distributed_c10d._world.pg_map:
-        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)

@@ -74,13 +74,13 @@ def load_model(
     config = AutoConfig.from_pretrained(directory)
     torch_dtype: torch.dtype = getattr(torch, dtype)
     stored = has_weights(directory)
-    with init_empty_weights(include_buffers=False) if stored else _seeded(seed):
+    with init_empty_weights(include_buffers=False) if stored else seeded(seed):
         model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=TREE_ATTENTION)
     if stored:
-        _read(model, HfCheckpoint(directory, family), place or _stay, read)
+        _read(model, HfCheckpoint(directory, family), place or stay, read)
     else:
         for parameter in model.parameters():
-            (place or _stay)(parameter)
+            (place or stay)(parameter)
     model.config.architectures = [type(model).__name__]
     return model.train()
 
@@ -106,12 +106,13 @@ def _read(model: PreTrainedModel, checkpoint: HfCheckpoint, place: Callable[[nn.
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
 
-def _stay(parameter: nn.Parameter) -> None:
+def stay(parameter: nn.Parameter) -> None:
     """Default placement: keep the parameter unpartitioned on the CPU."""
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Draw random numbers from `seed`, and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

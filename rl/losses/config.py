@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rewards.strict import Named
+from rewards.strict import Named, StrictModel
 from rl.corrections.config import CorrectionSettings
 
 
@@ -24,12 +24,32 @@ class ClippedSettings(LossSettings):
     """Importance ratios are clipped above 1 + clip_high."""
 
 
+Estimator = Literal["k1", "k2", "k3", "unbiased"]
+
+
+class KlConfig(StrictModel):
+    """The recipe's `kl:` section: keep the policy near the reference policy, the model without its adapter."""
+
+    coef: float = Field(gt=0)
+    """The factor of the divergence, in units of loss or of reward for each nat."""
+    estimator: Estimator
+    """How a token's divergence is estimated; rl.losses.kl says where each one's gradient goes."""
+    place: Literal["loss", "reward"]
+    """loss: added to the loss of every trained token.  reward: taken off the advantages, less its mean over all trained
+    tokens of the step, by the logprobs that the tokens were sampled with."""
+    credit: Literal["token", "rest"] = "rest"
+    """In the reward, a token pays for its own divergence, or for its own and all that follows in its sample, which is
+    the gradient of the whole sequence's divergence."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveSpec:
-    """A stage's objective: a loss, and the correction that is applied to its tokens."""
+    """A stage's objective: a loss, the correction that is applied to its tokens, and the distance that it keeps from
+    the reference policy."""
 
     loss: LossSettings
     correction: CorrectionSettings
+    kl: KlConfig | None = None
 
 
 SUPERVISED = ObjectiveSpec(

@@ -9,6 +9,7 @@ from rewards.extension import load
 from rl.batch.tensors import Objective, Predictions, TokenLoss
 from rl.corrections.registry import CORRECTIONS
 from rl.losses.config import ObjectiveSpec
+from rl.losses.kl import divergence, kl_loss
 from rl.losses.registry import LOSSES
 
 RESERVED = {"loss", "grad_norm", "lr", "policy"}
@@ -19,7 +20,8 @@ def make_objective(spec: ObjectiveSpec, version: int) -> Objective:
     """The objective of a step that trains policy version `version`.
 
     In addition to the loss's own statistics it reports `tokens`, `entropy` and `rejected` (left out by the correction).
-    Two more are about *fresh* tokens, which this same version sampled: `fresh_tokens`, and their `mismatch`
+    With a reference policy it reports `kl_reference`, the k3 estimate of the divergence from it. Two more are about
+    *fresh* tokens, which this same version sampled: `fresh_tokens`, and their `mismatch`
     |logprob - behaviour logprob|. On fresh tokens engine and trainer must agree.
     """
     loss = load(LOSSES, spec.loss.name)
@@ -37,9 +39,14 @@ def make_objective(spec: ObjectiveSpec, version: int) -> Objective:
             "fresh_tokens": fresh,
             "mismatch": difference.abs().where(fresh, 0.0),
         }
+        if spec.kl is not None:
+            assert batch.reference_logprobs is not None, "they are computed before the step"
+            common["kl_reference"] = divergence(logprobs.detach(), batch.reference_logprobs, "k3")
         if taken := sorted(found.statistics.keys() & {*common, *RESERVED}):
             raise ValueError(f"the loss {spec.loss.name} names a statistic {', '.join(taken)}: that name is taken")
         weighted = (found.loss * corrected.weight).where(corrected.keep, 0.0)
+        if spec.kl is not None and spec.kl.place == "loss":
+            weighted = weighted + spec.kl.coef * kl_loss(logprobs, batch, spec.kl.estimator)
         return TokenLoss(weighted, {**found.statistics, **common})
 
     return objective
@@ -59,5 +66,10 @@ def check_objective(objective: Objective) -> None:
 def _predictions(count: int) -> Predictions:
     zeros = torch.zeros(count)
     return Predictions(
-        rows=zeros.long(), advantages=zeros, weights=zeros, behaviour_logprobs=zeros, versions=zeros.int()
+        rows=zeros.long(),
+        advantages=zeros,
+        weights=zeros,
+        behaviour_logprobs=zeros,
+        versions=zeros.int(),
+        reference_logprobs=zeros,
     )

@@ -23,6 +23,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -33,6 +34,31 @@ from rich.text import Text
 from rl.observe.bottleneck import bottleneck
 
 _LABEL_WIDTH = 30
+
+
+def duration(seconds: float) -> str:
+    """`8.3 s`, `47 s`, `3 min 12 s`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def about(seconds: float) -> str:
+    """A rough duration: `~8 s`, `~12 min`, `~2 h 10 min`, `~14 h`, `~3 days`."""
+    if (whole := round(seconds)) < 60:
+        return f"~{whole} s"
+    if (minutes := round(seconds / 60)) < 60:
+        return f"~{minutes} min"
+    if (tens := round(seconds / 600)) < 60:
+        return f"~{tens // 6} h {tens % 6}0 min"
+    if (hours := round(seconds / 3600)) < 48:
+        return f"~{hours} h"
+    return f"~{round(seconds / 86400)} days"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +74,16 @@ class _Field:
 
 _FIELDS = (
     _Field("reward/mean", "reward", lambda x: f"{x:5.2f}"),
-    _Field("reward/std", "±", lambda x: f"{x:.2f}", 4),
+    _Field("reward/std", "±", lambda x: f"{x:.2f}", 5),
     _Field("rollout/success", "success", lambda x: f"{x:4.0%}"),
-    _Field("loss/policy", "loss", lambda x: f"{x:+.3f}", 5),
-    _Field("mismatch/logprob_abs_mean", "Δlogprob", lambda x: f"{x:.1e}", 2),
-    _Field("staleness/max", "stale", lambda x: f"{x:.0f}", 3),
-    _Field("perf/tokens_per_s", "tok/s", lambda x: f"{x:5.0f}", 1),
+    _Field("loss/policy", "loss", lambda x: f"{x:+.3f}", 6),
+    _Field("mismatch/logprob_abs_mean", "Δlogprob", lambda x: f"{x:.1e}", 3),
+    _Field("staleness/max", "stale", lambda x: f"{x:.0f}", 4),
+    _Field("perf/tokens_per_s", "tok/s", lambda x: f"{x:5.0f}", 2),
     _Field("time/step_s", "s", lambda x: f"{x:5.1f}"),
+    _Field("time/left_s", "left", about, 1),
 )
-_UNIT_LAST = {"tok/s", "s"}
+_UNIT_LAST = {"tok/s", "s", "left"}
 
 
 def step_line(step: int, total: int, values: Mapping[str, float], width: int) -> Text:
@@ -81,16 +108,12 @@ def _field_text(field: _Field, value: float) -> Text:
     return Text.assemble(number, " ", label) if field.label in _UNIT_LAST else Text.assemble(label, " ", number)
 
 
-def duration(seconds: float) -> str:
-    """`8.3 s`, `47 s`, `3 min 12 s`, `2 h 05 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+class _Left(TimeRemainingColumn):
+    """The time left of a bar: what the bar's field `left` says, or else what rich makes of the speed so far."""
+
+    def render(self, task: Task) -> Text:
+        told = task.fields.get("left")
+        return super().render(task) if told is None else Text(told, style="progress.remaining")
 
 
 class Console:
@@ -117,7 +140,7 @@ class Console:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
+            _Left(),
             console=self._rich,
             expand=True,
         )
@@ -178,7 +201,8 @@ class Console:
         if self.live:
             if self._training is None:
                 self._training = self._bars.add_task("training", total=self._steps, completed=step - 1)
-            self._bars.update(self._training, completed=step)
+            left = about(values["time/left_s"]) if "time/left_s" in values else None
+            self._bars.update(self._training, completed=step, left=left)
         self._print(step_line(step, self._steps, values, self._rich.width if self.live else sys.maxsize))
 
     def summary(

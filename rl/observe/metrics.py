@@ -46,6 +46,7 @@ _METRICS = (
     Metric("policy/rejected_fraction", "share", "Trained tokens that the correction left out of the loss."),
     Metric("policy/ratio_mean", "ratio", "Mean importance ratio: trainer's probability over the sampling policy's."),
     Metric("policy/kl_behaviour", "nats", "Estimated KL from the sampling policy to the trained one, per token."),
+    Metric("policy/kl_reference", "nats", "Estimated KL (k3) between policy and reference policy, per trained token."),
     Metric("loss/policy", "loss", "Policy-gradient loss: the weighted sum over the trained tokens of the step."),
     Metric("loss/<name>", "loss", "Mean per trained token of another statistic that the recipe's loss reports."),
     Metric(
@@ -87,6 +88,8 @@ _METRICS = (
     Metric("time/generate_s", "s", "Time an average trajectory spent waiting for the engine (beside the other times)."),
     Metric("time/environment_s", "s", "Time an average trajectory spent in its environment, tools and rewards."),
     Metric("time/checkpoint_s", "s", "Writing the checkpoint and export that were due after the step before this one."),
+    Metric("time/eval_s", "s", "The evaluation that was due after the step before this one."),
+    Metric("time/left_s", "s", "Estimate of what is left of the run, from the recent steps, evaluations, checkpoints."),
     Metric("memory/driver_rss_mb", "MB", "Resident memory of the driver process."),
     Metric("memory/trainer_rss_mb", "MB", "Largest resident memory among the trainer ranks."),
     Metric("eval/success", "share", "Held-out trajectories that solved their task (infrastructure failures left out)."),

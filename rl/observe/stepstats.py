@@ -17,6 +17,7 @@ _MEANS = {
     "clipped": "policy/clip_fraction",
     "ratio": "policy/ratio_mean",
     "kl": "policy/kl_behaviour",
+    "kl_reference": "policy/kl_reference",
     "rejected": "policy/rejected_fraction",
 }
 """The learner's sums over trained tokens whose means are metrics with names of their own."""

@@ -15,6 +15,7 @@ from rl.recipe.sections import dotted, model_at
 
 MEANING: tuple[KeyPath, ...] = (
     ("model",),
+    *(("lora", key) for key in ("rank", "alpha", "dropout", "targets", "rslora", "dora")),
     ("tasks", "sources"),
     ("tasks", "train_size"),
     ("run", "seed"),
@@ -23,6 +24,7 @@ MEANING: tuple[KeyPath, ...] = (
     ("advantage",),
     ("loss",),
     ("correction",),
+    ("kl",),
     ("aggregation",),
 )
 """The keys that decide what saved weights, groups, tasks and positions mean: they may not change within a run."""

@@ -15,7 +15,7 @@ from typing import Any
 from rewards.sandbox.packages import package_binds
 from rl.config import Recipe
 from rl.families.registry import family_of, known_family, local_config
-from rl.learner.deepspeed_config import check_expert_parallel, refuse_owned, refuse_unknown
+from rl.learner.deepspeed_config import check_expert_parallel, refuse_owned, refuse_unknown, zero_stage
 from rl.recipe.library_names import deepspeed_settings, vllm_arguments
 from rollout.engine.arguments import check_engine_args
 
@@ -60,6 +60,31 @@ def _algorithm(recipe: Recipe) -> Iterator[Problem]:
             "aggregation",
             f"aggregation.over={over} with aggregation.length={length}: fixed needs a length, and nothing else has one",
         )
+
+
+def _adapter(recipe: Recipe) -> Iterator[Problem]:
+    lora, kl = recipe.lora, recipe.kl
+    if kl is not None and lora is None:
+        yield Problem(
+            "kl",
+            "kl keeps the policy near a reference policy, which is the model without its adapter: set lora, or leave "
+            "kl out. (A second copy of the whole model is not kept.)",
+        )
+    if kl is not None and kl.place == "reward" and kl.estimator == "unbiased":
+        yield Problem(
+            "kl.estimator",
+            "kl.estimator=unbiased has its factor for the gradient, and in the reward there is none: use k1 there, or "
+            "kl.place=loss",
+        )
+    if lora is not None and lora.dora and lora.push == "adapter":
+        yield Problem("lora.push", "lora.push=adapter with lora.dora: vLLM refuses DoRA's adapters; use merged")
+
+
+def _zero(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        zero_stage(recipe.trainer, recipe.model.dtype)
+    except ValueError as error:
+        yield Problem("trainer.zero_stage", str(error))
 
 
 def _sampling(recipe: Recipe) -> Iterator[Problem]:
@@ -230,6 +255,8 @@ def _resume(recipe: Recipe) -> Iterator[Problem]:
 
 _CHECKS: tuple[Check, ...] = (
     _algorithm,
+    _adapter,
+    _zero,
     _sampling,
     _deadlines,
     _batching,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rollout.store.files import sync
 
+MODEL, ADAPTER = "hf", "adapter"
+"""The directories of a checkpoint that others load: the whole model, or the adapter of a run that trains one."""
 _PARTIAL, _REPLACED, _DELETED = ".partial", ".replaced", ".deleted"
 """Endings of hidden directories: being written; stepping aside for a new one of the same step; being deleted."""
 

@@ -1,6 +1,6 @@
 """The run directory: where its files lie, and which run may use it.
 
-    config.yaml  metrics.jsonl  summary.json  ledger.log  trajectories/  checkpoints/  logs/  wandb/  run.lock
+    config.yaml  metrics.jsonl  summary.json  ledger.log  trajectories/  checkpoints/  merged/  logs/  wandb/  run.lock
 
 `RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
 time (an exclusive lock, which the kernel drops however the run ends). A `RunDir` deletes nothing but a directory in
@@ -39,6 +39,8 @@ class RunDir:
         self.trajectories = path / FOLDER
         self.checkpoints = path / CHECKPOINTS
         self.logs = path / "logs"
+        self.merged = path / "merged"
+        """The model that a finished run with an adapter leaves: its base with the adapter merged into it."""
         self._lock = lock
 
     @classmethod

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 @dataclass(slots=True)
 class Progress:
-    """`stage` is the stage under way (rl.stages), empty before the first. `version` is the policy's: training starts
-    from version 0, and every step adds one, even a step that had nothing to learn from.
+    """`stage` is the stage under way (rl.stages), empty before the first, and `model` the directory or name of the
+    model that it began with. `version` is the policy's: training starts from version 0, and every step adds one, even a
+    step that had nothing to learn from.
 
     `mismatch_sum` is the sum of |engine logprob - trainer logprob| over the `mismatch_tokens` tokens that were sampled
     by the very version that was being trained. `eval_before` and `eval_after` are the evaluations before the first and
@@ -18,6 +19,7 @@ class Progress:
     """
 
     stage: str = ""
+    model: str = ""
     step: int = 0
     version: int = 0
     wall_s: float = 0.0

@@ -46,6 +46,7 @@ def sft_fingerprint(recipe: Recipe) -> str:
     keys: dict[str, Any] = {
         "sft": recipe.sft.model_dump(mode="json"),
         "model": recipe.model.model_dump(mode="json"),
+        "lora": None if recipe.lora is None else recipe.lora.model_dump(mode="json", exclude={"push"}),
         "thinking": recipe.rollout.thinking,
         "seed": recipe.run.seed,
         "renderers": importlib.metadata.version("renderers"),

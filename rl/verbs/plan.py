@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rewards.errors import one_line
 from rl.config import Recipe
+from rl.driver.check_chat import ChatReport, chat_report
 from rl.exitcodes import NOTHING_STARTED
 from rl.families.family import ModelSize
 from rl.families.registry import published_size
 from rl.recipe import marked_yaml
-from rl.recipe.check_chat import ChatReport, chat_report
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device, wants
 from rl.recipe.machine import cpu_count, gpu_names

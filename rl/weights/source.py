@@ -9,14 +9,17 @@ collective. Every rank gets the same full tensors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import deepspeed
 import torch
 from deepspeed.utils import groups
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from rl.families.family import Family
+from rl.weights.adapters import adapted_layers, adapter_name, checkpoint_name, merged, own_parameters
 from rollout.types import WeightSpec
 
 
@@ -25,13 +28,20 @@ class _Piece:
     """A unit of gathering: a whole tensor under one name, or the local experts `start:stop` of every rank.
 
     `names` and `shape` are those of the gathered tensors. Experts are ordered by rank in the expert group, and within a
-    rank by their local index.
+    rank by their local index. `adapted` is the layer whose adapter is merged into the tensor.
     """
 
     tensor: torch.Tensor
     names: tuple[str, ...]
     shape: tuple[int, ...]
     experts: slice | None = None
+    adapted: LoraLayer | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that must be whole before the piece can be read."""
+        own = [self.tensor] if isinstance(self.tensor, nn.Parameter) else []
+        return [*own, *(own_parameters(self.adapted) if self.adapted is not None else ())]
 
     @property
     def specs(self) -> list[WeightSpec]:
@@ -43,17 +53,22 @@ class _Piece:
         return sum(spec.nbytes for spec in self.specs)
 
 
-class WeightSource:
-    """Streams the weights of a `PolicyModel` that DeepSpeed ZeRO-3 has partitioned."""
+Part = Literal["merged", "base", "adapter"]
+"""merged: all weights, with an adapter (if there is one) merged into them.  base: all weights as if there were no
+adapter.  adapter: the adapter's own tensors, under the names of PEFT's files."""
 
-    def __init__(self, module: nn.Module, family: Family) -> None:
-        self._tensors = _checkpoint_tensors(module)
+
+class WeightSource:
+    """Streams a part of the weights of a `PolicyModel` that DeepSpeed may have partitioned."""
+
+    def __init__(self, module: nn.Module, family: Family, part: Part = "merged") -> None:
+        self._tensors = _adapter_tensors(module) if part == "adapter" else _checkpoint_tensors(module)
+        self._adapted = dict(adapted_layers(module)) if part == "merged" else {}
         self._family = family
 
     def manifest(self) -> list[WeightSpec]:
         """The name, dtype and full shape of every tensor that `buckets` yields. Local: no communication."""
-        pieces = [piece for tensor in self._tensors for piece in _pieces(*tensor, self._family, max_bytes=None)]
-        return [spec for piece in pieces for spec in piece.specs]
+        return [spec for piece in self._pieces(max_bytes=None) for spec in piece.specs]
 
     def plan(self, max_bytes: int) -> list[list[WeightSpec]]:
         """The tensors that each bucket of `buckets(max_bytes)` will hold. Local: no communication."""
@@ -67,7 +82,7 @@ class WeightSource:
         or copy them, never write.
         """
         for bucket in self._plan(max_bytes):
-            parameters = [p.tensor for p in bucket if isinstance(p.tensor, nn.Parameter)]
+            parameters = [parameter for piece in bucket for parameter in piece.parameters]
             with deepspeed.zero.GatheredParameters(parameters), torch.no_grad():
                 full = [pair for piece in bucket for pair in _full_tensors(piece)]
                 yield full
@@ -78,21 +93,31 @@ class WeightSource:
             raise ValueError(f"max_bytes={max_bytes} must be at least 1")
         plan: list[list[_Piece]] = []
         room = 0
-        for tensor in self._tensors:
-            for piece in _pieces(*tensor, self._family, max_bytes=max_bytes):
-                if not plan or piece.nbytes > room:
-                    plan.append([])
-                    room = max_bytes
-                plan[-1].append(piece)
-                room -= piece.nbytes
+        for piece in self._pieces(max_bytes):
+            if not plan or piece.nbytes > room:
+                plan.append([])
+                room = max_bytes
+            plan[-1].append(piece)
+            room -= piece.nbytes
         return plan
+
+    def _pieces(self, max_bytes: int | None) -> Iterator[_Piece]:
+        for name, tensor in self._tensors:
+            layer = self._adapted.get(name)
+            pieces = _pieces(checkpoint_name(name), tensor, self._family, max_bytes)
+            yield from pieces if layer is None else (replace(piece, adapted=layer) for piece in pieces)
+
+
+def _adapter_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    named = [(adapter_name(name), parameter) for name, parameter in module.named_parameters()]
+    return [(name, parameter) for name, parameter in named if name is not None]
 
 
 def _checkpoint_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """The parameters and persistent buffers, each once. Aliases (tied weights, AutoEP's second name of the router) are
-    listed under their first name only."""
+    """The parameters and persistent buffers, each once, without those of an adapter. Aliases (tied weights, AutoEP's
+    second name of the router) are listed under their first name only."""
     persistent = set(module.state_dict(keep_vars=True))
-    found: dict[str, torch.Tensor] = dict(module.named_parameters())
+    found: dict[str, torch.Tensor] = {n: p for n, p in module.named_parameters() if adapter_name(n) is None}
     found.update((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
     return list(found.items())
 
@@ -123,6 +148,8 @@ def full_shape(tensor: torch.Tensor) -> tuple[int, ...]:
 def _full_tensors(piece: _Piece) -> list[tuple[str, torch.Tensor]]:
     """The full tensors of a piece by checkpoint name; experts are gathered over the expert group. Call this inside
     `GatheredParameters`."""
+    if piece.adapted is not None:
+        return [(piece.names[0], merged(piece.adapted, piece.tensor))]
     if piece.experts is None:
         return [(piece.names[0], piece.tensor.detach())]
     local = piece.tensor.detach()[piece.experts]

@@ -2,7 +2,7 @@
 
 A few conversations are opened, said, parsed and bridged, without a model. A finding is `wrong` if the policy would see
 or be trained on wrong tokens, or its calls would be misread; otherwise it only costs time. It takes some milliseconds
-beside the loading of the tokenizer. rl.recipe.check_chat decides what becomes of the findings.
+beside the loading of the tokenizer. rl.driver.check_chat decides what becomes of the findings.
 """
 
 from __future__ import annotations

@@ -26,6 +26,12 @@ OWNED = {
     "distributed_executor_backend": "inference.tensor_parallel",
     "generation_config": "rollout.sampling",
     "override_generation_config": "rollout.sampling",
+    "enable_lora": "lora",
+    "max_loras": "buffer.max_staleness",
+    "max_cpu_loras": "buffer.max_staleness",
+    "max_lora_rank": "lora.rank",
+    "lora_dtype": "model.dtype",
+    "lora_target_modules": "lora.targets",
     "logprobs_mode": "nothing: it is always processed_logprobs",
 }
 """Engine arguments that Sluice sets, and for each the recipe key that decides it, or the reason why none does."""
@@ -42,7 +48,6 @@ UNMIRRORED = {
     "speculative_config": "draft weights are not pushed, and rejection sampling was not compared with the trainer",
     "enable_expert_parallel": "every worker of an engine must take every expert's weights",
     "pipeline_parallel_size": "every worker of an engine must take every layer's weights",
-    "enable_lora": "the trainer pushes full weights",
     "watermarking_config": "a watermark changes the distribution",
 }
 """Engine arguments that are refused, and why."""

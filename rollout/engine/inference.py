@@ -23,10 +23,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rewards.errors import InfrastructureError, listed
+from rollout.contracts import EngineError
 from rollout.engine.settings import EngineSettings
 from rollout.engine.thread import EngineThread, engine_core
-from rollout.transfer.bucket import Bucket
+from rollout.lora.updates import Adapters
+from rollout.transfer.bucket import Bucket, content_hash
+from rollout.transfer.update import Update, WeightUpdateError
 from rollout.types import Completion, SamplingParams, TokenIds, WeightSpec
 
 if TYPE_CHECKING:
@@ -35,16 +37,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class EngineError(InfrastructureError):
-    """The engine could not do what was asked: not ready, aborted, deadline missed. The policy is not to blame."""
-
-
 class EngineDeadError(EngineError):
     """The engine has died or was shut down; every call fails with the cause. Only a new Inference helps."""
-
-
-class WeightUpdateError(EngineError):
-    """A weight update failed, or was called out of order. The engine stays paused until a whole update succeeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +51,6 @@ class EngineStats:
     kv_usage: float
 
 
-@dataclass(slots=True)
-class _Update:
-    """A weight update in progress: what was announced, and what has arrived."""
-
-    version: int
-    expected: frozenset[str]
-    loaded: set[str]
-    last_sequence: int | None = None
-
-
 class Inference:
     """See the module's docstring. Make one with `await Inference.start(...)`."""
 
@@ -76,9 +60,13 @@ class Inference:
         self._replica = replica
         self._version: int | None = None
         self._paused_at: float | None = None
-        self._update: _Update | None = None
+        self._update: Update | None = None
         self._damage: str | None = None
         self._membership: dict[str, Any] | None = None
+        self._content = ""
+        self._adapters: Adapters | None = None
+        if settings.adapters is not None:
+            self._adapters = Adapters(settings.adapters.slots, self._rpc, self._abort)
 
     @classmethod
     async def start(cls, settings: EngineSettings, *, replica: int = 0, version: int | None = None) -> Inference:
@@ -94,8 +82,8 @@ class Inference:
         thread = EngineThread(settings)
         await asyncio.wrap_future(thread.start())
         engine = cls(thread, settings, replica)
-        transport = {"transport": settings.transport}
-        await engine._call(lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=transport))
+        init = {"transport": settings.transport, "scale": settings.adapters and settings.adapters.scale}
+        await engine._call(lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=init))
         if version is not None:
             await engine._call(lambda llm: llm.set_weight_version(str(version)))
             engine._version = version
@@ -103,8 +91,14 @@ class Inference:
 
     @property
     def version(self) -> int | None:
-        """The policy version of the engine's weights; None before the first push."""
-        return self._version
+        """The policy version that new requests are sampled from; None before the first push."""
+        return self._version if self._adapters is None else self._adapters.newest
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters of an engine whose settings have some."""
+        assert self._adapters is not None, "the engine takes whole weights"
+        return self._adapters
 
     @property
     def paused_s(self) -> float:
@@ -112,16 +106,18 @@ class Inference:
         return 0.0 if self._paused_at is None else time.monotonic() - self._paused_at
 
     async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
-        """Sample one completion. While the engine is paused the request waits; a push does not end it.
+        """Sample one completion. While the engine is paused the request waits; a push does not end it. With
+        adapters all of it is sampled from the one that is the newest at this moment.
 
         `logprobs` are natural logs under the distribution sampled from. A sampled stop token is included.
 
         Raises:
             ValueError: the prompt is empty or leaves no room in the context, or the id is running already.
             EngineError: no weights were pushed yet.
+            Superseded: the request's adapter had to go.
             EngineDeadError: the engine died.
         """
-        if self._version is None:
+        if self.version is None:
             raise EngineError("nothing was pushed to this engine yet: it would sample from random weights")
         if not 0 < len(prompt_token_ids) < self._settings.max_context:
             raise ValueError(
@@ -130,12 +126,15 @@ class Inference:
             )
         # Under `keep`, prompts cached under older weights must not serve new requests.
         salt = str(self._version) if self._settings.cache_policy == "keep" else None
-        running = self._thread.generate(request_id, prompt_token_ids, sampling, salt)
+        adapter = None if self._adapters is None else self._adapters.take(request_id)
+        running = self._thread.generate(request_id, prompt_token_ids, sampling, salt, adapter)
         try:
             return await self._result(running)
         finally:
             if not running.done() or running.cancelled():
                 self._thread.abort(request_id, EngineError(f"request {request_id} was given up"))
+            if adapter is not None:
+                await self.adapters.give_back(request_id, adapter)
 
     async def pause(self) -> None:
         """Stop sampling between two steps and keep the running requests. Idempotent."""
@@ -157,7 +156,7 @@ class Inference:
         self._damage = f"the update to version {version} did not finish"
         self._update = None
         await self._stage("begin", version, lambda llm: _begin(llm))
-        self._update = _Update(version=version, expected=frozenset(spec.name for spec in manifest), loaded=set())
+        self._update = Update.of(version, manifest)
 
     async def load_bucket(self, bucket: Bucket) -> None:
         """Load one bucket; repeating the last one does nothing.
@@ -168,18 +167,12 @@ class Inference:
                 lost. Begin the update again.
         """
         update = self._open_update("load_bucket")
-        if bucket.sequence == update.last_sequence:
+        if not self._checked(lambda: update.is_new(bucket)):
             return
-        if update.last_sequence is not None and bucket.sequence != update.last_sequence + 1:
-            self._fail_update(f"bucket {bucket.sequence} came after bucket {update.last_sequence}")
-        unknown = [name for name in bucket.names if name not in update.expected or name in update.loaded]
-        if unknown:
-            self._fail_update(f"{listed(unknown)}: not announced in the manifest, or sent twice")
         await self._join(update.version, bucket.join(self._replica))
         payload = {"bucket": bucket}
         await self._stage("load", update.version, lambda llm: _worker(llm, "update_weights", update_info=payload))
-        update.loaded.update(bucket.names)
-        update.last_sequence = bucket.sequence
+        update.add(bucket)
 
     async def finish_update(self, version: int) -> int:
         """Make the loaded weights version `version` and apply the cache policy. Repeating it does nothing.
@@ -193,15 +186,30 @@ class Inference:
         if self._update is None and self._damage is None and self._version == version:
             return version
         update = self._open_update("finish_update")
-        if update.version != version:
-            self._fail_update(f"finish_update({version}) while version {update.version} is loading")
-        missing = sorted(update.expected - update.loaded)
-        if missing:
-            self._fail_update(f"announced but never sent: {listed(missing)}")
+        self._checked(lambda: update.check_complete(version))
         recompute = self._settings.cache_policy == "recompute"
         await self._stage("finish", version, lambda llm: _finish(llm, version, recompute))
+        self._content = content_hash(update.loaded)
         self._version, self._update, self._damage = version, None, None
         return version
+
+    async def content(self) -> str:
+        """The content hash of the last weights that were pushed whole and verified."""
+        return self._content
+
+    async def begin_adapter(self, version: int, manifest: Sequence[WeightSpec]) -> None:
+        """The four stages of an adapter's way into the engine are those of `rollout.lora.updates`."""
+        await self.adapters.begin(version, manifest)
+
+    async def load_adapter(self, bucket: Bucket) -> None:
+        await self._join(self.adapters.expected, bucket.join(self._replica))
+        await self.adapters.load(bucket)
+
+    async def finish_adapter(self, version: int) -> None:
+        await self.adapters.finish(version)
+
+    async def use_adapter(self, version: int) -> None:
+        await self.adapters.use(version)
 
     async def resume(self) -> None:
         """Sample again. Idempotent.
@@ -245,16 +253,20 @@ class Inference:
         """Free the engine; running requests fail. Idempotent."""
         await asyncio.to_thread(self._thread.shutdown)
 
-    def _open_update(self, method: str) -> _Update:
+    def _open_update(self, method: str) -> Update:
         if self._update is None:
             raise WeightUpdateError(f"{method}: no update is open ({self._damage or 'call begin_update first'})")
         return self._update
 
-    def _fail_update(self, problem: str) -> None:
+    def _checked(self, check: Callable[[], T]) -> T:
+        """The result of a check of the open update. What it raises ends the update."""
         assert self._update is not None
-        self._damage = f"the update to version {self._update.version} failed: {problem}"
-        self._update = None
-        raise WeightUpdateError(self._damage)
+        try:
+            return check()
+        except ValueError as error:
+            self._damage = f"the update to version {self._update.version} failed: {error}"
+            self._update = None
+            raise WeightUpdateError(self._damage) from None
 
     async def _stage(self, stage: Literal["begin", "load", "finish"], version: int, run: Callable[[LLMEngine], T]) -> T:
         try:
@@ -276,6 +288,12 @@ class Inference:
         info = {"membership": membership}
         await self._stage("load", version, lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=info))
         self._membership = membership
+
+    async def _rpc(self, method: str, *arguments: Any) -> Any:
+        return await self._call(lambda llm: llm.collective_rpc(method, args=arguments))
+
+    async def _abort(self, request_id: str, reason: Exception) -> None:
+        await self._result(self._thread.abort(request_id, reason))
 
     async def _call(self, command: Callable[[LLMEngine], T]) -> T:
         return await self._result(self._thread.submit(command))

@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 from rewards.errors import listed
 from rollout.engine.loading import LoadableModel, load_watched
 from rollout.engine.prepack import forget_packed_experts, repack_tied_heads
+from rollout.lora.names import plain_name
 
 
 class Reload:
@@ -38,11 +39,11 @@ class Reload:
         self._roll_back(model, model_config)
         self._checked = set()
         # Before the reload begins, a shared weight (a tied head) is still one parameter, under its first name.
-        shared_once = {name for name, _ in model.named_parameters()}
+        shared_once = _names(model)
         forget_packed_experts(model.modules())
         initialize_layerwise_reload(model)
         # Parameters that packing adds to a layer are gone now. No checkpoint has them, so they are not expected.
-        self._untouched = shared_once & {name for name, _ in model.named_parameters()}
+        self._untouched = shared_once & _names(model)
 
     def load(self, model: LoadableModel, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Load some tensors under checkpoint names.
@@ -88,6 +89,11 @@ class Reload:
             info.load_numel = 0
         if started:
             finalize_layerwise_reload(model, model_config)
+
+
+def _names(model: LoadableModel) -> set[str]:
+    """The model's parameters by the names under which `load_weights` reports them."""
+    return {plain_name(name) for name, _ in model.named_parameters()}
 
 
 def incomplete_layers(model: LoadableModel) -> list[str]:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from rollout.lora.names import adapter_id, adapter_name
 from rollout.types import Completion, SamplingParams, TokenIds
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -28,17 +30,20 @@ class Request:
 
     request_id: str
     finished: Future[Completion]
+    adapter: int | None = None
+    """The policy version whose adapter samples all of it; None: the engine's weights do."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
 
     def extend(self, output: EngineCoreOutput, version: str) -> None:
-        """Append the tokens of a step, which weights of that version sampled."""
+        """Append the tokens of a step, which weights of that version sampled, or the request's adapter."""
         if output.new_token_ids:
             assert output.new_logprobs is not None, "every request asks for the sampled tokens' logprobs"
             self.token_ids += output.new_token_ids
             self.logprobs += output.new_logprobs.logprobs[:, 0].tolist()  # the sampled token comes first
-            self.versions += [int(version)] * len(output.new_token_ids)
+            sampled_by = int(version) if self.adapter is None else self.adapter
+            self.versions += [sampled_by] * len(output.new_token_ids)
 
     def completion(self, reason: object) -> Completion:
         """What was sampled.
@@ -74,18 +79,19 @@ class Requests:
         prompt: TokenIds,
         sampling: SamplingParams,
         cache_salt: str | None,
+        adapter: int | None,
         finished: Future[Completion],
     ) -> None:
-        """Queue a request.
+        """Queue a request, for the adapter of a policy version if one is given. The engine must hold that.
 
         Raises:
             ValueError: a request with that id is running, or vLLM refuses the prompt or a parameter.
         """
         if request_id in self._core_ids:
             raise ValueError(f"request id {request_id!r} is already running: ids must be unique")
-        core_id = _add(engine, request_id, prompt, sampling, cache_salt)
+        core_id = _add(engine, request_id, prompt, sampling, cache_salt, adapter)
         self._core_ids[request_id] = core_id
-        self._running[core_id] = Request(request_id, finished)
+        self._running[core_id] = Request(request_id, finished, adapter)
 
     def abort(self, engine: LLMEngine, request_id: str) -> Future[Completion] | None:
         """Take a request out of the engine and return its future; None if it has ended."""
@@ -125,7 +131,14 @@ class Requests:
         return request
 
 
-def _add(engine: LLMEngine, request_id: str, prompt: TokenIds, sampling: SamplingParams, cache_salt: str | None) -> str:
+def _add(
+    engine: LLMEngine,
+    request_id: str,
+    prompt: TokenIds,
+    sampling: SamplingParams,
+    cache_salt: str | None,
+    adapter: int | None,
+) -> str:
     """Queue one request and return its name in the engine core. Every sampling parameter is given, so that no default
     of the engine or the model applies."""
     from vllm import SamplingParams as VllmSamplingParams
@@ -153,8 +166,16 @@ def _add(engine: LLMEngine, request_id: str, prompt: TokenIds, sampling: Samplin
         request_id,
         tokens_input(np.asarray(prompt).tolist(), cache_salt=cache_salt),
         parameters,
+        lora_request=None if adapter is None else _named(adapter),
         supported_tasks=engine.get_supported_tasks(),
     )
     engine.input_processor.assign_request_id(request)
     engine.engine_core.add_request(request)
     return request.request_id
+
+
+def _named(adapter: int) -> LoRARequest:
+    """The name of an adapter that every worker holds already. vLLM wants a path, and would read it if it did not."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(adapter_name(adapter), adapter_id(adapter), adapter_name(adapter))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rollout.engine.config import InferenceConfig
+from rollout.lora.arguments import AdapterSettings
 from rollout.transfer.config import TransportSettings
 from rollout.types import Device
 
@@ -13,7 +14,7 @@ from rollout.types import Device
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """All settings of one engine. `load_format` is vLLM's: dummy (random weights until the first push) or auto (the
-    checkpoint's)."""
+    checkpoint's). With `adapters` only those are pushed after the first push."""
 
     model_path: str
     dtype: str
@@ -24,3 +25,4 @@ class EngineSettings:
     device: Device
     seed: int
     load_format: Literal["dummy", "auto"] = "dummy"
+    adapters: AdapterSettings | None = None

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rollout.engine.arguments import check_engine_args, set_vllm_environment
 from rollout.engine.requests import Requests
 from rollout.engine.settings import EngineSettings
+from rollout.lora.arguments import adapter_arguments
 from rollout.types import Completion, SamplingParams, TokenIds
 
 if TYPE_CHECKING:
@@ -69,12 +70,18 @@ class EngineThread:
         return future
 
     def generate(
-        self, request_id: str, prompt: TokenIds, sampling: SamplingParams, cache_salt: str | None
+        self,
+        request_id: str,
+        prompt: TokenIds,
+        sampling: SamplingParams,
+        cache_salt: str | None,
+        adapter: int | None = None,
     ) -> Future[Completion]:
+        """Queue a request, for the adapter of a version if one is given."""
         finished: Future[Completion] = Future()
 
         def add(engine: LLMEngine) -> None:
-            self._requests.add(engine, request_id, prompt, sampling, cache_salt, finished)
+            self._requests.add(engine, request_id, prompt, sampling, cache_salt, adapter, finished)
 
         def forward(added: Future[None]) -> None:
             error = added.exception()
@@ -243,6 +250,8 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
         # The prefix cache keeps whole blocks, and vLLM's own choice on CPU, 128, is as long as many a prompt.
         chosen["block_size"] = 32
         chosen["ir_op_priority"] = PRIORITY
+    if settings.adapters is not None:
+        chosen |= adapter_arguments(settings.adapters, settings.model_path)
     return chosen | settings.config.engine_args
 
 

@@ -24,6 +24,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from rollout.engine import cpu_kernels, cpu_sampling  # noqa: F401 (registers them in this process)
 from rollout.engine.readback import packed_digests
 from rollout.engine.reload import Reload
+from rollout.lora import cpu  # noqa: F401 (likewise)
+from rollout.lora.arguments import Scale
+from rollout.lora.worker import drop, put
 from rollout.transfer.bucket import Bucket, Receiver, ReceiverPlace, check_digests
 from rollout.transfer.config import TransportSettings
 from rollout.transfer.registry import make_transport
@@ -33,9 +36,11 @@ BACKEND = "sluice"
 
 @dataclass
 class TransferInit(WeightTransferInitInfo):
-    """Either the transport, once after the engine was built, or the data with which its receiver joins a sender."""
+    """Either the transport and the scale of adapters, once after the engine was built, or the data with which the
+    transport's receiver joins a sender."""
 
     transport: TransportSettings | None = None
+    scale: Scale | None = None
     membership: dict[str, Any] | None = None
 
 
@@ -57,11 +62,13 @@ class TransferEngine(WeightTransferEngine[TransferInit, TransferUpdate]):
         super().__init__(config, vllm_config, device, model)
         self._reload = Reload()
         self._receiver: Receiver | None = None
+        self.scale: Scale | None = None
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
         if init_info.transport is not None:
             place = ReceiverPlace(device=self.device, parallel_config=self.parallel_config)
             self._receiver = make_transport(init_info.transport).receiver(place)
+            self.scale = init_info.scale
         if init_info.membership is not None:
             self._opened().join(init_info.membership)
 
@@ -74,13 +81,19 @@ class TransferEngine(WeightTransferEngine[TransferInit, TransferUpdate]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: TransferUpdate) -> None:
-        bucket = update_info.bucket
+        self.receive(update_info.bucket, self._load)
 
-        def load(tensors: list[tuple[str, Tensor]]) -> None:
+    def receive(self, bucket: Bucket, take: Callable[[list[tuple[str, Tensor]]], None]) -> None:
+        """Hand every tensor of a bucket to `take`, as it was sent. They may be gone after the call."""
+
+        def checked(tensors: list[tuple[str, Tensor]]) -> None:
             check_digests(bucket, tensors)
-            self._reload.load(self.model, [(name, tensor.to(self.device)) for name, tensor in tensors])
+            take(tensors)
 
-        self._opened().receive(bucket, load)
+        self._opened().receive(bucket, checked)
+
+    def _load(self, tensors: list[tuple[str, Tensor]]) -> None:
+        self._reload.load(self.model, [(name, tensor.to(self.device)) for name, tensor in tensors])
 
     def finish_weight_update(self) -> None:
         self._reload.finish(self.model, self.model_config)
@@ -101,7 +114,7 @@ if BACKEND not in WeightTransferEngineFactory._registry:  # once a process: vLLM
 class WorkerExtension:
     """Methods added to vLLM's worker class, called through `collective_rpc`."""
 
-    weight_transfer_engine: WeightTransferEngine[Any, Any]
+    weight_transfer_engine: TransferEngine
     model_runner: Any
     compute_weight_checksums: Callable[[], dict[str, str]]
     _weight_checksum_prefix: Callable[[], str]
@@ -117,3 +130,26 @@ class WorkerExtension:
         prefix = self._weight_checksum_prefix()
         packed = packed_digests(self.model_runner.get_model())
         return self.compute_weight_checksums() | {prefix + name: found for name, found in packed.items()}
+
+    def sluice_begin_adapter(self) -> None:
+        """Expect the tensors of an adapter."""
+        self._adapter: dict[str, Tensor] = {}
+
+    def sluice_receive_adapter(self, bucket: Bucket) -> None:
+        """Copy the tensors of a bucket."""
+
+        def keep(tensors: list[tuple[str, Tensor]]) -> None:
+            self._adapter |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors}
+
+        self.weight_transfer_engine.receive(bucket, keep)
+
+    def sluice_put_adapter(self, version: int) -> None:
+        """Put the adapter that has arrived into a slot."""
+        scale = self.weight_transfer_engine.scale
+        assert scale is not None, "the engine's settings have no adapters"
+        put(self.model_runner.lora_manager, version, self._adapter, scale)
+        self._adapter = {}
+
+    def sluice_drop_adapter(self, version: int) -> None:
+        """Free an adapter's slot."""
+        drop(self.model_runner.lora_manager, version)

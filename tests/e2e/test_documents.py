@@ -29,6 +29,7 @@ COLLECT = "--collect-only -q tests/rollout/transfer"
 SHORT = {
     "./launch.sh --help": ("", "./launch.sh RECIPE [key=value …]"),
     "./launch.sh plan recipes/agent_rl.yaml": ("", "this recipe wants 64 GPUs"),
+    "./launch.sh new reward brevity": ("{temp}", "test_brevity.py"),
     "./launch.sh check": ("", "check: all clean"),
     './launch.sh test -m "not slow"': (COLLECT, "tests collected"),
     "./launch.sh test tests/rl/batch/test_packing.py": ("", " passed in "),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import get_peft_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -22,10 +23,13 @@ from transformers.core_model_loading import revert_weight_conversion
 from rl.batch.micro_batch import MicroBatch, TrainRow, lay_out
 from rl.batch.packing import Tree, assign_trees
 from rl.batch.tensors import Predictions, TokenLoss
-from rl.learner.config import ModelConfig, OptimizerConfig, TrainerConfig
+from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.learner import Learner
+from rl.learner.lora import add_adapters, peft_config
+from rl.weights.adapters import adapted_layers, adapter_name, checkpoint_name
 from tests.samples import sample_of
 
+SEED = 5
 VOCAB = 512
 PREFIX = 20
 TEMPERATURE = 0.7
@@ -68,8 +72,9 @@ def model_config(kind: str) -> PreTrainedConfig:
 
 
 def make_model(kind: str, directory: Path) -> Path:
-    """Save a tiny random model. `glm-skewed` routes every token to the first four experts, those of rank 0."""
-    torch.manual_seed(3)
+    """Save a tiny random model. `glm-skewed` routes every token to the first four experts, those of rank 0; `…-other`
+    has other weights."""
+    torch.manual_seed(4 if kind.endswith("-other") else 3)
     model = AutoModelForCausalLM.from_config(model_config(kind), dtype=torch.float32)
     for module in model.modules():
         if hasattr(module, "e_score_correction_bias"):
@@ -89,6 +94,8 @@ def learner(
     optimizer: OptimizerConfig = OPTIMIZER,
     gradient_checkpointing: bool = False,
     dtype: str = "float32",
+    zero_stage: int = 3,
+    lora: LoraConfig | None = None,
     **zero: int,
 ) -> Learner:
     """A learner on gloo; parameters of up to `persist` elements stay whole between steps. `zero` are further settings
@@ -96,6 +103,7 @@ def learner(
     settings = {
         "ranks": ranks,
         "expert_parallel": expert_parallel,
+        "zero_stage": zero_stage,
         "logprob_chunk": 11,
         "timeout_s": 60.0,
         "gradient_checkpointing": gradient_checkpointing,
@@ -106,8 +114,9 @@ def learner(
         model_cfg=ModelConfig.model_validate({"path": str(path), "dtype": dtype}),
         trainer_cfg=TrainerConfig.model_validate({**settings, "optimizer": optimizer.model_dump()}),
         optimizer_cfg=optimizer,
-        seed=5,
+        seed=SEED,
         device="cpu",
+        lora=lora,
     )
 
 
@@ -211,15 +220,9 @@ def plain_answer(path: Path, data: Sequence[TrainRow], dtype: torch.dtype = torc
     )
     all_logprobs, total = [], 0.0
     for row in data:
-        tokens = torch.tensor(row.sample.token_ids)
-        logits = model(input_ids=tokens[None]).logits[0] / TEMPERATURE
-        logprobs = logits[:-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
-        trained = torch.tensor(row.sample.loss_mask[1:]) == 1
-        ratio = torch.exp(logprobs - torch.tensor(row.sample.logprobs[1:]))[trained]
-        loss = -row.weight * (ratio * torch.from_numpy(row.advantages).to(dtype)).sum()
-        loss.backward()
-        all_logprobs.append(logprobs.detach()[trained])
-        total += loss.item()
+        loss, logprobs = _backward(model, row)
+        all_logprobs.append(logprobs)
+        total += loss
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
     optimizer.step()
     moments = {name: optimizer.state[p]["exp_avg"] for name, p in model.named_parameters() if p in optimizer.state}
@@ -230,3 +233,65 @@ def plain_answer(path: Path, data: Sequence[TrainRow], dtype: torch.dtype = torc
         first_moment=checkpoint_names(model, moments),
         weights=checkpoint_names(model, model.state_dict()),
     )
+
+
+@dataclass
+class AdapterAnswer:
+    """The result of steps over adapters by PEFT in plain PyTorch. `adapter` has the names of PEFT's files."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    logprobs: list[Tensor]
+    adapter: dict[str, Tensor]
+    merged: dict[str, Tensor]
+
+
+def plain_adapter_answer(path: Path, lora: LoraConfig, data: Sequence[TrainRow], steps: int) -> AdapterAnswer:
+    """Do some steps over the rows, and merge the adapters with PEFT."""
+    base = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="eager"
+    ).train()
+    if base.config.model_type == "llama":
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        torch.manual_seed(SEED)
+        model = get_peft_model(base, peft_config(lora, targets))
+    else:  # PEFT takes the names of shared experts for those of routed ones
+        add_adapters(base, lora, SEED, None)
+        model = base
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, weight_decay=OPTIMIZER.weight_decay
+    )
+    losses, norms = [], []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses.append(sum(_backward(model, row)[0] for row in data))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, OPTIMIZER.clip_norm)))
+        optimizer.step()
+    adapter = {
+        adapter_name(name.removeprefix("base_model.model.")): p.detach().clone() for name, p in model.named_parameters()
+    }
+    adapter.pop(None, None)
+    with torch.no_grad():
+        logprobs = [_row_logprobs(model, row)[0] for row in data]
+    for _, layer in adapted_layers(base):
+        layer.merge()
+    merged = {checkpoint_name(name): p for name, p in base.state_dict().items() if adapter_name(name) is None}
+    return AdapterAnswer(losses, norms, logprobs, adapter, checkpoint_names(base, merged))
+
+
+def _row_logprobs(model: torch.nn.Module, row: TrainRow) -> tuple[Tensor, Tensor]:
+    """The logprobs of the trained tokens, and which tokens those are."""
+    tokens = torch.tensor(row.sample.token_ids)
+    logits = model(input_ids=tokens[None]).logits[0] / TEMPERATURE
+    logprobs = logits[:-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+    trained = torch.tensor(row.sample.loss_mask[1:]) == 1
+    return logprobs[trained], trained
+
+
+def _backward(model: torch.nn.Module, row: TrainRow) -> tuple[float, Tensor]:
+    logprobs, trained = _row_logprobs(model, row)
+    ratio = torch.exp(logprobs - torch.tensor(row.sample.logprobs[1:])[trained])
+    loss = -row.weight * (ratio * torch.from_numpy(row.advantages).to(logprobs.dtype)).sum()
+    loss.backward()
+    return loss.item(), logprobs.detach()

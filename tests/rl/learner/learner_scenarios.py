@@ -23,9 +23,9 @@ from torch import Tensor
 from rl.batch.micro_batch import MicroBatch, filler, lay_out
 from rl.batch.packing import pack
 from rl.learner.learner import Learner
-from rl.weights.source import _pieces
+from rl.weights.source import WeightSource, _pieces
 from tests.rl.learner import learner_fixtures as fixtures
-from tests.rl.learner.learner_cases import CASES, SMALL_BUCKET
+from tests.rl.learner.learner_cases import ADAPTER_CASES, CASES, SMALL_BUCKET
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
@@ -41,6 +41,7 @@ def parity(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             case.expert_parallel,
             case.persist,
             gradient_checkpointing=case.checkpointing,
+            zero_stage=case.stage,
         )
         batches = with_fillers(case.budget)
         before = row_logprobs(learner)
@@ -83,6 +84,58 @@ def sharing(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
             tokens = sum(len(batch) for batch in batches)
             results[kind, name] = {"stats": stats, "first_moment": first_moments(learner), "tokens": tokens}
             learner.close()
+    return results
+
+
+def adapters(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Do two steps of every case with adapters; return all that can be compared with PEFT in plain PyTorch."""
+    results = {}
+    for case in ADAPTER_CASES[WORLD]:
+        learner = fixtures.learner(
+            directory.parent / case.kind, WORLD, case.expert_parallel, zero_stage=case.stage, lora=case.lora
+        )
+        begun = row_logprobs(learner)
+        stats = [step(learner, case.budget) for _ in range(2)]
+        export = directory / case.folder
+        learner.export_adapter(export)
+        learner.export_hf(export / "merged")
+        learner.save(export / "checkpoint")
+        results[case] = {
+            "stats": stats,
+            "begun": begun,
+            "reference": row_logprobs(learner, reference=True),
+            "logprobs": row_logprobs(learner),
+            "adapter": streamed(learner.adapter),
+            "merged": streamed(learner.weights),
+            "base": streamed(learner.base),
+            "base_hash": learner.base_hash(),
+            "described": learner.describe(),
+            "export": export,
+            "third": step(learner, case.budget),
+        }
+        learner.close()
+    return results
+
+
+def adapters_resumed(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Load the checkpoint of every case into a new learner, and do the third step. Then try one over another model."""
+    results = {}
+    for case in ADAPTER_CASES[WORLD]:
+        checkpoint = directory.parent / f"adapters{WORLD}" / case.folder / "checkpoint"
+        learner = fixtures.learner(
+            directory.parent / case.kind, WORLD, case.expert_parallel, zero_stage=case.stage, lora=case.lora
+        )
+        learner.load(checkpoint)
+        results[case] = {"third": step(learner, case.budget)}
+        learner.close()
+        other = fixtures.learner(
+            directory.parent / f"{case.kind}-other", WORLD, case.expert_parallel, zero_stage=case.stage, lora=case.lora
+        )
+        try:
+            other.load(checkpoint)
+        except ValueError as error:
+            results[case]["refused"] = str(error)
+        other.close()
     return results
 
 
@@ -180,8 +233,8 @@ def after_checkpoint(learner: Learner) -> dict[str, Any]:
     return {"draws": draws, "stats": stats, "weights": full_weights(learner)}
 
 
-def step(learner: Learner) -> dict[str, float]:
-    batches = with_fillers(20)
+def step(learner: Learner, budget: int = 20) -> dict[str, float]:
+    batches = with_fillers(budget)
     return learner.train_step(batches, fixtures.objective, fixtures.OPTIMIZER.lr)
 
 
@@ -193,14 +246,18 @@ def with_fillers(budget: int) -> list[MicroBatch]:
     return mine
 
 
-def row_logprobs(learner: Learner) -> list[Tensor]:
+def row_logprobs(learner: Learner, *, reference: bool = False) -> list[Tensor]:
     """The logprobs of each row's trained tokens. One row goes into each call, and it is the same on every rank."""
     packed = [lay_out([row]) for row in fixtures.rows()]
-    return [torch.from_numpy(learner.logprobs(batch)) for batch in packed]
+    return [torch.from_numpy(learner.logprobs(batch, reference=reference)) for batch in packed]
 
 
-def full_weights(learner: Learner, max_bytes: int = 1 << 30) -> dict[str, Tensor]:
-    return {name: tensor.clone() for bucket in learner.weights.buckets(max_bytes) for name, tensor in bucket}
+def full_weights(learner: Learner) -> dict[str, Tensor]:
+    return streamed(learner.weights)
+
+
+def streamed(source: WeightSource) -> dict[str, Tensor]:
+    return {name: tensor.clone() for bucket in source.buckets(1 << 30) for name, tensor in bucket}
 
 
 def stream_in_small_buckets(learner: Learner) -> dict[str, Any]:
@@ -215,11 +272,21 @@ def stream_in_small_buckets(learner: Learner) -> dict[str, Any]:
     return {"weights": weights, "bucket_bytes": bucket_bytes, "whole_bytes": whole_bytes, "left": left}
 
 
+def _optimizer_state(learner: Learner, parameter: torch.nn.Parameter, key: str) -> Tensor:
+    """The whole state of a parameter. Without ZeRO it lies in torch's own optimizer."""
+    if learner.stage == 0:
+        return learner._engine.optimizer.state[parameter][key]
+    return safe_get_full_optimizer_state(parameter, key)
+
+
 def first_moments(learner: Learner) -> dict[str, Tensor]:
     """Adam's first moment after one step, (1 - beta1) times the clipped gradient that the optimizer saw."""
+    if learner.stage == 2:  # DeepSpeed links the states of all groups of parameters when only the first has them
+        learner._engine.optimizer._hp_optimizer_states_linked = False
+        learner._engine.optimizer._lazy_init_hp_params_optimizer_state()
     moments: dict[str, Tensor] = {}
     for name, parameter in learner._engine.module.named_parameters():
-        full = safe_get_full_optimizer_state(parameter, "exp_avg")
+        full = _optimizer_state(learner, parameter, "exp_avg")
         (piece,) = _pieces(name, parameter, learner._family, max_bytes=None)
         if piece.experts is None:
             moments[piece.names[0]] = full.clone()

@@ -13,6 +13,7 @@ VALUES = {
     "staleness/max": 1.0,
     "perf/tokens_per_s": 412.4,
     "time/step_s": 2.34,
+    "time/left_s": 740.0,
     "time/wait_rollouts_s": 1.4,
     "time/train_s": 0.6,
 }

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from rl.observe.console import Console, duration, step_line
+from rl.observe.console import Console, about, duration, step_line
 from rl.paths import REPOSITORY
 from tests.rl.observe.console_show import VALUES, show
 
@@ -19,7 +19,7 @@ def test_a_step_line_by_hand() -> None:
     """Labels stand before their numbers, units behind them; the line ends with the bottleneck and the knob."""
     assert step_line(3, 60, VALUES, 200).plain == (
         " 3/60  reward  0.62  ± 0.31  success  71%  loss -0.012  Δlogprob 1.5e-07  stale 1    412 tok/s    2.3 s"
-        "  · waiting for rollouts → inference.replicas"
+        "  ~12 min left  · waiting for rollouts → inference.replicas"
     )
 
 
@@ -51,6 +51,27 @@ def test_metrics_that_are_absent_are_left_out() -> None:
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "~0 s"),
+        (8.26, "~8 s"),
+        (59.4, "~59 s"),
+        (59.6, "~1 min"),
+        (740, "~12 min"),
+        (3569, "~59 min"),
+        (3571, "~1 h 00 min"),
+        (7700, "~2 h 10 min"),
+        (35_600, "~9 h 50 min"),
+        (35_800, "~10 h"),
+        (171_000, "~2 days"),
+        (260_000, "~3 days"),
+    ],
+)
+def test_what_is_left_is_told_roughly(seconds: float, text: str) -> None:
+    assert about(seconds) == text
 
 
 def test_a_pipe_gets_plain_unwrapped_lines_and_nothing_redrawn() -> None:
@@ -120,6 +141,7 @@ def test_threads_do_not_garble_lines() -> None:
 def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
     output = _in_terminal("tests.rl.observe.console_show")
     assert "━" in output
+    assert output.count("~12 min") > 1, "the bar says the same as the line"
     assert "\x1b[?25l" in output
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
     tail = output[output.rindex("\x1b[?25h") :]

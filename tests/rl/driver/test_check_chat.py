@@ -10,8 +10,8 @@ import pytest
 
 from rl.cli import main
 from rl.config import Recipe
+from rl.driver.check_chat import ChatReport, chat_report, tools_offered
 from rl.paths import REPOSITORY
-from rl.recipe.check_chat import ChatReport, chat_report, tools_offered
 from rl.recipe.load import load_recipe
 
 QUICKSTART = REPOSITORY / "recipes" / "quickstart.yaml"
