@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from rl.config import Recipe
 from rl.learner.config import LoraConfig, ModelConfig, TrainerConfig
+from rl.recipe.adapters import pushes_adapter
 from rollout.actors.worker import WorkerSpec
 from rollout.buffer.buffer import BufferSpec
 from rollout.engine.settings import EngineSettings
+from rollout.lora.arguments import AdapterSettings, Scale
 from rollout.store.shared import RunFolder
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.registry import resolve_transport
@@ -17,12 +19,14 @@ from rollout.types import Device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
-    """The settings of a trainer rank that all stages share. `tensor_parallel` is that of the engines."""
+    """The settings of a trainer rank that all stages share. `tensor_parallel` is that of the engines, and
+    `pushes_adapter` says whether they get adapters instead of whole weights."""
 
     model: ModelConfig
     lora: LoraConfig | None
     trainer: TrainerConfig
     weight_sync: WeightSyncConfig
+    pushes_adapter: bool
     tensor_parallel: int
     seed: int
     folder: RunFolder
@@ -35,6 +39,7 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSp
         lora=recipe.lora,
         trainer=recipe.trainer,
         weight_sync=recipe.weight_sync,
+        pushes_adapter=pushes_adapter(recipe),
         tensor_parallel=recipe.inference.tensor_parallel,
         seed=recipe.run.seed,
         folder=folder,
@@ -52,6 +57,20 @@ def engine_settings(recipe: Recipe, device: Device) -> EngineSettings:
         max_context=recipe.rollout.max_context,
         device=device,
         seed=recipe.run.seed,
+        adapters=adapter_settings(recipe),
+    )
+
+
+def adapter_settings(recipe: Recipe) -> AdapterSettings | None:
+    """The adapters of an engine; None where it gets whole weights. With S = buffer.max_staleness it holds those of the
+    S + 1 versions that may be trained, and the next one while it arrives."""
+    if recipe.lora is None or not pushes_adapter(recipe):
+        return None
+    lora = recipe.lora
+    return AdapterSettings(
+        slots=recipe.buffer.max_staleness + 2,
+        scale=Scale(rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora),
+        targets=None if lora.targets is None else tuple(target.rpartition(".")[2] for target in lora.targets),
     )
 
 

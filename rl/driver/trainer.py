@@ -20,7 +20,7 @@ from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.specs import TrainerSpec
 from rl.driver.training import TrainingStage
 from rl.losses.config import KlConfig
-from rl.weights.publish import PublishReport, publish
+from rl.weights.publish import PublishError, PublishReport, publish, publish_adapter
 from rollout.actors.process import enter_role, settling_in
 from rollout.cards import samples_of
 from rollout.ports import free_port
@@ -56,6 +56,7 @@ class TrainerActor:
         self._stage: TrainingStage | None = None
         self._learner: Any = None
         self._sender: Any = None
+        self._base_pushed = False
 
     def ping(self) -> None:
         """Return when this rank is idle."""
@@ -134,11 +135,27 @@ class TrainerActor:
         return samples_of(read_group(self._spec.folder.trajectories, place.address))
 
     def publish(self, version: int, replicas: Sequence[ActorHandle], verify: bool) -> PublishReport | None:
-        """Push the weights as `version` to every replica. All ranks call it; rank 0 sends and has the report."""
+        """Push the weights as `version` to every replica: all of them, or the adapter alone, before which engines get
+        the base model once. All ranks call it; rank 0 sends and has the report."""
         engines = RayEngines(replicas) if self._rank == 0 else None
         if self._rank == 0 and self._sender is None:
             self._sender = self._make_sender(len(replicas))
-        return publish(self._learner.weights, version, self._spec.weight_sync, engines, self._sender, verify)
+        learner, sync = self._learner, self._spec.weight_sync
+        if not self._spec.pushes_adapter:
+            return publish(learner.weights, version, sync, engines, self._sender, verify)
+        if not self._base_pushed:
+            report = publish(learner.base, version, sync, engines, self._sender, verify=True)
+            self._check_base(report)
+            self._base_pushed = True
+        return publish_adapter(learner.adapter, version, sync, engines, self._sender, verify)
+
+    def _check_base(self, report: PublishReport | None) -> None:
+        """Compare the base model that the engines hold with the one that checkpoints of the adapter name."""
+        own = self._learner.base_hash()
+        if report is not None and report.content != own:
+            raise PublishError(
+                f"the engines hold a base model with the content {report.content}, the trainer has {own}"
+            )
 
     def _make_sender(self, replicas: int) -> Any:
         from rollout.transfer.bucket import SenderPlace

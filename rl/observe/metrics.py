@@ -57,6 +57,11 @@ _METRICS = (
     Metric("mismatch/fresh_tokens", "tokens", "How many tokens that comparison is over; stale ones can't be compared."),
     Metric("staleness/mean", "versions", "Mean age of the trained tokens: policy version minus sampling version."),
     Metric("staleness/max", "versions", "Age of the oldest trained token; never above buffer.max_staleness."),
+    Metric(
+        "staleness/superseded",
+        "count",
+        "Tries of the step's trajectories that engines gave up, because their adapter was too old to be trained.",
+    ),
     Metric("rollout/success", "share", "Trajectories of the step that solved their task."),
     Metric("rollout/trajectories", "count", "Trajectories of the step, infrastructure failures left out."),
     Metric("rollout/turns_mean", "count", "Mean number of model turns of a trajectory."),

@@ -60,7 +60,10 @@ def _check_config(config: Mapping[str, Any]) -> None:
                 raise ValueError(f"config.json says {key}={value!r:.50}, which must be an integer of at least {least}")
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise ValueError(f"the checkpoint is quantised ({method}), and training needs plain weights: dequantise it")
+        raise ValueError(
+            f"the checkpoint is quantised ({method}), and training needs plain weights: dequantise it. QLoRA, an "
+            "adapter over such a base, is refused until engine and trainer were seen to compute with the same base"
+        )
     if config.get("n_shared_experts") == 0:
         raise ValueError("config.json says n_shared_experts=0, and DeepSpeed's experts need at least one shared expert")
 

@@ -80,6 +80,21 @@ def _adapter(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("lora.push", "lora.push=adapter with lora.dora: vLLM refuses DoRA's adapters; use merged")
 
 
+def _adapter_on_cpu(recipe: Recipe) -> Iterator[Problem]:
+    config = local_config(recipe.model.path)
+    if recipe.lora is None or recipe.lora.push != "adapter" or config is None or "model_type" not in config:
+        return
+    try:
+        experts = family_of(config, recipe.model.family).experts(config)
+    except ValueError:
+        return  # `_model` reports it
+    if experts:
+        yield Problem(
+            "lora.push",
+            "lora.push=adapter: vLLM computes no adapters of models with experts on CPU; use lora.push=merged",
+        )
+
+
 def _zero(recipe: Recipe) -> Iterator[Problem]:
     try:
         zero_stage(recipe.trainer, recipe.model.dtype)
@@ -196,6 +211,7 @@ def gpu_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
     """Problems of a recipe on CPU. rl.recipe.hardware asks for them too, when `auto` turns out to mean cpu."""
+    yield from _adapter_on_cpu(recipe)
     if recipe.model.dtype != "float32":
         yield Problem(
             "model.dtype",

@@ -17,6 +17,7 @@ from rl.driver.check_chat import ChatReport, chat_report
 from rl.exitcodes import NOTHING_STARTED
 from rl.families.family import ModelSize
 from rl.families.registry import published_size
+from rl.learner.deepspeed_config import zero_stage
 from rl.recipe import marked_yaml
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device, wants
@@ -97,17 +98,27 @@ def _memory(recipe: Recipe, device: Device) -> str:
     if size is None:
         return f"unknown: the config.json of {recipe.model.path} is not on this machine"
     weight = DTYPE_BYTES[recipe.model.dtype]
-    shard = size.parameters * (weight + MASTER_BYTES) / recipe.trainer.ranks
+    trainer, divided = _states(recipe, size, weight)
     engine = size.parameters * weight / recipe.inference.tensor_parallel
     place = "GPU" if device == "cuda" else "process"
     return (
         f"{_scaled(size.parameters)} parameters in {recipe.model.dtype}\n"
-        f"trainer: {_bytes(shard)} in each of {recipe.trainer.ranks} ranks for weights, gradients and optimizer states "
+        f"trainer: {_bytes(trainer)} in each of {recipe.trainer.ranks} ranks for {divided} "
         f"(trainer.deepspeed may offload them to the host)\n"
         f"trainer, on top: {_activations(recipe, size)}\n"
         f"inference: {_bytes(engine)} in each engine {place} for weights; the KV cache comes on top\n"
         f"host: a checkpoint is read tensor by tensor; no process holds the whole model beside its own part"
     )
+
+
+def _states(recipe: Recipe, size: ModelSize, weight: int) -> tuple[float, str]:
+    """The bytes of weights, gradients and optimizer states in each rank, and what they are in words."""
+    stage, ranks = zero_stage(recipe.trainer, recipe.model.dtype), recipe.trainer.ranks
+    weights = size.parameters * weight / (ranks if stage == 3 else 1)
+    if recipe.lora is not None:
+        return weights, "frozen weights; what the adapter needs comes on top, a few percent of that"
+    states = size.parameters * MASTER_BYTES / (ranks if stage else 1)
+    return weights + states, "weights, gradients and optimizer states"
 
 
 def _activations(recipe: Recipe, size: ModelSize) -> str:

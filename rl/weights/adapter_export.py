@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from rollout.transfer.bucket import content_hash, digest
+from rollout.transfer.bucket import digest
+from rollout.transfer.content import content_hash
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -1,6 +1,9 @@
 """Push a weight version from the trainer to every engine. Trainer rank 0 drives these stages:
 
-    pause → begin_update → every bucket → finish_update(version) → [verify] → resume
+    whole weights   pause → begin_update → every bucket → finish_update(version) → [verify] → resume
+    an adapter      begin_adapter → every bucket → finish_adapter(version) → use_adapter(version)
+
+An adapter's push pauses nothing: engines give it to new requests once all of them hold it (rollout.lora.updates).
 
 Every push checks that all announced tensors arrived and that every weight of the model was filled. `verify` proves two
 more things:
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rewards.errors import listed
 from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.content import content_hash
 from rollout.types import WeightSpec
 
 if TYPE_CHECKING:
@@ -61,9 +65,11 @@ class PublishError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport:
-    """One push: `bytes` of full tensors in `buckets` messages, and the seconds from `pause` to the end of `resume`.
+    """One push: `bytes` of full tensors in `buckets` messages, and the seconds from `pause` to the end of `resume`, 0
+    for an adapter.
 
     `verified` is the number of replicas that were found equal, with every tensor as it was sent; 0 without `verify`.
+    `content` is the content hash of what they hold then, empty without `verify`.
     """
 
     version: int
@@ -71,6 +77,7 @@ class PublishReport:
     buckets: int
     verified: int
     paused_s: float
+    content: str = ""
 
 
 def publish(
@@ -83,14 +90,31 @@ def publish(
     """
     max_bytes = int(cfg.bucket_mb * 2**20)
     if engines is None or sender is None:
-        for _ in source.buckets(max_bytes):
-            pass
+        _gather(source, max_bytes)
         return None
     return _Push(source, version, cfg, engines, sender).run(max_bytes, verify)
 
 
+def publish_adapter(
+    source: Source, version: int, cfg: WeightSyncConfig, engines: Engines | None, sender: Sender | None, verify: bool
+) -> PublishReport | None:
+    """Push an adapter to engines that hold its base model. Otherwise as `publish`."""
+    max_bytes = int(cfg.bucket_mb * 2**20)
+    if engines is None or sender is None:
+        _gather(source, max_bytes)
+        return None
+    return _AdapterPush(source, version, cfg, engines, sender).run(max_bytes, verify)
+
+
+def _gather(source: Source, max_bytes: int) -> None:
+    for _ in source.buckets(max_bytes):
+        pass
+
+
 class _Push:
     """Rank 0's part of one push. It keeps the first error and skips the stages after it."""
+
+    _load = "load_bucket"
 
     def __init__(self, source: Source, version: int, cfg: WeightSyncConfig, engines: Engines, sender: Sender) -> None:
         self._source, self._version, self._engines, self._sender = source, version, engines, sender
@@ -99,6 +123,7 @@ class _Push:
         self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
         self._verified, self._differ = 0, False
+        self._digests: dict[str, str] = {}
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
         started = time.monotonic()
@@ -114,12 +139,16 @@ class _Push:
                 self._resume()
         if self._error is not None:
             raise self._error
+        return self._report(count, paused_s=time.monotonic() - started)
+
+    def _report(self, buckets: int, paused_s: float) -> PublishReport:
         return PublishReport(
             version=self._version,
             bytes=self._bytes,
-            buckets=count,
+            buckets=buckets,
             verified=self._verified,
-            paused_s=time.monotonic() - started,
+            paused_s=paused_s,
+            content=content_hash(self._digests) if self._verified else "",
         )
 
     def _stage(self, method: str, *args: Any) -> list[Any]:
@@ -154,7 +183,7 @@ class _Push:
             if self._error is not None:
                 continue
             if loading is not None:
-                self._wait("load_bucket", loading)
+                self._wait(self._load, loading)
             if self._error is not None:
                 continue
             try:
@@ -162,15 +191,21 @@ class _Push:
             except Exception as error:
                 self._fail("send", error)
                 continue
-            loading = self._engines.start("load_bucket", description)
+            self._digests |= dict(zip(description.names, description.digests, strict=False))
+            loading = self._engines.start(self._load, description)
             count += 1
         if loading is not None and self._error is None:
-            self._wait("load_bucket", loading)
+            self._wait(self._load, loading)
         return count
 
     def _compare_replicas(self) -> None:
-        """Fail the push unless all replicas hold the same weights, bit for bit. Engines that differ stay paused: what
-        they sampled would carry the version of weights that it does not come from."""
+        """Fail the push unless all replicas hold what was sent, and hold the same weights, bit for bit. Engines that
+        differ stay paused: what they sampled would carry the version of weights that it does not come from."""
+        sent = content_hash(self._digests)
+        for replica, held in enumerate(self._stage("content")):
+            if held != sent:
+                self._differ = True
+                self._fail("verify", ValueError(f"engine {replica} holds weights of another content than was sent"))
         checksums = self._stage("checksums")
         for replica, other in enumerate(checksums[1:], start=1):
             names = [n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n)]
@@ -184,3 +219,19 @@ class _Push:
             self._engines.wait(self._engines.start("resume"), self._deadline_s)
         except Exception as error:
             self._fail("resume", error)
+
+
+class _AdapterPush(_Push):
+    """Rank 0's part of an adapter's push. Every engine compares digests of all tensors with the sender's."""
+
+    _load = "load_adapter"
+
+    def run(self, max_bytes: int, verify: bool) -> PublishReport:
+        self._stage("begin_adapter", self._version, self._manifest)
+        count = self._send_all(max_bytes, verify=True)  # it is small
+        held = self._stage("finish_adapter", self._version)
+        self._verified = len(held)
+        self._stage("use_adapter", self._version)
+        if self._error is not None:
+            raise self._error
+        return self._report(count, paused_s=0.0)

@@ -242,8 +242,8 @@ class Episode:
         half = self.agent.config.trajectory_timeout_s / 2
         return sum(self.tool_s) >= half > max(self.tool_s, default=0.0)
 
-    def metrics(self, attempt: int) -> dict[str, float]:
-        """Return the counts of this try and the seconds of its stages. `attempt` is its number, from 0."""
+    def metrics(self) -> dict[str, float]:
+        """Return the counts of this try and the seconds of its stages."""
         seconds = dict.fromkeys(("generate", "environment", "reward"), 0.0)
         for span in self.spans:
             seconds[span.name] += span.end - span.start
@@ -251,7 +251,6 @@ class Episode:
             **{name: float(count) for name, count in self.counts.items()},
             **{f"{name}_s": total for name, total in seconds.items()},
             "tokens_observed": float(sum(map(len, self.streams)) - self.counts["tokens_sampled"]),
-            "infra_retries": float(attempt),
         }
 
 

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from rewards.errors import one_line
 from rollout.agent.episode import Agent, Episode
 from rollout.agent.source import Source
-from rollout.contracts import Environment
+from rollout.contracts import Environment, Superseded
 from rollout.types import Group, Outcome, StopReason, Task, Trajectory
 
 log = logging.getLogger(__name__)
@@ -45,20 +46,27 @@ async def run_group(agent: Agent, source: Source, task: Task, group_id: str) -> 
 
 
 async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, request_id: str) -> Trajectory:
-    """Run one trajectory. After an infrastructure failure it starts over, at most `infra_retries` times.
+    """Run one trajectory. After an infrastructure failure it starts over, at most `infra_retries` times; and whenever
+    the engine has given up one of its requests in favour of newer weights, which is no failure.
 
     `request_id` is unique in the run; each try and turn derives its own id and sampling seed from it. Raises nothing
     but a cancellation, which reaches the caller after the environment is closed.
     """
     deadline = asyncio.get_running_loop().time() + agent.config.trajectory_timeout_s
     failures: list[str] = []
-    for attempt in range(agent.config.infra_retries + 1):
-        episode = Episode(agent, task, f"{request_id}/{attempt}")
+    superseded = 0
+    while len(failures) <= agent.config.infra_retries:
+        episode = Episode(agent, task, f"{request_id}/{len(failures) + superseded}")
         try:
-            return await _attempt(episode, source, group_id, deadline, attempt)
+            trajectory = await _attempt(episode, source, group_id, deadline)
+            return replace(trajectory, metrics={**trajectory.metrics, **_tries(len(failures), superseded)})
+        except Superseded as error:
+            superseded += 1
+            last = str(error)
         except Exception as error:  # the edge of a rollout: every error is kept as text
-            failures.append(one_line(f"try {attempt + 1}: {type(error).__name__}: {error}", ERROR_CHARACTERS))
-            log.warning("trajectory %s: %s", request_id, failures[-1], exc_info=error)
+            last = one_line(f"try {len(failures) + 1}: {type(error).__name__}: {error}", ERROR_CHARACTERS)
+            failures.append(last)
+            log.warning("trajectory %s: %s", request_id, last, exc_info=error)
         if asyncio.get_running_loop().time() >= deadline:
             break
     return Trajectory(
@@ -69,10 +77,15 @@ async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, req
         stop_reason="aborted",
         outcome="infra_error",
         reward=None,
-        error="; ".join(failures),
+        error="; ".join(failures or [last]),
         spans=tuple(episode.spans),
-        metrics=episode.metrics(attempt),
+        metrics=episode.metrics() | _tries(max(0, len(failures) - 1), superseded),
     )
+
+
+def _tries(retries: int, superseded: int) -> dict[str, float]:
+    """How often a trajectory was started over: after failures, and for newer weights."""
+    return {"infra_retries": float(retries), "superseded": float(superseded)}
 
 
 def lost(group: Group, error: Exception) -> Group:
@@ -95,7 +108,7 @@ def lost(group: Group, error: Exception) -> Group:
     return Group(id=group.id, task=task, trajectories=tuple(members))
 
 
-async def _attempt(episode: Episode, source: Source, group_id: str, deadline: float, attempt: int) -> Trajectory:
+async def _attempt(episode: Episode, source: Source, group_id: str, deadline: float) -> Trajectory:
     """Act and score once, in a fresh environment."""
     environment = source.make(episode.task)
     try:
@@ -116,7 +129,7 @@ async def _attempt(episode: Episode, source: Source, group_id: str, deadline: fl
         reward_parts=score.parts,
         turns=tuple(episode.turns),
         spans=tuple(episode.spans),
-        metrics=episode.metrics(attempt),
+        metrics=episode.metrics(),
     )
 
 

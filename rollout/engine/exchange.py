@@ -19,12 +19,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from rewards.errors import InfrastructureError
+from rollout.contracts import Superseded
 from rollout.types import Completion, SamplingParams, TokenIds
 
 Request = tuple[str, TokenIds, SamplingParams]
 """A request's id, which no other request of the run has, its prompt, and how to sample."""
-Answer = tuple[str, Completion | str]
-"""A request's id, and what was sampled, or why nothing could be."""
+Outcome = Completion | Superseded | str
+"""What was sampled, or why nothing could be."""
+Answer = tuple[str, Outcome]
+"""A request's id, and its outcome."""
 
 IDLE_S = 0.05
 MOST_WAITING = 16
@@ -41,7 +44,7 @@ class Line:
     ) -> None:
         self._send = send
         self._give_up = give_up
-        self._open: dict[str, asyncio.Future[Completion | str]] = {}
+        self._open: dict[str, asyncio.Future[Outcome]] = {}
         self._unsent: dict[str, Request] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._waiting = 0
@@ -51,6 +54,7 @@ class Line:
 
         Raises:
             InfrastructureError: the engine could not do it.
+            Superseded: it gave the request up in favour of newer weights.
             Exception: what `send` raises, if the engine is gone.
         """
         loop = asyncio.get_running_loop()
@@ -65,6 +69,8 @@ class Line:
                 self._open.pop(request_id, None)
                 if self._unsent.pop(request_id, None) is None:
                     self._give_up(request_id)
+        if isinstance(answer, Superseded):
+            raise answer
         if isinstance(answer, str):
             raise InfrastructureError(f"request {request_id}: {answer}")
         return answer
@@ -124,7 +130,7 @@ class _Place:
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     """The calls that wait for an answer."""
 
-    def answer(self, request_id: str, answer: Completion | str) -> None:
+    def answer(self, request_id: str, answer: Outcome) -> None:
         """Have an answer for the next call."""
         self.answers.append((request_id, answer))
         if len(self.answers) == 1:  # else a call was let go for the first of them, and takes them all
@@ -191,5 +197,7 @@ class Desk:
             if request[0] not in self._given_up:
                 place.answer(request[0], "it was cancelled in the engine")
             raise
+        except Superseded as superseded:
+            place.answer(request[0], superseded)
         except Exception as error:
             place.answer(request[0], str(error) or type(error).__name__)

@@ -27,7 +27,8 @@ from rollout.contracts import EngineError
 from rollout.engine.settings import EngineSettings
 from rollout.engine.thread import EngineThread, engine_core
 from rollout.lora.updates import Adapters
-from rollout.transfer.bucket import Bucket, content_hash
+from rollout.transfer.bucket import Bucket
+from rollout.transfer.content import content_hash
 from rollout.transfer.update import Update, WeightUpdateError
 from rollout.types import Completion, SamplingParams, TokenIds, WeightSpec
 

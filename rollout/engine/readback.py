@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
@@ -31,6 +32,8 @@ def packed_digests(model: nn.Module) -> dict[str, str]:
 def _packed_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the name of each packed layer and its transposed weight, [inputs, outputs]."""
     for name, layer in model.named_modules():
+        if isinstance(layer, BaseLayerWithLoRA):  # it has the attributes of the layer inside it, which comes, too
+            continue
         if hasattr(layer, "cpu_linear") and not layer.weight.is_meta:
             yield name, layer.cpu_linear(torch.eye(_inputs(layer), dtype=layer.weight.dtype), layer.weight, None)
 

@@ -122,12 +122,6 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
-def content_hash(digests: Mapping[str, str]) -> str:
-    """The hash of named tensors, from the digest of each. The order of the names makes no difference."""
-    lines = "".join(f"{name} {found}\n" for name, found in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def digests(bucket: Tensors, verify: bool) -> tuple[str, ...]:
     """Return the digests of a bucket for its description; none where the push is not verified."""
     return tuple(digest(tensor) for _, tensor in bucket) if verify else ()

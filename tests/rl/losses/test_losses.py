@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,6 +170,8 @@ def test_a_filler_has_no_prediction_but_the_same_statistics_and_keeps_the_graph(
 
 def test_what_goes_to_a_device_keeps_names_types_and_values() -> None:
     [[packed]] = pack([SftRow(token_ids=(4, 5, 6), loss_mask=(0, 1, 1))], ranks=1, token_budget=8)
+    assert predictions_of(packed, "cpu").reference_logprobs is None
+    packed = replace(packed, reference_logprobs=np.array([-1.0, -2.0], np.float32))
     inputs, seen = model_inputs(packed, "cpu"), predictions_of(packed, "cpu")
     assert inputs.segments == packed.segments
     assert set(ModelInputs.__slots__) | set(Predictions.__slots__) == set(MicroBatch.__slots__)

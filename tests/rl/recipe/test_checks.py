@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rl.config import Recipe
+from rl.paths import REPOSITORY
 from rl.recipe.check_sources import needs_sandbox, source_problems
 from rl.recipe.checks import cross_field_problems, remarks
 from rl.recipe.extensions import chosen_settings
@@ -55,6 +56,7 @@ def source(**keys: Any) -> dict[str, Any]:
 
 
 HERE = str(Path(__file__))
+TINY_MOE = REPOSITORY / "recipes/models/tiny-glm4-moe"
 
 
 def test_a_sound_recipe_has_no_problems() -> None:
@@ -122,6 +124,23 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ),
         ({"tasks": {"sources": [{"environment": f"{HERE}:Unscored"}]}}, "tasks.sources.0.rewards", "name some"),
         ({"aggregation": {"over": "fixed"}}, "aggregation", "fixed needs a length"),
+        ({"kl": {"coef": 0.1, "estimator": "k3", "place": "loss"}}, "kl", "set lora, or leave kl out"),
+        (
+            {"lora": {}, "kl": {"coef": 0.1, "estimator": "unbiased", "place": "reward"}},
+            "kl.estimator",
+            "use k1 there, or kl.place=loss",
+        ),
+        ({"lora": {"dora": True, "push": "adapter"}}, "lora.push", "vLLM refuses DoRA's adapters; use merged"),
+        (
+            {"lora": {"push": "adapter"}, "model": {"path": str(TINY_MOE)}},
+            "lora.push",
+            "vLLM computes no adapters of models with experts on CPU; use lora.push=merged",
+        ),
+        (
+            {"model": {"dtype": "bfloat16"}, "run": {"device": "cuda"}, "trainer": {"zero_stage": 0}},
+            "trainer.zero_stage",
+            "set trainer.zero_stage to 2 or 3",
+        ),
         ({"aggregation": {"length": 5}}, "aggregation", "nothing else has one"),
         ({"model": {"renderer": None}}, "model.renderer", "owner/name does not tell its family"),
         ({"model": {"renderer": None, "family": "dense"}}, "model.renderer", "has none of its own; name one"),

@@ -287,7 +287,7 @@ def test_free_form_sections_take_any_key(recipe_file: Path) -> None:
             "tasks.sources.0.environment.max_observatoin=1",
             "the nearest is 'tasks.sources.0.environment.max_observation'",
         ),
-        ("trainer=3", "trainer: expected a mapping with the keys ranks, expert_parallel, groups_per_step, "),
+        ("trainer=3", "trainer: expected a mapping with the keys ranks, expert_parallel, zero_stage, "),
         ("inference.engine_args=3", "inference.engine_args: expected an object, got 3"),
         ("trainer.optimizer.betas=[0.9]", "trainer.optimizer.betas has too few entries"),
         ("trainer.optimizer.betas=[]", "trainer.optimizer.betas has too few entries"),

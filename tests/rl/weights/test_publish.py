@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from rl.weights.publish import PublishError, publish
+from rl.weights.publish import PublishError, publish, publish_adapter
 from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.content import content_hash
 from rollout.types import WeightSpec
 
 CONFIG = WeightSyncConfig(bucket_mb=1.5)
@@ -33,6 +34,14 @@ class Source:
             yield [(f"w{i}", torch.full((2,), float(i)))]
 
 
+class Sent(NamedTuple):
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+
+
+CONTENT = content_hash({f"w{i}": f"digest of w{i}" for i in range(3)})
+
+
 class Sender:
     """A transport with one slot: a bucket that is sent while the last one is still loading would overwrite it."""
 
@@ -46,7 +55,8 @@ class Sender:
         if bucket[0][0] == self._unsendable:
             raise OSError("no space left")
         self.loading, self.verifies = True, verify
-        return [name for name, _ in bucket]
+        names = tuple(name for name, _ in bucket)
+        return Sent(names, tuple(f"digest of {name}" for name in names) if verify else ())
 
     def abandon(self) -> Exception | None:
         self.abandoned += 1
@@ -67,6 +77,7 @@ class Engines:
         self.waits: list[tuple[str, float]] = []
         self._failing, self._checksums = failing, checksums
         self.sender = sender or Sender()
+        self.contents = (CONTENT, CONTENT)
 
     def start(self, method: str, *args: Any) -> str:
         self.calls.append((method, *args))
@@ -76,8 +87,10 @@ class Engines:
         self.waits.append((started, timeout_s))
         if started == self._failing:
             raise RuntimeError("boom")
-        if started == "load_bucket":
+        if started in ("load_bucket", "load_adapter"):
             self.sender.loading = False
+        if started == "content":
+            return list(self.contents)
         return list(self._checksums) if started == "checksums" else [None, None]
 
     def stages(self) -> list[str]:
@@ -94,10 +107,11 @@ def test_the_stages_run_in_order_and_every_bucket_arrives() -> None:
         "load_bucket",
         "load_bucket",
         "finish_update",
+        "content",
         "checksums",
         "resume",
     ]
-    assert [call[1] for call in engines.calls if call[0] == "load_bucket"] == [["w0"], ["w1"], ["w2"]]
+    assert [call[1].names for call in engines.calls if call[0] == "load_bucket"] == [("w0",), ("w1",), ("w2",)]
     assert engines.calls[0] == ("pause",)
     assert engines.calls[1] == ("begin_update", 7, source.manifest())
     assert ("finish_update", 7) in engines.calls
@@ -105,6 +119,7 @@ def test_the_stages_run_in_order_and_every_bucket_arrives() -> None:
     assert source.max_bytes == BUCKET_BYTES
     assert report is not None
     assert (report.version, report.bytes, report.buckets, report.verified) == (7, 24, 3, 2)
+    assert report.content == CONTENT
     assert 0.0 <= report.paused_s < 60.0
     assert engines.sender.verifies and engines.sender.abandoned == 0
 
@@ -156,7 +171,7 @@ def test_a_bucket_that_cannot_be_sent_ends_the_push_but_not_the_collective() -> 
 def test_an_error_at_the_last_bucket_is_named_too() -> None:
     class LastFails(Engines):
         def wait(self, started: str, timeout_s: float) -> list[Any]:
-            if started == "load_bucket" and ("load_bucket", ["w2"]) in self.calls:
+            if started == "load_bucket" and self.stages().count("load_bucket") == 3:
                 raise TimeoutError("no answer")
             return super().wait(started, timeout_s)
 
@@ -169,11 +184,38 @@ def test_an_error_at_the_last_bucket_is_named_too() -> None:
 def test_a_push_that_is_not_verified_compares_no_replicas() -> None:
     engines = Engines(checksums=({"a": "1"}, {"a": "2"}))
     report = publish(Source(), 1, CONFIG, engines, engines.sender, verify=False)
-    assert report is not None and report.verified == 0
-    assert "checksums" not in engines.stages()
+    assert report is not None and (report.verified, report.content) == (0, "")
+    assert "content" not in engines.stages() and "checksums" not in engines.stages()
 
 
 def test_a_weight_that_only_the_first_replica_has_is_a_difference() -> None:
     engines = Engines(checksums=({"a": "1", "b": "2"}, {"a": "1"}))
     with pytest.raises(PublishError, match="engine 1 differs from engine 0 in b"):
         publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+
+
+def test_an_engine_that_holds_something_else_than_was_sent_is_named_and_stays_paused() -> None:
+    engines = Engines()
+    engines.contents = (CONTENT, "another")
+    with pytest.raises(PublishError, match=r"stage verify failed .*engine 1 holds weights of another content"):
+        publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+    assert "resume" not in engines.stages()
+
+
+def test_an_adapter_is_used_once_all_engines_have_it_and_nothing_pauses() -> None:
+    engines, source = Engines(), Source()
+    report = publish_adapter(source, 7, CONFIG, engines, engines.sender, verify=False)
+    assert engines.stages() == ["begin_adapter", *["load_adapter"] * 3, "finish_adapter", "use_adapter"]
+    assert engines.calls[0] == ("begin_adapter", 7, source.manifest())
+    assert engines.calls[-2:] == [("finish_adapter", 7), ("use_adapter", 7)]
+    assert engines.sender.verifies, "digests of an adapter cost nothing"
+    assert report is not None and (report.bytes, report.buckets, report.verified, report.paused_s) == (24, 3, 2, 0.0)
+    assert publish_adapter(source, 7, CONFIG, None, None, verify=False) is None and source.walked == 6
+
+
+@pytest.mark.parametrize("stage", ["begin_adapter", "load_adapter", "finish_adapter"])
+def test_an_adapter_that_one_engine_lacks_is_used_by_none(stage: str) -> None:
+    engines, source = Engines(failing=stage), Source()
+    with pytest.raises(PublishError, match=f"weights version 7: stage {stage} failed .*boom"):
+        publish_adapter(source, 7, CONFIG, engines, engines.sender, verify=True)
+    assert "use_adapter" not in engines.stages() and source.walked == 3

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from rollout.contracts import EngineError, Superseded
 from rollout.engine.inference import Inference
 from rollout.lora.arguments import AdapterSettings, Scale, linear_layers
-from rollout.transfer.bucket import content_hash, describe, digest
+from rollout.transfer.bucket import describe, digest
+from rollout.transfer.content import content_hash
 from rollout.transfer.shm import ShmSender
 from rollout.transfer.update import WeightUpdateError
 from rollout.types import Completion, SamplingParams
@@ -110,6 +111,7 @@ def test_versions_follow_each_other_and_each_is_pefts(bench: Bench, tmp_path: Pa
     weights = support.checkpoint_weights(bench.base)
     bench.run.run(support.push(bench.engine, bench.sender, weights, 0))
     assert bench.run.run(bench.engine.content()) == content_hash({n: digest(t) for n, t in weights.items()})
+    checksums = bench.run.run(bench.engine.checksums())
     with pytest.raises(EngineError, match="nothing was pushed"):
         bench.sample("before")
     plain = Judge(bench.base)
@@ -121,6 +123,8 @@ def test_versions_follow_each_other_and_each_is_pefts(bench: Bench, tmp_path: Pa
         assert bench.gap(PeftJudge(bench.base, tmp_path / str(version)), completions) < PARITY
         assert bench.gap(plain, completions) > 0.05
         assert bench.engine.adapters.loaded == [version], "nobody uses the older ones"
+    assert bench.run.run(bench.engine.checksums()) == checksums, "the base stays as it is"
+    assert len([name for name in checksums if name.endswith("base_layer.cpu_linear")]) == 4 * 3
 
 
 @pytest.mark.parametrize("target", EVERYTHING)

@@ -1,0 +1,201 @@
+"""Adapters in whole runs: alone to the engines of a dense model, and merged into those of one with experts.
+
+The dense model is random, and is rewarded for using many different characters, so that groups differ from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rl.paths import REPOSITORY
+from rollout.store import read
+from rollout.types import SamplingParams
+from tests.e2e.harness import ONE_RANK, Run, launch, launched, weights_of
+from tests.rollout.engine import inference_support as support
+from tests.rollout.engine.inference_support import PARITY, Judge
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+REWARD = """
+from rewards.contracts import Ending, Reward
+
+
+class Variety(Reward):
+    parts = ("variety",)
+
+    async def score(self, ending: Ending) -> dict[str, float]:
+        said = [str(message["content"]) for message in ending.messages if message["role"] == "assistant"]
+        return {"variety": len(set("".join(said))) / 40}
+"""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with the quickstart's tokenizer, and the reward beside it."""
+    path = tmp_path_factory.mktemp("dense")
+    tiny = REPOSITORY / "recipes/models/tiny-glm4-moe"
+    config = json.loads((tiny / "config.json").read_text())
+    for name in TOKENIZER:
+        if (tiny / name).is_file():
+            shutil.copyfile(tiny / name, path / name)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=config["vocab_size"],
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            eos_token_id=config["eos_token_id"],
+        )
+    )
+    model.save_pretrained(path)
+    (path / "variety.py").write_text(REWARD)
+    return path
+
+
+def overrides(dense: Path, *more: str) -> tuple[str, ...]:
+    source = f"{{environment: store, rewards: ['{dense}/variety.py:Variety'], success: {{variety: 0.5}}}}"
+    return (
+        f"model.path={dense}",
+        "model.renderer=glm-4.5",
+        "sft=null",
+        "lora.rank=8",
+        f"tasks.sources=[{source}]",
+        "tasks.eval_size=8",
+        "rollout.max_context=640",
+        "trainer.optimizer.lr=2e-3",
+        "checkpoint.every=2",
+        *ONE_RANK,
+        *more,
+    )
+
+
+KL = ("kl={coef: 0.01, estimator: k1, place: reward}",)
+
+
+@pytest.fixture(scope="module")
+def run(dense: Path, tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
+    """A run that is killed after its second checkpoint, and resumed."""
+    directory = tmp_path_factory.mktemp("run") / "run"
+    with launched(directory, cold_start_cache, "run.steps=500", *overrides(dense, *KL)) as first:
+        first.wait_until(lambda: first.steps_done() >= 5, "step 5")
+        os.kill(first.driver_pid(), signal.SIGKILL)
+        first.process.wait(60)
+        assert first.leftovers() == ()
+    run = launch(directory, cold_start_cache, "run.steps=8", "resume=auto", *overrides(dense, *KL))
+    assert run.code == 0, run.output[-4000:]
+    return run
+
+
+def test_only_the_adapter_is_trained_and_pushed_and_engines_agree_with_it(run: Run) -> None:
+    assert "32,768 of 451,200 parameters are trained, in down_proj (2), gate_proj (2), k_proj (2)" in run.output
+    assert run.summary["mismatch_logprob_abs_mean"] < PARITY
+    assert max(run.column("staleness/max")) <= 1
+    assert max(run.column("policy/kl_reference")) > 0
+    assert set(run.column("policy/verified_engines")) == {1.0}
+
+
+def test_every_completion_has_the_version_of_one_adapter(run: Run) -> None:
+    """A turn in flight keeps its adapter: no turn has tokens of two versions, as it has under pushes of all weights."""
+    turns = [
+        {int(v) for v in trajectory.samples[turn.sample].versions[turn.start : turn.stop]}
+        for stored in read(run.directory)
+        for trajectory in stored.group.usable
+        for turn in trajectory.turns
+    ]
+    assert len(turns) > 100 and all(len(versions) == 1 for versions in turns)
+    assert len(set().union(*turns)) > 3
+
+
+def test_a_checkpoint_holds_the_adapter_and_the_hash_of_its_base_and_no_frozen_weights(run: Run) -> None:
+    checkpoint = Path(run.summary["checkpoint"])
+    assert not (checkpoint / "hf").exists()
+    adapter = load_file(Path(run.summary["adapter"]) / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in adapter.values()) == 32_768
+    assert max(tensor.abs().max() for name, tensor in adapter.items() if "lora_B" in name) > 1e-3
+    state = json.loads((checkpoint / "trainer" / "learner-rank00000.json").read_text())
+    assert len(state["base"]) == 64
+    frozen = 4 * (451_200 - 32_768)
+    assert sum(p.stat().st_size for p in (checkpoint / "trainer").rglob("*") if p.is_file()) < frozen / 2
+
+
+def test_the_exports_load_in_transformers_peft_and_vllm(run: Run, dense: Path) -> None:
+    merged, adapter = Path(run.summary["hf_export"]), Path(run.summary["adapter"])
+    base = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, adapter).eval()
+    tokens = torch.arange(5, 60)[None]
+    whole = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(whole(tokens).logits, peft(tokens).logits, rtol=1e-4, atol=1e-4)
+        assert (whole(tokens).logits - peft.unload()(tokens).logits).abs().max() > 1e-2
+
+    async def sampled() -> Any:
+        engine = await support.start(merged, version=0)
+        try:
+            return await engine.generate("one", tokens[0].tolist(), SamplingParams(max_tokens=16))
+        finally:
+            await engine.shutdown()
+
+    completion = asyncio.run(sampled())
+    assert Judge(merged).gaps(tokens[0].tolist(), completion).max() < PARITY
+
+
+def test_a_resumed_adapter_refuses_another_base(run: Run, dense: Path, cold_start_cache: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(run.directory, directory)
+    other = tmp_path / "other"
+    shutil.copytree(dense, other)
+    model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+    model.get_input_embeddings().weight.data.mul_(1.01)
+    model.save_pretrained(other)
+    moved = [text.replace(str(dense), str(other)) for text in overrides(dense, *KL)]
+    state = json.loads((Path(directory) / "checkpoints/step-000008/run.json").read_text())
+    state["progress"] |= {"model": str(other), "eval_after": {}}
+    (directory / "checkpoints/step-000008/run.json").write_text(json.dumps(state))
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace(str(dense), str(other)))
+    refused = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", *moved)
+    assert refused.code == 1 and "an adapter is of use with its own base model only" in refused.output
+
+
+def test_an_adapter_of_a_model_with_experts_is_pushed_merged_and_learns_over_two_ranks(
+    cold_start: Path, cold_start_cache: Path, tmp_path: Path
+) -> None:
+    run = launch(
+        tmp_path / "run",
+        cold_start_cache,
+        f"model.path={cold_start}",
+        "sft=null",
+        "lora={rank: 8, targets: [q_proj, o_proj, shared_experts.down_proj]}",
+        "kl={coef: 0.001, estimator: unbiased, place: loss}",
+        "run.steps=4",
+        "tasks.eval_size=8",
+        "trainer.optimizer.lr=3e-3",
+        "checkpoint.every=1000",
+    )
+    assert run.code == 0, run.output[-4000:]
+    assert "parameters are trained, in down_proj (1), o_proj (2), q_proj (2)" in run.output
+    assert run.summary["mismatch_logprob_abs_mean"] < PARITY
+    before, after = weights_of(cold_start), weights_of(Path(run.summary["hf_export"]))
+    changed = {name.rpartition("layers.")[2] for name in before if not torch.equal(before[name], after[name])}
+    attention = {f"{layer}.self_attn.{leaf}.weight" for layer in (0, 1) for leaf in ("q_proj", "o_proj")}
+    assert changed == {*attention, "1.mlp.shared_experts.down_proj.weight"}
