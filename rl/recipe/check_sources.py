@@ -130,6 +130,10 @@ def _scoring(recipe: Recipe, config: TaskSource, key: str) -> Iterator[Problem]:
         )
 
 
+FETCHED = "models/"
+"""Where the verb `model` puts what it fetches."""
+
+
 def _files(recipe: Recipe) -> Iterator[Problem]:
     datasets = []
     if recipe.sft is not None and recipe.sft.dataset != ORACLE:
@@ -145,6 +149,9 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
                 f"{key}={value:.300} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face "
                 "dataset name",
             )
+    if recipe.model.path.startswith(FETCHED) and not os.path.exists(recipe.model.path):
+        name = recipe.model.path.removeprefix(FETCHED)
+        yield Problem("model.path", f"model.path={recipe.model.path} is not there yet: run ./launch.sh model {name}")
     for key, value in [("model.path", recipe.model.path), *datasets]:
         if _is_local_path(value) and not os.path.exists(value):
             yield Problem(

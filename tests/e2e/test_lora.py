@@ -1,6 +1,7 @@
 """Adapters in whole runs: alone to the engines of a dense model, and merged into those of one with experts.
 
-The dense model is random, and is rewarded for using many different characters, so that groups differ from the start.
+The recipe of the small dense model is run with a tiny random one. It is rewarded for using many different characters,
+so that groups differ from the start.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rl.paths import REPOSITORY
 from rollout.store import read
 from rollout.types import SamplingParams
-from tests.e2e.harness import ONE_RANK, Run, launch, launched, weights_of
+from tests.e2e.harness import Run, launch, launched, weights_of
 from tests.rollout.engine import inference_support as support
 from tests.rollout.engine.inference_support import PARITY, Judge
 
@@ -39,6 +40,7 @@ class Variety(Reward):
         said = [str(message["content"]) for message in ending.messages if message["role"] == "assistant"]
         return {"variety": len(set("".join(said))) / 40}
 """
+RECIPE = "recipes/smollm2_lora.yaml"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
@@ -77,14 +79,12 @@ def overrides(dense: Path, *more: str) -> tuple[str, ...]:
     return (
         f"model.path={dense}",
         "model.renderer=glm-4.5",
-        "sft=null",
-        "lora.rank=8",
+        "lora={rank: 8, alpha: 32}",
         f"tasks.sources=[{source}]",
         "tasks.eval_size=8",
         "rollout.max_context=640",
         "trainer.optimizer.lr=2e-3",
         "checkpoint.every=2",
-        *ONE_RANK,
         *more,
     )
 
@@ -96,12 +96,12 @@ KL = ("kl={coef: 0.01, estimator: k1, place: reward}",)
 def run(dense: Path, tmp_path_factory: pytest.TempPathFactory, cold_start_cache: Path) -> Run:
     """A run that is killed after its second checkpoint, and resumed."""
     directory = tmp_path_factory.mktemp("run") / "run"
-    with launched(directory, cold_start_cache, "run.steps=500", *overrides(dense, *KL)) as first:
+    with launched(directory, cold_start_cache, "run.steps=500", *overrides(dense, *KL), recipe=RECIPE) as first:
         first.wait_until(lambda: first.steps_done() >= 5, "step 5")
         os.kill(first.driver_pid(), signal.SIGKILL)
         first.process.wait(60)
         assert first.leftovers() == ()
-    run = launch(directory, cold_start_cache, "run.steps=8", "resume=auto", *overrides(dense, *KL))
+    run = launch(directory, cold_start_cache, "run.steps=8", "resume=auto", *overrides(dense, *KL), recipe=RECIPE)
     assert run.code == 0, run.output[-4000:]
     return run
 
@@ -173,7 +173,7 @@ def test_a_resumed_adapter_refuses_another_base(run: Run, dense: Path, cold_star
     (directory / "checkpoints/step-000008/run.json").write_text(json.dumps(state))
     config = directory / "config.yaml"
     config.write_text(config.read_text().replace(str(dense), str(other)))
-    refused = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", *moved)
+    refused = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", *moved, recipe=RECIPE)
     assert refused.code == 1 and "an adapter is of use with its own base model only" in refused.output
 
 

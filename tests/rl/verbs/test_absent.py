@@ -25,7 +25,10 @@ def test_it_knows_the_verbs() -> None:
         ("chekc", "did you mean 'check'?"),
         ("recipes/quickstar.yaml", "did you mean 'recipes/quickstart.yaml'?"),
         ("quickstart.yaml", "did you mean 'recipes/quickstart.yaml'?"),
-        ("recipes", "is a directory; give a recipe file (in it are: recipes/agent_rl.yaml, recipes/quickstart.yaml)"),
+        (
+            "recipes",
+            "is a directory; give a recipe file (in it are: recipes/agent_rl.yaml, recipes/quickstart.yaml, recipes/smol",
+        ),
         ("tests", "is a directory; give a recipe file (in it are: none)"),
         ("zzzzzz", "./launch.sh --help lists the verbs"),
         ("a\nb\x1b[2J", r"'a\nb\x1b[2J'"),
