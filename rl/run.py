@@ -4,7 +4,8 @@
     ┌─────────────────────────────────────────────────────────────────────┐
     │ take        waits for P finished groups; the rollout workers finish │
     │ learn       waits for the slowest trainer rank                      │
-    │ publish     engines stand still until they hold version v+1         │
+    │ publish     engines get version v+1: they stand still meanwhile,    │
+    │             but not for an adapter                                  │
     │ open_gate   workers that wait for the staleness gate go on          │
     └─────────────────────────────────────────────────────────────────────┘
     checkpoint ─ evaluate
@@ -24,7 +25,7 @@ from rl.driver import specs
 from rl.driver.drive import drive
 from rl.driver.health import check_finite
 from rl.driver.session import Session
-from rl.driver.steps import checkpoint, due, evaluate, merge, open_gate, publish, take
+from rl.driver.steps import checkpoint, due, evaluate, forget_result, merge, open_gate, publish, take
 from rl.driver.training import policy_stage
 from rl.learner.schedule import learning_rate
 from rl.observe.stepstats import learner_metrics, rollout_metrics, staleness
@@ -62,7 +63,7 @@ def supervised(run: Session, model: str) -> str:
 def reinforcement(run: Session, model: str) -> str:
     """Run the stage `rl`: the loop that the diagram above shows."""
     recipe, progress = run.recipe, run.progress
-    progress.eval_after = {}  # an earlier, shorter run may have set it
+    forget_result(run)
     prepare_policy(run, model)
     begin_rollouts(run)
     publish(run, verify=True)
@@ -137,7 +138,7 @@ def learn(run: Session, cards: list[Card]) -> None:
     recipe, progress = run.recipe, run.progress
     mean_age, oldest = staleness(cards, progress.version)
     assert oldest <= recipe.buffer.max_staleness, f"a token is {oldest} versions old: the buffer's gate leaks"
-    rows, counts = train_rows(cards, recipe.advantage, recipe.aggregation)
+    rows, counts = train_rows(cards, recipe.advantage, recipe.aggregation, keep_equal=recipe.kl is not None)
     trainer = recipe.trainer
     parts = plan(cards, rows, trainer.ranks, trainer.token_budget, share_prefixes=trainer.share_prefixes)
     lr = learning_rate(recipe.trainer.optimizer, progress.step, recipe.run.steps)

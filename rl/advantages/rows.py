@@ -37,9 +37,12 @@ class _Chosen:
 
 
 def train_rows(
-    cards: Sequence[Card], advantage: AdvantageSettings, aggregation: AggregationConfig
+    cards: Sequence[Card], advantage: AdvantageSettings, aggregation: AggregationConfig, *, keep_equal: bool = False
 ) -> tuple[list[PlannedRow], dict[str, float]]:
     """Return the rows to pack, and the step's `rollout/groups_*` metrics (shares of all groups, 0 to 1).
+
+    With `keep_equal` a group of equal rewards, which the estimator leaves out, is kept with advantages of 0: the loss
+    has another term that wants it.
 
     A group is unusable if infrastructure failures leave no member, or only one of several, and the estimator leaves
     it out. It has zero variance if two or more members are left and their rewards are equal.
@@ -50,13 +53,18 @@ def train_rows(
     """
     scored = [[_scored(member) for member in card.usable] for card in cards]
     estimated: Advantages = load(ADVANTAGES, advantage.name)(scored, advantage)
+    shares = _unused(cards, scored, estimated)
+    if keep_equal:
+        estimated = [
+            [0.0] * len(members) if values is None and len(members) > 1 else values
+            for members, values in zip(scored, estimated, strict=True)
+        ]
     chosen = [
         _Chosen(card, trajectory, value, number, first)
         for number, (card, values) in enumerate(zip(cards, estimated, strict=True))
         if values is not None
         for (first, trajectory), value in zip(_numbered(card), values, strict=True)
     ]
-    shares = _unused(cards, scored, estimated)
     return _rows([one for one in chosen if one.trajectory.trained_tokens], aggregation), shares
 
 

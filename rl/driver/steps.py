@@ -38,6 +38,7 @@ def publish(run: Session, *, verify: bool) -> None:
             again = f"publishing weights version {version} again"
             reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=again)
     run.step.values["policy/verified_engines"] = float(reports[0].verified)
+    run.step.values["staleness/superseded"] = float(reports[0].superseded)
 
 
 def open_gate(run: Session) -> None:
@@ -99,14 +100,19 @@ def checkpoint(run: Session) -> None:
         _trim_trajectories(run)
 
 
+def forget_result(run: Session) -> None:
+    """Forget the last evaluation and the merged model of a run that was finished and now goes on."""
+    run.progress.eval_after = {}
+    shutil.rmtree(run.directory.merged, ignore_errors=True)
+
+
 def merge(run: Session) -> Path:
-    """Write the model with the adapter merged into it. It replaces that of an earlier end of the run."""
+    """Write the model with the adapter merged into it."""
     target = run.directory.merged
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     with run.phase("merging the adapter into the model"):
         run.calls.ask_all(run.cluster.trainers, "export", str(unfinished), what="exporting the merged model")
-    shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
     return target
 

@@ -20,7 +20,8 @@ from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.specs import TrainerSpec
 from rl.driver.training import TrainingStage
 from rl.losses.config import KlConfig
-from rl.weights.publish import PublishError, PublishReport, publish, publish_adapter
+from rl.weights.adapter_push import AdapterPusher
+from rl.weights.publish import PublishReport, publish
 from rollout.actors.process import enter_role, settling_in
 from rollout.cards import samples_of
 from rollout.ports import free_port
@@ -56,7 +57,7 @@ class TrainerActor:
         self._stage: TrainingStage | None = None
         self._learner: Any = None
         self._sender: Any = None
-        self._base_pushed = False
+        self._adapter_pusher: AdapterPusher | None = None
 
     def ping(self) -> None:
         """Return when this rank is idle."""
@@ -140,22 +141,19 @@ class TrainerActor:
         engines = RayEngines(replicas) if self._rank == 0 else None
         if self._rank == 0 and self._sender is None:
             self._sender = self._make_sender(len(replicas))
-        learner, sync = self._learner, self._spec.weight_sync
-        if not self._spec.pushes_adapter:
-            return publish(learner.weights, version, sync, engines, self._sender, verify)
-        if not self._base_pushed:
-            report = publish(learner.base, version, sync, engines, self._sender, verify=True)
-            self._check_base(report)
-            self._base_pushed = True
-        return publish_adapter(learner.adapter, version, sync, engines, self._sender, verify)
+        if self._spec.pushes_adapter:
+            base = self._learner.base_hash()  # before anything can fail: all ranks take part
+            return self._pusher().push(version, engines, self._sender, verify, base)
+        return publish(self._learner.weights, version, self._spec.weight_sync, engines, self._sender, verify)
 
-    def _check_base(self, report: PublishReport | None) -> None:
-        """Compare the base model that the engines hold with the one that checkpoints of the adapter name."""
-        own = self._learner.base_hash()
-        if report is not None and report.content != own:
-            raise PublishError(
-                f"the engines hold a base model with the content {report.content}, the trainer has {own}"
+    def _pusher(self) -> AdapterPusher:
+        """The pusher of this learner's adapter."""
+        if self._adapter_pusher is None:
+            learner = self._learner
+            self._adapter_pusher = AdapterPusher(
+                learner.base, learner.adapter, self._spec.weight_sync, learner.from_first_rank
             )
+        return self._adapter_pusher
 
     def _make_sender(self, replicas: int) -> Any:
         from rollout.transfer.bucket import SenderPlace
@@ -187,7 +185,7 @@ class TrainerActor:
     def close(self) -> None:
         if self._learner is not None:
             self._learner.close()
-            self._learner = None
+            self._learner = self._adapter_pusher = None
         if self._sender is not None:
             self._sender.close()
             self._sender = None

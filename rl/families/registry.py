@@ -52,6 +52,16 @@ def local_config(model: str | Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
+def refuse_quantised(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a config.json says that the checkpoint is quantised."""
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"the checkpoint is quantised ({method}), and training needs plain weights: dequantise it. QLoRA, an "
+            "adapter over such a base, is refused until engine and trainer were seen to compute with the same base"
+        )
+
+
 def published_size(model: str) -> ModelSize | None:
     """The size of a published model by its Hugging Face name; None if no family lists it."""
     return _sizes().get(model, (None, None))[1]

@@ -85,12 +85,17 @@ def zero_stage(trainer: TrainerConfig, dtype: str) -> int:
     made for stage 3 (offloading is among them), `auto` is 3.
 
     Raises:
-        ValueError: stage 0 with bfloat16.
+        ValueError: stage 0 with bfloat16, or with settings of ZeRO's.
     """
     if trainer.zero_stage == 0 and dtype != "float32":
         raise ValueError(
             f"trainer.zero_stage=0 with model.dtype={dtype}: DeepSpeed would sum the gradients of micro-batches in "
             f"{dtype}; set trainer.zero_stage to 2 or 3, or model.dtype to float32"
+        )
+    if trainer.zero_stage == 0 and trainer.deepspeed.get("zero_optimization"):
+        raise ValueError(
+            "trainer.zero_stage=0 with settings of trainer.deepspeed.zero_optimization, which would have no effect: "
+            "remove them, or set the stage to 2 or 3"
         )
     if trainer.zero_stage != "auto":
         return trainer.zero_stage

@@ -30,7 +30,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rl.batch.micro_batch import MicroBatch
 from rl.batch.tensors import Objective, model_inputs, predictions_of
-from rl.families.registry import family_of
+from rl.families.registry import family_of, refuse_quantised
 from rl.learner.clipping import clip_as_a_whole
 from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.deepspeed_config import deepspeed_config, zero_stage
@@ -84,10 +84,12 @@ class Learner:
         if self._world != trainer_cfg.ranks:
             raise ValueError(f"trainer.ranks={trainer_cfg.ranks} but WORLD_SIZE={self._world}")
         self._origin = resolve_model(model_path)
+        self._base_name = str(self._origin) if Path(model_path).is_dir() else model_path
         model_config = AutoConfig.from_pretrained(self._origin)
         if self.rank == 0:
             check_forward(model_config)
         architecture = model_config.to_dict()
+        refuse_quantised(architecture)
         self._family = family_of(architecture, model_cfg.family)
         experts = self._family.experts(architecture)
         config = deepspeed_config(trainer_cfg, optimizer_cfg, self._family, experts, model_cfg.dtype, device)
@@ -184,6 +186,12 @@ class Learner:
             {name: torch.tensor(value, dtype=torch.float64, device=self._device) for name, value in values.items()}
         )
 
+    def from_first_rank(self, value: bool) -> bool:
+        """Rank 0's value, on every rank. A collective."""
+        found = [value]
+        torch.distributed.broadcast_object_list(found, src=0)
+        return found[0]
+
     def base_hash(self) -> str | None:
         """The content hash of the weights that an adapter is for; None without an adapter. A collective."""
         if self._lora is not None and self._base_hash is None:
@@ -199,7 +207,7 @@ class Learner:
         loaded by the same number of ranks."""
         directory = Path(directory)
         self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=self._lora is not None)
-        state = {"ranks": self._world, "rng": rng_state(), "base": self.base_hash()}
+        state = {"ranks": self._world, "stage": self.stage, "rng": rng_state(), "base": self.base_hash()}
         self._state_file(directory).write_text(json.dumps(state))
         torch.distributed.barrier()
 
@@ -207,8 +215,8 @@ class Learner:
         """Restore what `save` wrote.
 
         Raises:
-            ValueError: there is no checkpoint, or it was written by a different number of ranks, or its adapter is for
-                other weights than those of this model.
+            ValueError: there is no checkpoint, or it was written by a different number of ranks or under another ZeRO
+                stage, or its adapter is for other weights than those of this model.
         """
         directory = Path(directory)
         if not self._state_file(directory).is_file():
@@ -216,6 +224,8 @@ class Learner:
         state = json.loads(self._state_file(directory).read_text())
         if state["ranks"] != self._world:
             raise ValueError(f"{directory} was written by {state['ranks']} ranks; set trainer.ranks to that")
+        if (stage := state.get("stage", 3)) != self.stage:
+            raise ValueError(f"{directory} was written under ZeRO stage {stage}; set trainer.zero_stage to that")
         if state.get("base") != self.base_hash():
             raise ValueError(
                 f"{directory} is for a base model with the content hash {state.get('base')}, and {self._origin} has "
@@ -237,7 +247,7 @@ class Learner:
     def export_adapter(self, directory: str | Path) -> None:
         """Write the adapter in PEFT's format."""
         assert self._lora is not None, "there is no adapter"
-        config = exported_config(self._engine.module, self._lora, str(self._origin))
+        config = exported_config(self._engine.module, self._lora, self._base_name)
         write_adapter(Path(directory), self.adapter, config, self.rank)
         torch.distributed.barrier()
 
@@ -245,6 +255,8 @@ class Learner:
         """Free the engine, so that another learner can be built in this process. The process group stays."""
         self._engine.destroy()
         del self._engine, self.weights, self._expert_load
+        if self._lora is not None:
+            del self.base, self.adapter
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -42,12 +42,13 @@ def add_adapters(
         ValueError: a target names no layer that can have an adapter. The message lists the nearest names.
     """
     targets = matching(linear_layers(model), lora.targets)
-    config = peft_config(lora, targets)
-    # DoRA begins with the norms of the weights, which must be whole for that.
-    weights = [model.get_submodule(name).weight for name in targets] if lora.dora else []
-    gathered = deepspeed.zero.GatheredParameters(weights) if weights else nullcontext()
-    with seeded(seed), gathered:
-        peft.inject_adapter_in_model(config, _nameless(model), adapter_name=ADAPTER)
+    holder = _nameless(model)
+    with seeded(seed):
+        # DoRA begins with the norms of the weights, each of which must be whole for that.
+        for some in [[name] for name in targets] if lora.dora else [targets]:
+            weights = [model.get_submodule(name).weight for name in some] if lora.dora else []
+            with deepspeed.zero.GatheredParameters(weights) if weights else nullcontext():
+                peft.inject_adapter_in_model(peft_config(lora, some), holder, adapter_name=ADAPTER)
     model.get_output_embeddings().requires_grad_(False)
     for _, layer in adapted_layers(model):
         if lora.dora and place is not None:

@@ -28,18 +28,22 @@ Estimator = Literal["k1", "k2", "k3", "unbiased"]
 
 
 class KlConfig(StrictModel):
-    """The recipe's `kl:` section: keep the policy near the reference policy, the model without its adapter."""
+    """The recipe's `kl:` section: keep the policy near the reference policy, the model without its adapter.
+
+    With it groups whose rewards are all equal are trained, too, with advantages of 0 before the penalty.
+    """
 
     coef: float = Field(gt=0)
-    """The factor of the divergence, in units of loss or of reward for each nat."""
+    """The factor of the divergence, in units of the loss, or of the advantage (which an estimator may have divided by
+    the rewards' deviation), for each nat."""
     estimator: Estimator
     """How a token's divergence is estimated; rl.losses.kl says where each one's gradient goes."""
     place: Literal["loss", "reward"]
     """loss: added to the loss of every trained token.  reward: taken off the advantages, less its mean over all trained
     tokens of the step, by the logprobs that the tokens were sampled with."""
-    credit: Literal["token", "rest"] = "rest"
-    """In the reward, a token pays for its own divergence, or for its own and all that follows in its sample, which is
-    the gradient of the whole sequence's divergence."""
+    credit: Literal["token", "rest"] | None = None
+    """In the reward, a token pays for its own divergence, or (rest, which null means) for its own and all that follows
+    in its sample, which is the gradient of the whole sequence's divergence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,10 +44,10 @@ def make_objective(spec: ObjectiveSpec, version: int) -> Objective:
             common["kl_reference"] = divergence(logprobs.detach(), batch.reference_logprobs, "k3")
         if taken := sorted(found.statistics.keys() & {*common, *RESERVED}):
             raise ValueError(f"the loss {spec.loss.name} names a statistic {', '.join(taken)}: that name is taken")
-        weighted = (found.loss * corrected.weight).where(corrected.keep, 0.0)
+        weighted = found.loss * corrected.weight
         if spec.kl is not None and spec.kl.place == "loss":
             weighted = weighted + spec.kl.coef * kl_loss(logprobs, batch, spec.kl.estimator)
-        return TokenLoss(weighted, {**found.statistics, **common})
+        return TokenLoss(weighted.where(corrected.keep, 0.0), {**found.statistics, **common})
 
     return objective
 

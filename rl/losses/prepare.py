@@ -25,8 +25,8 @@ def with_reference(batch: MicroBatch, logprobs: npt.NDArray[np.float32]) -> Micr
 def penalised(batches: Sequence[MicroBatch], kl: KlConfig, sums: Sums) -> list[MicroBatch]:
     """A rank's micro-batches with the divergence taken off their advantages: A - coef * (K - mean of K).
 
-    K is a token's divergence by the logprobs that it was sampled with or, with `credit: rest`, the sum of it and of
-    those that follow in its sample. The mean is over the trained tokens of all ranks. It is a baseline: without it,
+    K is a token's divergence by the logprobs that it was sampled with or, unless `credit` is token, the sum of it and
+    of those that follow in its sample. The mean is over the trained tokens of all ranks. It is a baseline: without it,
     every token of a policy that has moved would be pushed down. A collective.
     """
     penalties = [_penalties(batch, kl) for batch in batches]
@@ -39,7 +39,7 @@ def _penalties(batch: MicroBatch, kl: KlConfig) -> npt.NDArray[np.float64]:
     assert batch.reference_logprobs is not None, "the reference comes first"
     sampled, reference = (torch.from_numpy(a).double() for a in (batch.behaviour_logprobs, batch.reference_logprobs))
     found = divergence(sampled, reference, kl.estimator).numpy()
-    return _to_go(found, batch.rows) if kl.credit == "rest" else found
+    return found if kl.credit == "token" else _to_go(found, batch.rows)
 
 
 def _to_go(values: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

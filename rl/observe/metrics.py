@@ -39,7 +39,7 @@ _METRICS = (
     Metric(
         "policy/verified_engines",
         "count",
-        "Engines that proved to hold that version: hashes as sent, all engines equal; 0: not verified.",
+        "Engines that got that version as it was sent, by hashes; whole weights: all engines equal; 0: not verified.",
     ),
     Metric("policy/entropy", "nats", "Mean entropy of the policy's next-token distribution at trained tokens."),
     Metric("policy/clip_fraction", "share", "Trained tokens whose importance ratio was clipped."),
@@ -47,7 +47,7 @@ _METRICS = (
     Metric("policy/ratio_mean", "ratio", "Mean importance ratio: trainer's probability over the sampling policy's."),
     Metric("policy/kl_behaviour", "nats", "Estimated KL from the sampling policy to the trained one, per token."),
     Metric("policy/kl_reference", "nats", "Estimated KL (k3) between policy and reference policy, per trained token."),
-    Metric("loss/policy", "loss", "Policy-gradient loss: the weighted sum over the trained tokens of the step."),
+    Metric("loss/policy", "loss", "The step's loss (with kl in it): the weighted sum over the trained tokens."),
     Metric("loss/<name>", "loss", "Mean per trained token of another statistic that the recipe's loss reports."),
     Metric(
         "mismatch/logprob_abs_mean",
@@ -60,7 +60,7 @@ _METRICS = (
     Metric(
         "staleness/superseded",
         "count",
-        "Tries of the step's trajectories that engines gave up, because their adapter was too old to be trained.",
+        "Requests that engines gave up for a new adapter's room: too old to be trained. Their trajectories start over.",
     ),
     Metric("rollout/success", "share", "Trajectories of the step that solved their task."),
     Metric("rollout/trajectories", "count", "Trajectories of the step, infrastructure failures left out."),

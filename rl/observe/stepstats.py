@@ -45,7 +45,6 @@ def rollout_metrics(cards: Sequence[Card]) -> dict[str, float]:
         "rollout/truncated_share": _share(t.outcome == "truncated" for t in usable),
         "rollout/malformed_share": _share(t.stop_reason == "malformed" for t in usable),
         "tokens/bridge_breaks": sum(t.metrics.get("bridge_breaks", 0.0) for t in usable),
-        "staleness/superseded": sum(t.metrics.get("superseded", 0.0) for t in everything),
         "tools/calls_mean": calls / len(usable),
         "tools/error_share": sum(t.metrics.get("tool_errors", 0.0) for t in usable) / max(calls, 1.0),
         "time/generate_s": _mean_metric(usable, "generate_s"),

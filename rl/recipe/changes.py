@@ -41,7 +41,8 @@ class Change:
 
     @property
     def changes_meaning(self) -> bool:
-        return any(self.key[: len(path)] == path for path in MEANING)
+        """Whether it is below one of these keys, or is a section that has one of them and was set or left out."""
+        return any(self.key[: len(path)] == path or path[: len(self.key)] == self.key for path in MEANING)
 
     def __str__(self) -> str:
         return f"{dotted(self.key)} was {self.before} and is {self.now}"

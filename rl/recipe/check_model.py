@@ -13,6 +13,7 @@ from typing import Any
 
 from rewards.errors import one_line
 from rl.config import Recipe
+from rl.families.registry import refuse_quantised
 from rl.recipe.checks import Problem
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -58,12 +59,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
             value = config.get(key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"config.json says {key}={value!r:.50}, which must be an integer of at least {least}")
-    if quantised := config.get("quantization_config"):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise ValueError(
-            f"the checkpoint is quantised ({method}), and training needs plain weights: dequantise it. QLoRA, an "
-            "adapter over such a base, is refused until engine and trainer were seen to compute with the same base"
-        )
+    refuse_quantised(config)
     if config.get("n_shared_experts") == 0:
         raise ValueError("config.json says n_shared_experts=0, and DeepSpeed's experts need at least one shared expert")
 

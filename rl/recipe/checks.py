@@ -40,12 +40,15 @@ def cross_field_problems(recipe: Recipe) -> Iterator[Problem]:
 def remarks(recipe: Recipe) -> list[str]:
     """Warnings about settings that are allowed, but that the recipe's author probably does not intend."""
     stall, timeout = recipe.run.stall_s, recipe.rollout.trajectory_timeout_s
-    if stall > timeout:
-        return []
-    return [
-        f"run.stall_s={stall:g} is not longer than rollout.trajectory_timeout_s={timeout:g}: a slow group may be taken "
-        "for a stall"
-    ]
+    found = []
+    if stall <= timeout:
+        found.append(
+            f"run.stall_s={stall:g} is not longer than rollout.trajectory_timeout_s={timeout:g}: a slow group may be "
+            "taken for a stall"
+        )
+    if recipe.kl is not None and recipe.kl.place == "loss" and recipe.kl.estimator == "k1":
+        found.append("kl.estimator=k1 in the loss has no gradient in expectation: use k2, k3 or unbiased there")
+    return found
 
 
 def _algorithm(recipe: Recipe) -> Iterator[Problem]:
@@ -76,6 +79,8 @@ def _adapter(recipe: Recipe) -> Iterator[Problem]:
             "kl.estimator=unbiased has its factor for the gradient, and in the reward there is none: use k1 there, or "
             "kl.place=loss",
         )
+    if kl is not None and kl.place == "loss" and kl.credit is not None:
+        yield Problem("kl.credit", f"kl.credit={kl.credit} is for kl.place=reward; remove it, or change the place")
     if lora is not None and lora.dora and lora.push == "adapter":
         yield Problem("lora.push", "lora.push=adapter with lora.dora: vLLM refuses DoRA's adapters; use merged")
 

@@ -69,7 +69,9 @@ class PublishReport:
     for an adapter.
 
     `verified` is the number of replicas that were found equal, with every tensor as it was sent; 0 without `verify`.
-    `content` is the content hash of what they hold then, empty without `verify`.
+    Of an adapter it is the number of those that got every tensor as it was sent, which is always compared. `content`
+    is the content hash of what they hold then, empty where nothing was compared. `superseded` requests were given up
+    for room.
     """
 
     version: int
@@ -78,6 +80,7 @@ class PublishReport:
     verified: int
     paused_s: float
     content: str = ""
+    superseded: int = 0
 
 
 def publish(
@@ -124,6 +127,7 @@ class _Push:
         self._error: PublishError | None = None
         self._verified, self._differ = 0, False
         self._digests: dict[str, str] = {}
+        self._superseded = 0
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
         started = time.monotonic()
@@ -149,6 +153,7 @@ class _Push:
             verified=self._verified,
             paused_s=paused_s,
             content=content_hash(self._digests) if self._verified else "",
+            superseded=self._superseded,
         )
 
     def _stage(self, method: str, *args: Any) -> list[Any]:
@@ -227,7 +232,7 @@ class _AdapterPush(_Push):
     _load = "load_adapter"
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
-        self._stage("begin_adapter", self._version, self._manifest)
+        self._superseded = sum(self._stage("begin_adapter", self._version, self._manifest))
         count = self._send_all(max_bytes, verify=True)  # it is small
         held = self._stage("finish_adapter", self._version)
         self._verified = len(held)

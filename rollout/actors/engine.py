@@ -84,7 +84,7 @@ class InferenceActor:
 
     @_control
     async def call(self, method: str, *args: Any) -> Any:
-        """Call a stage of a weight update: pause, begin_update, load_bucket, finish_update, checksums or resume."""
+        """Call a stage of a weight update, or of an adapter's (rl.weights.publish lists them)."""
         return await getattr(self._engine, method)(*args)
 
     @_control

@@ -107,8 +107,8 @@ class Inference:
         return 0.0 if self._paused_at is None else time.monotonic() - self._paused_at
 
     async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
-        """Sample one completion. While the engine is paused the request waits; a push does not end it. With
-        adapters all of it is sampled from the one that is the newest at this moment.
+        """Sample one completion. While the engine is paused the request waits; a push of whole weights
+        does not end it. With adapters all of it is sampled from the one that is the newest at this moment.
 
         `logprobs` are natural logs under the distribution sampled from. A sampled stop token is included.
 
@@ -198,9 +198,9 @@ class Inference:
         """The content hash of the last weights that were pushed whole and verified."""
         return self._content
 
-    async def begin_adapter(self, version: int, manifest: Sequence[WeightSpec]) -> None:
+    async def begin_adapter(self, version: int, manifest: Sequence[WeightSpec]) -> int:
         """The four stages of an adapter's way into the engine are those of `rollout.lora.updates`."""
-        await self.adapters.begin(version, manifest)
+        return await self.adapters.begin(version, manifest)
 
     async def load_adapter(self, bucket: Bucket) -> None:
         await self._join(self.adapters.expected, bucket.join(self._replica))

@@ -10,6 +10,7 @@ they sample is older than S versions by the time it could be trained.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -32,8 +33,8 @@ class Adapters:
         self._rpc = rpc
         self._abort = abort
         self._update: Update | None = None
-        self.superseded = 0
-        """Requests that were given up so far because their adapter had to go."""
+        self._arriving = asyncio.Lock()
+        """Held during a stage: a late one must not mix with those of a repeated push."""
 
     @property
     def newest(self) -> int | None:
@@ -59,21 +60,29 @@ class Adapters:
         self._slots.end(request_id, version)
         await self._unload(self._slots.idle())
 
-    async def begin(self, version: int, manifest: Sequence[WeightSpec]) -> None:
+    async def begin(self, version: int, manifest: Sequence[WeightSpec]) -> int:
         """Make room for an adapter, and expect its tensors. Another call starts over.
+
+        Returns the number of requests that were given up for room.
 
         Raises:
             WeightUpdateError: new requests use a newer one already.
         """
-        if self.newest is not None and version < self.newest:
-            raise WeightUpdateError(f"adapter of version {version}: the engine uses version {self.newest} already")
-        for old, requests in self._slots.crowded_out(version).items():
-            self.superseded += len(requests)
-            for request_id in requests:
-                await self._abort(request_id, Superseded(f"the adapter of version {old} had to go for {version}"))
-            await self._unload([old])
-        await self._rpc("sluice_begin_adapter")
-        self._update = Update.of(version, manifest)
+        async with self._arriving:
+            if self.newest is not None and version < self.newest:
+                raise WeightUpdateError(f"adapter of version {version}: the engine uses version {self.newest} already")
+            crowded_out = self._slots.crowded_out(version)
+            reasons = {
+                request_id: Superseded(f"the adapter of version {old} had to go for that of {version}")
+                for old, requests in crowded_out.items()
+                for request_id in requests
+            }
+            # All at once: the engine takes a step between two commands that do not wait together.
+            await asyncio.gather(*(self._abort(request_id, reason) for request_id, reason in reasons.items()))
+            await self._unload([*crowded_out])
+            await self._rpc("sluice_begin_adapter")
+            self._update = Update.of(version, manifest)
+            return len(reasons)
 
     async def load(self, bucket: Bucket) -> None:
         """Receive one bucket; repeating the last one does nothing.
@@ -81,10 +90,11 @@ class Adapters:
         Raises:
             WeightUpdateError: no adapter is expected, or the bucket is not the next one.
         """
-        update = self._open()
-        if self._checked(partial(update.is_new, bucket)):
-            await self._rpc("sluice_receive_adapter", bucket)
-            update.add(bucket)
+        async with self._arriving:
+            update = self._open()
+            if self._checked(partial(update.is_new, bucket)):
+                await self._rpc("sluice_receive_adapter", bucket)
+                update.add(bucket)
 
     async def finish(self, version: int) -> None:
         """Put the adapter into a slot. Repeating it does nothing.
@@ -92,17 +102,19 @@ class Adapters:
         Raises:
             WeightUpdateError: tensors are missing.
         """
-        if self._update is None and version in self.loaded:
-            return
-        self._checked(partial(self._open().check_complete, version))
-        await self._rpc("sluice_put_adapter", version)
-        self._slots.add(version)
-        self._update = None
+        async with self._arriving:
+            if self._update is None and version in self.loaded:
+                return
+            self._checked(partial(self._open().check_complete, version))
+            await self._rpc("sluice_put_adapter", version)
+            self._slots.add(version)
+            self._update = None
 
     async def use(self, version: int) -> None:
         """Give new requests the adapter, and unload older ones that nobody uses. Repeating it does nothing."""
-        self._slots.use(version)
-        await self._unload(self._slots.idle())
+        async with self._arriving:
+            self._slots.use(version)
+            await self._unload(self._slots.idle())
 
     async def _unload(self, versions: Sequence[int]) -> None:
         for version in versions:

@@ -87,6 +87,14 @@ def test_a_group_with_two_members_left_is_usable_however_many_failed() -> None:
     assert train_rows(cards_of([group(1.0, 1.0)]), PLAIN, TOKEN)[1]["rollout/groups_zero_variance"] == 1.0
 
 
+def test_groups_of_equal_rewards_may_be_kept_with_advantages_of_0() -> None:
+    groups = [group(1.0, 1.0), group(1.0, 0.0), group(1.0, FAILED)]
+    rows, counts = train_rows(cards_of(groups), PLAIN, TOKEN, keep_equal=True)
+    assert [row.group for row in rows] == [0, 0, 1, 1]
+    assert [value for row in rows for value in row.advantages] == [0.0, 0.0, 0.5, -0.5]
+    assert counts == train_rows(cards_of(groups), PLAIN, TOKEN)[1], "they still teach GRPO nothing"
+
+
 def test_groups_of_one_are_usable_where_the_estimator_takes_them() -> None:
     settings = ReinforceSettings(name="reinforce", normalize_std=False)
     rows, counts = train_rows(cards_of([group(1.0), group(0.0)]), settings, TOKEN)

@@ -94,7 +94,6 @@ def test_every_metric_of_the_rollouts_by_hand() -> None:
             "reward/std": math.sqrt(0.5),  # deviations 0.5, -1, 0.5: mean square 1/2
             "reward/part/state": 2 / 3,
             "reward/part/length": -0.5,
-            "staleness/superseded": 0.0,
             "rollout/success": 2 / 3,
             "rollout/turns_mean": 1.0,
             "rollout/tokens_mean": (2 + 4 + 1) / 3,

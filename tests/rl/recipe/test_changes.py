@@ -54,6 +54,7 @@ def test_what_may_change_is_told(config: Path, override: str, told: str) -> None
         ("run.seed=5", "run.seed was 0 and is 5"),
         ("tasks.sources.0.weights={code: 0.25}", 'tasks.sources.0.weights was {} and is {"code": 0.25}'),
         ("loss.clip_low=0.1", "loss.clip_low was 0.2 and is 0.1"),
+        ("lora={}", "lora was null and is {"),
     ],
 )
 def test_what_must_not_change_is_refused_with_both_values(config: Path, override: str, told: str) -> None:

@@ -130,6 +130,16 @@ def test_a_sound_recipe_has_no_problems() -> None:
             "kl.estimator",
             "use k1 there, or kl.place=loss",
         ),
+        (
+            {"lora": {}, "kl": {"coef": 0.1, "estimator": "k3", "place": "loss", "credit": "token"}},
+            "kl.credit",
+            "kl.credit=token is for kl.place=reward",
+        ),
+        (
+            {"trainer": {"zero_stage": 0, "deepspeed": {"zero_optimization": {"offload_optimizer": {}}}}},
+            "trainer.zero_stage",
+            "which would have no effect",
+        ),
         ({"lora": {"dora": True, "push": "adapter"}}, "lora.push", "vLLM refuses DoRA's adapters; use merged"),
         (
             {"lora": {"push": "adapter"}, "model": {"path": str(TINY_MOE)}},

@@ -89,6 +89,8 @@ class Engines:
             raise RuntimeError("boom")
         if started in ("load_bucket", "load_adapter"):
             self.sender.loading = False
+        if started == "begin_adapter":
+            return [1, 2]
         if started == "content":
             return list(self.contents)
         return list(self._checksums) if started == "checksums" else [None, None]
@@ -210,6 +212,7 @@ def test_an_adapter_is_used_once_all_engines_have_it_and_nothing_pauses() -> Non
     assert engines.calls[-2:] == [("finish_adapter", 7), ("use_adapter", 7)]
     assert engines.sender.verifies, "digests of an adapter cost nothing"
     assert report is not None and (report.bytes, report.buckets, report.verified, report.paused_s) == (24, 3, 2, 0.0)
+    assert report.superseded == 3, "by both engines"
     assert publish_adapter(source, 7, CONFIG, None, None, verify=False) is None and source.walked == 6
 
 

@@ -122,3 +122,32 @@ def test_an_update_out_of_order_is_refused() -> None:
 def test_names() -> None:
     assert (adapter_id(0), adapter_name(7)) == (1, "policy-7")
     assert plain_name("model.layers.0.qkv_proj.base_layer.weight") == "model.layers.0.qkv_proj.weight"
+
+
+def test_requests_are_given_up_together_and_a_late_stage_does_not_mix_with_a_repeated_push() -> None:
+    async def scenario() -> None:
+        engine = Engine(2)
+        gate, waiting = asyncio.Event(), []
+
+        async def abort(request_id: str, reason: Exception) -> None:
+            waiting.append(request_id)
+            await gate.wait()
+            await engine.adapters.give_back(request_id, engine.running.pop(request_id))
+
+        engine.adapters._abort = abort
+        await engine.push(0)
+        for name in "abc":
+            engine.start(name)
+        await engine.push(1)
+        engine.start("d")
+        first = asyncio.create_task(engine.adapters.begin(2, [SPEC]))
+        again = asyncio.create_task(engine.push(2))
+        await asyncio.sleep(0.01)
+        assert sorted(waiting) == ["a", "b", "c"] and not first.done()
+        gate.set()
+        assert await first == 3
+        await again
+        assert engine.held == {1, 2} and engine.adapters.newest == 2
+        assert [call for call in engine.calls if call[0] == "sluice_drop_adapter"] == [("sluice_drop_adapter", 0)]
+
+    asyncio.run(scenario())

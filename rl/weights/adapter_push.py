@@ -1,0 +1,52 @@
+"""An adapter on its way to the engines: they get the base model once, then every version's adapter alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rl.weights.publish import Engines, PublishError, PublishReport, Source, publish, publish_adapter
+from rollout.transfer.config import WeightSyncConfig
+
+if TYPE_CHECKING:
+    from rollout.transfer.bucket import Sender
+
+
+class AdapterPusher:
+    """One rank's part in the pushes of a run. All ranks call the same methods in the same order."""
+
+    def __init__(self, base: Source, adapter: Source, sync: WeightSyncConfig, agreed: Callable[[bool], bool]) -> None:
+        """`agreed` returns rank 0's argument on every rank, and is a collective."""
+        self._base, self._adapter, self._sync, self._agreed = base, adapter, sync, agreed
+        self._engines_have_base = False
+
+    def push(
+        self, version: int, engines: Engines | None, sender: Sender | None, verify: bool, base_hash: str
+    ) -> PublishReport | None:
+        """Push the adapter as `version`, after the base model if the engines lack it. Only rank 0 returns a report.
+
+        Args:
+            base_hash: the content hash of the base model that checkpoints of the adapter name.
+
+        Raises:
+            PublishError: on rank 0. The other ranks have then gone as far as rank 0, so the push may be repeated.
+        """
+        if not self._engines_have_base:
+            failure = self._push_base(version, engines, sender, base_hash)
+            self._engines_have_base = self._agreed(failure is None)
+            if failure is not None:
+                raise failure
+            if not self._engines_have_base:
+                return None
+        return publish_adapter(self._adapter, version, self._sync, engines, sender, verify)
+
+    def _push_base(
+        self, version: int, engines: Engines | None, sender: Sender | None, base_hash: str
+    ) -> PublishError | None:
+        try:
+            report = publish(self._base, version, self._sync, engines, sender, verify=True)
+        except PublishError as error:
+            return error
+        if report is not None and report.content != base_hash:
+            return PublishError(f"the engines hold a base model of the content {report.content}, not {base_hash}")
+        return None
