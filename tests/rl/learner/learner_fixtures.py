@@ -107,8 +107,9 @@ def learner(
         "logprob_chunk": 11,
         "timeout_s": 60.0,
         "gradient_checkpointing": gradient_checkpointing,
-        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": persist, **zero}},
     }
+    if zero_stage == 3:
+        settings["deepspeed"] = {"zero_optimization": {"stage3_param_persistence_threshold": persist, **zero}}
     return Learner(
         model_path=str(path),
         model_cfg=ModelConfig.model_validate({"path": str(path), "dtype": dtype}),
