@@ -159,24 +159,6 @@ def test_the_exports_load_in_transformers_peft_and_vllm(run: Run, dense: Path) -
     assert Judge(merged).gaps(tokens[0].tolist(), completion).max() < PARITY
 
 
-def test_a_resumed_adapter_refuses_another_base(run: Run, dense: Path, cold_start_cache: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    shutil.copytree(run.directory, directory)
-    other = tmp_path / "other"
-    shutil.copytree(dense, other)
-    model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
-    model.get_input_embeddings().weight.data.mul_(1.01)
-    model.save_pretrained(other)
-    moved = [text.replace(str(dense), str(other)) for text in overrides(dense, *KL)]
-    state = json.loads((Path(directory) / "checkpoints/step-000008/run.json").read_text())
-    state["progress"] |= {"model": str(other), "eval_after": {}}
-    (directory / "checkpoints/step-000008/run.json").write_text(json.dumps(state))
-    config = directory / "config.yaml"
-    config.write_text(config.read_text().replace(str(dense), str(other)))
-    refused = launch(directory, cold_start_cache, "run.steps=10", "resume=auto", *moved, recipe=RECIPE)
-    assert refused.code == 1 and "an adapter is of use with its own base model only" in refused.output
-
-
 def test_an_adapter_of_a_model_with_experts_is_pushed_merged_and_learns_over_two_ranks(
     cold_start: Path, cold_start_cache: Path, tmp_path: Path
 ) -> None:

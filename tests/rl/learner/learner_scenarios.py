@@ -25,7 +25,7 @@ from rl.batch.packing import pack
 from rl.learner.learner import Learner
 from rl.weights.source import WeightSource, _pieces
 from tests.rl.learner import learner_fixtures as fixtures
-from tests.rl.learner.learner_cases import ADAPTER_CASES, CASES, SMALL_BUCKET
+from tests.rl.learner.learner_cases import ADAPTER_CASES, CASES, SMALL_BUCKET, AdapterCase
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
@@ -128,15 +128,21 @@ def adapters_resumed(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         learner.load(checkpoint)
         results[case] = {"third": step(learner, case.budget)}
         learner.close()
-        other = fixtures.learner(
-            directory.parent / f"{case.kind}-other", WORLD, case.expert_parallel, zero_stage=case.stage, lora=case.lora
-        )
-        try:
-            other.load(checkpoint)
-        except ValueError as error:
-            results[case]["refused"] = str(error)
-        other.close()
+        if case is ADAPTER_CASES[WORLD][0]:
+            results[case]["refused"] = refused_base(directory.parent / f"{case.kind}-other", case, checkpoint)
     return results
+
+
+def refused_base(other: Path, case: AdapterCase, checkpoint: Path) -> str:
+    """What loading a checkpoint over another base model says."""
+    learner = fixtures.learner(other, WORLD, case.expert_parallel, zero_stage=case.stage, lora=case.lora)
+    try:
+        learner.load(checkpoint)
+    except ValueError as error:
+        return str(error)
+    finally:
+        learner.close()
+    return ""
 
 
 def half_precision(directory: Path) -> dict[str, Any]:

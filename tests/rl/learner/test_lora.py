@@ -28,7 +28,7 @@ Results = dict[int, list[dict[Any, Any]]]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("lora")
-    for kind in ("llama", "glm", "llama-other", "glm-other"):
+    for kind in ("llama", "glm", "llama-other"):
         fixtures.make_model(kind, directory)
     return directory
 
@@ -113,8 +113,9 @@ class TestRanks:
     ) -> None:
         for first, second in zip(results[world], resumed[world], strict=True):
             assert second[case]["third"] == first[case]["third"]
-            assert first[case]["base_hash"] in second[case]["refused"]
-            assert "only" in second[case]["refused"]
+            if case is ADAPTER_CASES[world][0]:
+                assert first[case]["base_hash"] in second[case]["refused"]
+                assert "an adapter is of use with its own base model only" in second[case]["refused"]
 
     @pytest.mark.parametrize(("world", "case"), EVERY_CASE)
     def test_merged_exports_load_in_transformers_and_adapters_in_peft(
