@@ -1,11 +1,11 @@
 """Causal attention over prefix trees: each segment attends to its ancestors and, causally, to itself.
 
 Owns the attention function that every learner model runs, registered with transformers as `TREE_ATTENTION`. Nothing is
-padded: each segment is one SDPA call, over its own keys after those of its ancestors. Its queries are the last of these
-keys, so the mask is causal from the lower right corner, and kernels that know such masks build none. A segment without
-ancestors is computed bit for bit as it would be alone. Models that bound their attention scores (Gemma 2) or let a head
-attend to nothing (the sinks of GPT-OSS) ask for more than SDPA computes; for them the formula is written out, for a
-block of queries at a time.
+padded: each segment is one SDPA call, over its own keys after those of its ancestors, and rows of equal length that
+share nothing are one call together. A segment's queries are the last of its keys, so the mask is causal from the lower
+right corner, and kernels that know such masks build none. A segment without ancestors is computed bit for bit as it
+would be alone. Models that bound their attention scores (Gemma 2) or let a head attend to nothing (the sinks of
+GPT-OSS) ask for more than SDPA computes; for them the formula is written out, for a block of queries at a time.
 
 transformers builds a mask only for attention implementations it has a mask function for; we register none, so the
 model's `create_causal_mask` returns None for ours (a test pins that).
@@ -82,14 +82,22 @@ def tree_attention(
     lengths = [segment.stop - segment.start for segment in segments]
     if query.shape[0] != 1 or sum(lengths) != query.shape[2]:
         raise ValueError(f"segments of {sum(lengths)} tokens do not span one row (query {tuple(query.shape)})")
+    formula = Formula(scaling, sliding_window, softcap, s_aux)
+    if len({*lengths}) == 1 and all(segment.parent < 0 for segment in segments):
+        own, keys_of_rows, values_of_rows = (_by_row(tensor, len(lengths)) for tensor in (query, key, value))
+        return _attend(own, [keys_of_rows], [values_of_rows], formula).transpose(1, 2).flatten(0, 1)[None], None
     # Use split, not slices: the backward of each slice would allocate a full-size tensor of zeros.
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
-    formula = Formula(scaling, sliding_window, softcap, s_aux)
     outputs = [
         _attend(own, [keys[i] for i in seen], [values[i] for i in seen], formula)
         for own, seen in zip(queries, _seen(segments), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _by_row(heads: torch.Tensor, rows: int) -> torch.Tensor:
+    """Take [1, heads, T, D] apart into rows of equal length: [rows, heads, T / rows, D]."""
+    return heads[0].unflatten(1, (rows, -1)).transpose(0, 1)
 
 
 def _seen(segments: Sequence[Segment]) -> list[list[int]]:
@@ -156,7 +164,7 @@ def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> 
 
 def _attend_written_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, formula: Formula) -> torch.Tensor:
     """The whole formula, without a fused kernel. The backward computes the scores of a block again."""
-    size = max(1, MAX_SCORES // (query.shape[1] * key.shape[2]))
+    size = max(1, MAX_SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
     outputs = [
         checkpoint(_block, query[:, :, own], key[:, :, seen], value[:, :, seen], formula, use_reentrant=False)
         for own, seen in _blocks(query.shape[2], key.shape[2], formula.window, size)
@@ -166,9 +174,9 @@ def _attend_written_out(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
 
 def _block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, formula: Formula) -> torch.Tensor:
     """Softmax in float32 (or float64), as the models' own code has it."""
-    _, heads, queries, width = query.shape
+    rows, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1:3]
-    grouped = query.reshape(1, kv_heads, heads // kv_heads, queries, width)
+    grouped = query.reshape(rows, kv_heads, heads // kv_heads, queries, width)
     scores = torch.matmul(grouped, key[:, :, None].transpose(-1, -2)) * formula.scaling
     if formula.softcap is not None:
         scores = formula.softcap * torch.tanh(scores / formula.softcap)
@@ -176,9 +184,9 @@ def _block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, formula:
     scores = scores.masked_fill(~_mask(queries, keys, formula.window, query.device), float("-inf"))
     if formula.sinks is not None:
         nothing = formula.sinks.to(scores.dtype).reshape(1, kv_heads, heads // kv_heads, 1, 1)
-        scores = torch.cat([scores, nothing.expand(-1, -1, -1, queries, 1)], dim=-1)
+        scores = torch.cat([scores, nothing.expand(rows, -1, -1, queries, 1)], dim=-1)
     weights = scores.softmax(dim=-1)[..., :keys].to(value.dtype)
-    return torch.matmul(weights, value[:, :, None]).reshape(1, heads, queries, value.shape[3])
+    return torch.matmul(weights, value[:, :, None]).reshape(rows, heads, queries, value.shape[3])
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)

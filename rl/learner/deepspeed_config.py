@@ -64,6 +64,8 @@ def deepspeed_config(
                 "weight_decay": optimizer.weight_decay,
                 # PyTorch's AdamW needs no compiler on the machine. Offloaded states need DeepSpeed's CPU kernel.
                 "torch_adam": not offload,
+                # One pass over each parameter and its states; PyTorch's own choice on a CPU makes one an operation.
+                **({} if offload else {"fused": True}),
             },
         },
         "bf16": {"enabled": dtype == "bfloat16"},

@@ -34,7 +34,7 @@ from rl.families.registry import family_of, refuse_quantised
 from rl.learner.clipping import clip_as_a_whole
 from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.deepspeed_config import deepspeed_config, zero_stage
-from rl.learner.deepspeed_overhead import gather_together
+from rl.learner.deepspeed_overhead import gather_together, keep_lone_gradients
 from rl.learner.deepspeed_router import route_in_float32
 from rl.learner.expert_load import ExpertLoad
 from rl.learner.lora import adapters_off, add_adapters, describe, experts_frozen, exported_config, save_only_trained
@@ -115,6 +115,7 @@ class Learner:
         set_deadlines(timeout)
         if self.stage == 0:
             clip_as_a_whole(self._engine)
+            keep_lone_gradients(self._engine)
         gather_together(self._engine.optimizer)
         self.weights = WeightSource(self._engine.module, self._family)
         if lora is not None:

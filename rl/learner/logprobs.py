@@ -1,9 +1,10 @@
 """Log-probabilities of labels over the LM head, with logits for only `chunk` tokens in memory at any time.
 
 Full logits are T x V floats (8,192 tokens x 151,552 vocabulary entries = 4.6 GiB), several times over with their
-gradient. Here the forward keeps one number a token, and the backward computes the logits of each chunk again. Peak
-memory is O(chunk x V) plus the gradients themselves. The logits are divided by the temperature, as in the engine before
-it samples, so that these logprobs and vLLM's `processed_logprobs` are of the same distribution.
+gradient. Here the forward keeps one number a token, and the log-probabilities of the last chunk. The backward begins
+with that chunk, and computes those of the others again. Peak memory is O(chunk x V) plus the gradients themselves. The
+logits are divided by the temperature, as in the engine before it samples, so that these logprobs and vLLM's
+`processed_logprobs` are of the same distribution.
 
 ZeRO-3: the head's weight is whole only while DeepSpeed's module hooks have gathered it, in forward and again in
 backward; in between its storage is empty. Two things keep that correct, and the caller provides the second:
@@ -92,16 +93,20 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chunk: int,
         bound: float | None,
     ) -> tuple[Tensor, Tensor]:
-        exact = _exact(hidden)
-        logprobs, entropy, normalizer = (hidden.new_empty(len(hidden), dtype=exact) for _ in range(3))
+        logprobs, entropy, normalizer = (hidden.new_empty(len(hidden), dtype=_exact(hidden)) for _ in range(3))
+        of_all: Tensor | None = None
         for part in _chunks(len(hidden), chunk):
+            of_all = None  # free a chunk's before the next one's logits are computed
             logits = _logits(hidden[part], weight, temperatures[part], bound)
-            normalizer[part] = logits.logsumexp(dim=-1)
-            logprobs[part] = logits.gather(1, labels[part, None]).squeeze(1) - normalizer[part]
-            probabilities = (logits - normalizer[part, None]).exp_()
-            entropy[part] = normalizer[part] - probabilities.mul_(logits).sum(dim=-1)
+            of_all, chosen = logits.log_softmax(dim=-1), logits.gather(1, labels[part, None]).squeeze(1)
+            del logits
+            logprobs[part] = of_all.gather(1, labels[part, None]).squeeze(1)
+            normalizer[part] = chosen - logprobs[part]
+            entropy[part] = -of_all.exp().mul_(of_all).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, labels, temperatures, normalizer)
         ctx.chunk, ctx.bound, ctx.weight_shape = chunk, bound, weight.shape
+        # Nothing but the loss is computed before backward takes them, so they do not raise the peak of memory.
+        ctx.last_of_all = of_all if any(ctx.needs_input_grad) else None
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -119,21 +124,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         # Chunks are summed in float32 or float64: a bfloat16 sum would change with the number of chunks.
         grad_weight = torch.zeros_like(weight, dtype=_exact(hidden)) if want_weight else None
-        for part in _chunks(len(hidden), chunk):
-            # d logprob[label] / d logits = (onehot(label) - softmax) / temperature
-            scale = (grad[part] / temperatures[part])[:, None]
-            logits = _logits(hidden[part], weight, temperatures[part], bound)
-            # d (bound * tanh(x / bound)) / dx = 1 - tanh(x / bound)^2
-            slope = None if bound is None else 1 - (logits * (temperatures[part, None] / bound)).square_()
-            grad_logits = logits.sub_(normalizer[part, None]).exp_().mul_(-scale)
-            grad_logits.scatter_add_(1, labels[part, None], scale)
-            if slope is not None:
-                grad_logits.mul_(slope)
-            rounded = grad_logits.to(hidden.dtype)
+        of_all: Tensor | None
+        of_all, ctx.last_of_all = ctx.last_of_all, None  # overwritten, so a second backward computes them again
+        for part in reversed(_chunks(len(hidden), chunk)):
+            if of_all is None:
+                of_all = _logits(hidden[part], weight, temperatures[part], bound).log_softmax(dim=-1)
+            _turn_into_gradient(of_all, normalizer[part], grad[part], labels[part], temperatures[part], bound)
+            rounded, of_all = of_all.to(hidden.dtype), None
             if grad_hidden is not None:
                 grad_hidden[part] = rounded @ weight
             if grad_weight is not None:
                 _add_product(grad_weight, rounded.T, hidden[part])
+            del rounded
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
@@ -151,6 +153,22 @@ def _logits(hidden: Tensor, weight: Tensor, temperatures: Tensor, bound: float |
     if bound is not None:
         logits = logits.div_(bound).tanh_().mul_(bound)
     return logits.div_(temperatures[:, None])
+
+
+def _turn_into_gradient(
+    of_all: Tensor, normalizer: Tensor, grad: Tensor, labels: Tensor, temperatures: Tensor, bound: float | None
+) -> None:
+    """Overwrite the log-probabilities [C, V] of a chunk with the gradient of the head's output, given that of the
+    labels' log-probabilities."""
+    # d logprob[label] / d logits = (onehot(label) - softmax) / temperature
+    scale = (grad / temperatures)[:, None]
+    slope = None
+    if bound is not None:  # d (bound * tanh(x / bound)) / dx = 1 - tanh(x / bound)^2
+        slope = 1 - (of_all + normalizer[:, None]).mul_(temperatures[:, None] / bound).square_()
+    of_all.exp_().mul_(-scale)
+    of_all.scatter_add_(1, labels[:, None], scale)
+    if slope is not None:
+        of_all.mul_(slope)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

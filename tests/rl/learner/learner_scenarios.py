@@ -187,6 +187,16 @@ def lockstep(directory: Path) -> dict[str, Any]:
     }
 
 
+def lone(directory: Path) -> int:
+    """How often a single rank without ZeRO copies its gradients together for a reduction, in one step."""
+    learner = fixtures.learner(directory.parent / "llama", 1, 1, zero_stage=0)
+    copied, flatten = [], learner._engine.flatten
+    learner._engine.flatten = lambda tensors: copied.append(tensors) or flatten(tensors)
+    step(learner)
+    learner.close()
+    return len(copied)
+
+
 def second_copies(directory: Path) -> list[list[float]]:
     """The losses of three steps without and with hpZ, where each rank keeps a second partition of every parameter."""
     losses = []

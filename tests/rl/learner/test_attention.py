@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import create_causal_mask
 
-from rl.batch.tree import Segment, plant
+from rl.batch.tree import Forest, Segment, plant
 from rl.learner.attention import TREE_ATTENTION, tree_attention
 
 BOUNDS = (0, 5, 6, 14, 16)
@@ -18,6 +19,8 @@ APART = tuple(Segment(start, stop, -1) for start, stop in pairwise(BOUNDS))
 """Rows that share nothing."""
 FOREST = plant([9, 7, 12, 3, 5], [0, 6, 4, 0, 3])
 """Five rows in two trees: one branches after 4 and after 6 tokens, and a row of the other is a prefix of the next."""
+EQUAL = plant([6, 6, 6], [0, 0, 0])
+"""Rows of equal length that share nothing."""
 
 
 def heads(tokens: int, kv_heads: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,6 +46,25 @@ def test_each_row_that_shares_nothing_is_bit_for_bit_what_it_is_alone(kv_heads: 
         assert torch.equal(packed[:, start:end], alone.transpose(1, 2))
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_rows_of_equal_length_are_one_call_and_bit_for_bit_what_they_are_alone(
+    kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(*arguments: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return scaled_dot_product_attention(*arguments, **keywords)
+
+    monkeypatch.setattr("rl.learner.attention.scaled_dot_product_attention", counted)
+    query, key, value = heads(EQUAL.tokens, kv_heads)
+    together = call(query, key, value, EQUAL.segments)
+    assert len(calls) == 1 and together.shape == (1, EQUAL.tokens, 4, 8)
+    for place in EQUAL.places:
+        row = alone(*(tensor[:, :, torch.from_numpy(place)] for tensor in (query, key, value)))
+        assert torch.equal(together[0, torch.from_numpy(place)], row)
+
+
 def test_it_equals_attention_under_a_block_causal_mask_with_its_gradients() -> None:
     query, key, value = (tensor.double() for tensor in heads(BOUNDS[-1], 4))
     segment = torch.tensor([0] * 5 + [1] + [2] * 8 + [3] * 2)
@@ -63,16 +85,17 @@ def test_it_equals_attention_under_a_block_causal_mask_with_its_gradients() -> N
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_each_row_of_a_tree_gets_the_values_and_gradients_of_a_row_alone(kv_heads: int) -> None:
-    query, key, value = (tensor.double() for tensor in heads(FOREST.tokens, kv_heads))
+@pytest.mark.parametrize("forest", [FOREST, EQUAL], ids=["trees", "equal"])
+def test_each_row_of_a_tree_gets_the_values_and_gradients_of_a_row_alone(forest: Forest, kv_heads: int) -> None:
+    query, key, value = (tensor.double() for tensor in heads(forest.tokens, kv_heads))
     results = []
     for shared in (True, False):
         q, k, v = (tensor.clone().requires_grad_() for tensor in (query, key, value))
         if shared:
-            out = call(q, k, v, FOREST.segments)[0]
-            rows = [out[torch.from_numpy(place)] for place in FOREST.places]
+            out = call(q, k, v, forest.segments)[0]
+            rows = [out[torch.from_numpy(place)] for place in forest.places]
         else:
-            rows = [alone(*(tensor[:, :, torch.from_numpy(place)] for tensor in (q, k, v))) for place in FOREST.places]
+            rows = [alone(*(tensor[:, :, torch.from_numpy(place)] for tensor in (q, k, v))) for place in forest.places]
         sum((row * torch.arange(1, len(row) + 1)[:, None, None]).square().sum() for row in rows).backward()
         results.append((*(row.detach() for row in rows), q.grad, k.grad, v.grad))
     for ours, plain in zip(*results, strict=True):
@@ -126,22 +149,23 @@ def test_what_it_cannot_do_is_refused(segments, mask, dropout) -> None:
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("block", [3, 512])
 @pytest.mark.parametrize("window", [1, 4, 7, 100])
+@pytest.mark.parametrize("forest", [FOREST, EQUAL], ids=["trees", "equal"])
 def test_each_row_of_a_tree_sees_its_window(
-    kv_heads: int, block: int, window: int, monkeypatch: pytest.MonkeyPatch
+    forest: Forest, kv_heads: int, block: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The values and gradients of each row alone under a mask, wherever the row's prefix is computed."""
     monkeypatch.setattr("rl.learner.attention.WINDOW_BLOCK", block)
-    query, key, value = (tensor.double() for tensor in heads(FOREST.tokens, kv_heads))
+    query, key, value = (tensor.double() for tensor in heads(forest.tokens, kv_heads))
     results = []
     for shared in (True, False):
         q, k, v = (tensor.clone().requires_grad_() for tensor in (query, key, value))
         if shared:
-            arguments = {"segments": FOREST.segments, "scaling": 0.3, "sliding_window": window}
+            arguments = {"segments": forest.segments, "scaling": 0.3, "sliding_window": window}
             out = tree_attention(torch.nn.Module(), q, k, v, None, **arguments)[0][0]
-            rows = [out[torch.from_numpy(place)] for place in FOREST.places]
+            rows = [out[torch.from_numpy(place)] for place in forest.places]
         else:
             rows = []
-            for place in map(torch.from_numpy, FOREST.places):
+            for place in map(torch.from_numpy, forest.places):
                 distance = torch.arange(len(place))[:, None] - torch.arange(len(place))
                 mask = (distance >= 0) & (distance < window)
                 parts = (tensor[:, :, place] for tensor in (q, k, v))
@@ -172,22 +196,29 @@ def written_out(q, k, v, window: int, softcap: float | None, sinks: torch.Tensor
 @pytest.mark.parametrize("most", [1, 40, 1 << 28])
 @pytest.mark.parametrize("window", [1, 4, 100])
 @pytest.mark.parametrize(("softcap", "with_sinks"), [(0.7, False), (None, True), (0.7, True)])
+@pytest.mark.parametrize("forest", [FOREST, EQUAL], ids=["trees", "equal"])
 def test_bounded_scores_and_sinks(
-    kv_heads: int, most: int, window: int, softcap: float | None, with_sinks: bool, monkeypatch: pytest.MonkeyPatch
+    forest: Forest,
+    kv_heads: int,
+    most: int,
+    window: int,
+    softcap: float | None,
+    with_sinks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The values and gradients of each row alone, for scores computed in blocks of one query and of all."""
     monkeypatch.setattr("rl.learner.attention.MAX_SCORES", most)
-    query, key, value = (tensor.double() for tensor in heads(FOREST.tokens, kv_heads))
+    query, key, value = (tensor.double() for tensor in heads(forest.tokens, kv_heads))
     results = []
     for shared in (True, False):
         q, k, v = (tensor.clone().requires_grad_() for tensor in (query, key, value))
         sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True) if with_sinks else None
         if shared:
-            arguments = {"segments": FOREST.segments, "scaling": 0.3, "sliding_window": window}
+            arguments = {"segments": forest.segments, "scaling": 0.3, "sliding_window": window}
             out = tree_attention(torch.nn.Module(), q, k, v, None, **arguments, softcap=softcap, s_aux=sinks)[0][0]
-            rows = [out[torch.from_numpy(place)] for place in FOREST.places]
+            rows = [out[torch.from_numpy(place)] for place in forest.places]
         else:
-            places = map(torch.from_numpy, FOREST.places)
+            places = map(torch.from_numpy, forest.places)
             rows = [written_out(*(t[:, :, place] for t in (q, k, v)), window, softcap, sinks) for place in places]
         sum((row * torch.arange(1, len(row) + 1)[:, None, None]).square().sum() for row in rows).backward()
         results.append([*(row.detach() for row in rows), q.grad, k.grad, v.grad, *([sinks.grad] if with_sinks else [])])

@@ -42,6 +42,7 @@ def test_the_optimizer_and_precision_are_the_recipes() -> None:
                 "eps": OPTIMIZER.eps,
                 "weight_decay": 0.1,
                 "torch_adam": True,
+                "fused": True,
             },
         },
         "bf16": {"enabled": False},
@@ -93,8 +94,8 @@ def test_an_empty_section_is_judged_like_its_keys(section: str) -> None:
     ("override", "owner"),
     [
         ({"gradient_clipping": 1.0}, "trainer.optimizer.clip_norm"),
-        ({"zero_optimization": {"stage": 2}}, "stage 3"),
-        ({"zero_optimization": None}, "stage 3"),
+        ({"zero_optimization": {"stage": 2}}, "trainer.zero_stage"),
+        ({"zero_optimization": None}, "trainer.zero_stage"),
         ({"bf16": {"enabled": True}}, "model.dtype"),
         ({"fp16": {"enabled": True}}, "model.dtype"),
         ({"optimizer": {"params": {"lr": 1.0}}}, "trainer.optimizer"),

@@ -39,11 +39,8 @@ def answers(models: Path) -> dict[str, fixtures.Answer]:
 @pytest.fixture(scope="module")
 def scenarios(models: Path) -> dict[int, list[dict[str, Any]]]:
     """The results of each rank by scenario, by world size. Starting ranks costs seconds, so two ranks do the most."""
-    every, of_two = (
-        ("parity", "sharing"),
-        ("parity", "sharing", "half_precision", "lockstep", "second_copies", "resume_first"),
-    )
-    return {world: run_ranks(of_two if world == 2 else every, world, models / f"world{world}") for world in CASES}
+    more = {1: ["lone"], 2: ["half_precision", "lockstep", "second_copies", "resume_first"], 4: []}
+    return {world: run_ranks(["parity", "sharing", *more[world]], world, models / f"world{world}") for world in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +205,10 @@ def test_ranks_that_disagree_are_refused_on_every_rank(scenarios, answers) -> No
 def test_small_parameters_are_gathered_in_one_message_for_each_group_of_ranks(scenarios) -> None:
     for ranks in scenarios[2]:
         assert ranks["lockstep"]["gathers"] == 2, "AutoEP's routers have a group of their own"
+
+
+def test_a_single_rank_without_zero_does_not_copy_its_gradients(scenarios) -> None:
+    assert scenarios[1][0]["lone"] == 0
 
 
 def test_second_copies_of_parameters_are_never_older_than_a_step(scenarios) -> None:

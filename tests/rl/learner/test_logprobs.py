@@ -89,6 +89,26 @@ def test_bounded_logits(chunk: int) -> None:
     )  # fmt: skip
 
 
+def test_the_last_chunks_logits_are_not_computed_again_but_for_a_second_backward() -> None:
+    class Logits(torch.utils._python_dispatch.TorchDispatchMode):
+        products = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            self.products += func is torch.ops.aten.mm.default and out.shape[1] == V
+            return out
+
+    hidden, weight, labels = inputs(9)
+    with Logits() as logits:
+        loss = chunked_logprobs(hidden, weight, labels, 1.0, 4)[0].sum()
+        assert logits.products == 3
+        first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+        assert logits.products == 3 + 2
+        second = torch.autograd.grad(loss, (hidden, weight))
+        assert logits.products == 3 + 2 + 3
+    assert all(map(torch.equal, first, second))
+
+
 def test_no_tokens_still_reach_the_weight() -> None:
     """A rank without trained tokens must take part in the backward pass, or ZeRO-3's collectives would hang."""
     hidden, weight, labels = inputs(0)
