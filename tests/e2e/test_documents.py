@@ -23,6 +23,7 @@ ELSEWHERE = {
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
     "./launch.sh model smollm2-135m": "downloads 93 MB: tests/rl/verbs/test_model.py",
+    "./launch.sh recipes/smollm2_lora.yaml": "takes minutes: tests/e2e/test_lora.py runs it with a tiny model",
 }
 SMALLEST = " ".join(("run.steps=1", "tasks.eval_size=4", COLD_START, *ONE_RANK))
 COLLECT = "--collect-only -q tests/rollout/transfer"
