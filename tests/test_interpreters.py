@@ -42,8 +42,9 @@ NEED_MORE = (
         "rl/test_cli.py",
         "rl/test_config.py",
     ),
-    *("rl/observe/test_tracking.py", "rollout/engine", "rollout/transfer", "rollout/chat"),
+    *("rl/observe/test_tracking.py", "rollout/engine", "rollout/lora", "rollout/transfer", "rollout/chat"),
     *("rollout/agent/test_replay.py", "rollout/agent/test_deadline.py", "rollout/tasks/test_stream.py"),
+    *("rollout/envs/test_reasoning.py",),
 )
 """Tests that are left out, as paths under tests/. They need torch, transformers, Ray, wandb, datasets or mypy, look at
 the whole environment, or wait for deadlines."""

@@ -11,18 +11,22 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
+from vllm.lora.request import LoRARequest
 
 from rl.paths import REPOSITORY
+from rollout.engine.inference import Inference
+from rollout.lora.arguments import AdapterSettings, Scale
+from rollout.lora.names import adapter_id, adapter_name
 from rollout.store import read
-from rollout.types import SamplingParams
+from rollout.types import Completion, SamplingParams
 from tests.e2e.harness import Run, launch, launched, weights_of
 from tests.rollout.engine import inference_support as support
 from tests.rollout.engine.inference_support import PARITY, Judge
@@ -148,15 +152,25 @@ def test_the_exports_load_in_transformers_peft_and_vllm(run: Run, dense: Path) -
         torch.testing.assert_close(whole(tokens).logits, peft(tokens).logits, rtol=1e-4, atol=1e-4)
         assert (whole(tokens).logits - peft.unload()(tokens).logits).abs().max() > 1e-2
 
-    async def sampled() -> Any:
-        engine = await support.start(merged, version=0)
-        try:
-            return await engine.generate("one", tokens[0].tolist(), SamplingParams(max_tokens=16))
-        finally:
-            await engine.shutdown()
+    prompt = tokens[0].tolist()
+    assert Judge(merged).gaps(prompt, asyncio.run(sampled(merged, prompt))).max() < PARITY
+    assert Judge(merged).gaps(prompt, asyncio.run(sampled(dense, prompt, adapter))).max() < 5 * PARITY, "other products"
 
-    completion = asyncio.run(sampled())
-    assert Judge(merged).gaps(tokens[0].tolist(), completion).max() < PARITY
+
+async def sampled(model: Path, prompt: list[int], adapter: Path | None = None) -> Completion:
+    """A completion by a fresh vLLM engine, with an adapter that vLLM's own code reads from its directory."""
+    adapters = AdapterSettings(slots=2, scale=Scale(rank=8, alpha=32.0, rslora=False), targets=None)
+    settings = replace(support.settings(model, load_format="auto"), adapters=adapters if adapter else None)
+    engine = await Inference.start(settings, version=0)
+    try:
+        if adapter is None:
+            return await engine.generate("one", prompt, SamplingParams(max_tokens=16))
+        request = LoRARequest(adapter_name(4), adapter_id(4), str(adapter))
+        assert await engine._call(lambda llm: llm.add_lora(request))
+        running = engine._thread.generate("one", prompt, SamplingParams(max_tokens=16), None, 4)
+        return await engine._result(running)
+    finally:
+        await engine.shutdown()
 
 
 def test_an_adapter_of_a_model_with_experts_is_pushed_merged_and_learns_over_two_ranks(
