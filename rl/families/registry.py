@@ -18,6 +18,8 @@ FAMILIES: Registry = {
     "gpt_oss": Entry("rl.families.gpt_oss:GptOss"),
     "dense": Entry("rl.families.dense:Dense"),
 }
+DENSE = {"dense", "qwen3"}
+"""The families whose models have no experts."""
 _EXPERT_COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
 """The keys under which config.json files give the number of routed experts."""
 
@@ -35,7 +37,7 @@ def family_of(model_config: Mapping[str, Any], settings: FamilySettings | None =
         if model_type in family.model_types:
             return family
     if any(model_config.get(key) for key in _EXPERT_COUNT_KEYS):
-        known = sorted(kind for name in FAMILIES for kind in _made(_settings(name)).model_types)
+        known = sorted(kind for name in FAMILIES.keys() - DENSE for kind in _made(_settings(name)).model_types)
         raise ValueError(
             f"model type {model_type!r} has experts that Sluice cannot split; supported are {', '.join(known)}, and a "
             "family of your own by model.family"

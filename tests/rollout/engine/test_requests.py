@@ -53,7 +53,7 @@ def running(core: Any, *names: str) -> tuple[Requests, dict[str, Future[Completi
     requests = Requests()
     futures: dict[str, Future[Completion]] = {name: Future() for name in names}
     for name, future in futures.items():
-        requests.add(core, name, [1], SamplingParams(max_tokens=9), None, future)
+        requests.add(core, name, [1], SamplingParams(max_tokens=9), None, None, future)
     return requests, futures
 
 
@@ -71,7 +71,7 @@ def test_an_id_is_free_again_when_its_request_was_given_up() -> None:
     core = Core([sampled("a", 1, FinishReason.LENGTH)])
     requests, futures = running(core, "a")
     with pytest.raises(ValueError, match="'a' is already running"):
-        requests.add(core, "a", [1], SamplingParams(max_tokens=9), None, Future())  # type: ignore[arg-type]
+        requests.add(core, "a", [1], SamplingParams(max_tokens=9), None, None, Future())  # type: ignore[arg-type]
     assert requests.abort(core, "a") is futures["a"] and core.aborted == ["a-core"]  # type: ignore[arg-type]
     assert requests.abort(core, "a") is None and not requests  # type: ignore[arg-type]
     assert list(requests.step(core)) == []  # type: ignore[arg-type]
