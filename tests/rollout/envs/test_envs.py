@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+from importlib.util import find_spec
 
 import pytest
 
@@ -21,7 +22,11 @@ from rollout.types import Message, Task
 from tests.support import environment as spec_of
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-NAMES = sorted(ENVIRONMENTS)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.skipif(missing, reason="reasoning-gym is not installed"))
+    for name in sorted(ENVIRONMENTS)
+    for missing in [name == "reasoning" and find_spec("reasoning_gym") is None]
+]
 SETTINGS = {"reasoning": {"family": "chain_sum"}}
 """What an environment needs to be made at all."""
 MAX_OBSERVATION = 60
