@@ -102,8 +102,8 @@ def matching(layers: Sequence[str], targets: Sequence[str] | None) -> list[str]:
         leaves = sorted({name.rpartition(".")[2] for name in layers})
         hints = "".join(nearest(target, leaves) for target in absent)
         raise ValueError(
-            f"lora.targets: the model has no linear layer {listed(absent)}{hints or '.'} Its layers are {listed(leaves)}; "
-            "routed experts and the head cannot have adapters"
+            f"lora.targets: the model has no linear layer {listed(absent)}{hints or '.'} Its layers are "
+            f"{listed(leaves)}; routed experts and the head cannot have adapters"
         )
     return [name for name in layers if any(name in found for found in chosen.values())]
 
