@@ -31,11 +31,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from rl.batch.micro_batch import MicroBatch
 from rl.batch.tensors import Objective, model_inputs, predictions_of
 from rl.families.registry import family_of, refuse_quantised
-from rl.learner.clipping import clip_as_a_whole
 from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rl.learner.deepspeed_config import deepspeed_config, zero_stage
-from rl.learner.deepspeed_overhead import gather_together, keep_lone_gradients
-from rl.learner.deepspeed_router import route_in_float32
 from rl.learner.expert_load import ExpertLoad
 from rl.learner.lora import adapters_off, add_adapters, describe, experts_frozen, exported_config, save_only_trained
 from rl.learner.model import PolicyModel, load_model, resolve_model
@@ -46,6 +42,10 @@ from rl.weights.adapter_export import hash_of, write_adapter
 from rl.weights.hf_export import SHARD_BYTES, write_hf_export
 from rl.weights.hf_reader import HfCheckpoint, has_weights
 from rl.weights.source import WeightSource
+from rl.zero.clipping import clip_as_a_whole
+from rl.zero.deepspeed_config import deepspeed_config, zero_stage
+from rl.zero.overhead import gather_together, keep_lone_gradients
+from rl.zero.router import route_in_float32
 
 _TAG = "shards"
 

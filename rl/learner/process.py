@@ -15,7 +15,7 @@ import torch
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from rl.learner.config import TrainerConfig
-from rl.learner.deepspeed_overhead import spare_on_cpu
+from rl.zero.overhead import spare_on_cpu
 
 
 def join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.device:

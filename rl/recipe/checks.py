@@ -15,8 +15,8 @@ from typing import Any
 from rewards.sandbox.packages import package_binds
 from rl.config import Recipe
 from rl.families.registry import family_of, known_family, local_config
-from rl.learner.deepspeed_config import check_expert_parallel, refuse_owned, refuse_unknown, zero_stage
 from rl.recipe.library_names import deepspeed_settings, vllm_arguments
+from rl.zero.deepspeed_config import check_expert_parallel, refuse_owned, refuse_unknown, zero_stage
 from rollout.engine.arguments import check_engine_args
 
 

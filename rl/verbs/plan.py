@@ -17,13 +17,13 @@ from rl.driver.check_chat import ChatReport, chat_report
 from rl.exitcodes import NOTHING_STARTED
 from rl.families.family import ModelSize
 from rl.families.registry import published_size
-from rl.learner.deepspeed_config import zero_stage
 from rl.recipe import marked_yaml
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device, wants
 from rl.recipe.machine import cpu_count, gpu_names
 from rl.recipe.resolved import derived
 from rl.verbs.usage import read_recipe, refuse
+from rl.zero.deepspeed_config import zero_stage
 from rollout.types import DTYPE_BYTES, Device
 
 MASTER_BYTES = 16

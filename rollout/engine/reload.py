@@ -21,8 +21,8 @@ from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
 from rewards.errors import listed
+from rollout.cpu.prepack import forget_packed_experts, repack_tied_heads
 from rollout.engine.loading import LoadableModel, load_watched
-from rollout.engine.prepack import forget_packed_experts, repack_tied_heads
 from rollout.lora.names import plain_name
 
 

@@ -222,7 +222,7 @@ def build_engine(settings: EngineSettings, on_worker_failure: Callable[[], None]
 def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
     from vllm.config.weight_transfer import WeightTransferConfig
 
-    from rollout.engine.cpu_kernels import PRIORITY
+    from rollout.cpu.kernels import PRIORITY
     from rollout.engine.worker import BACKEND, WorkerExtension
 
     chosen = {

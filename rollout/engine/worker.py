@@ -21,7 +21,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from rollout.engine import cpu_kernels, cpu_sampling  # noqa: F401 (registers them in this process)
+from rollout.cpu import kernels, sampling  # noqa: F401 (registers them in this process)
 from rollout.engine.readback import packed_digests
 from rollout.engine.reload import Reload
 from rollout.lora import cpu  # noqa: F401 (likewise)

@@ -4,7 +4,7 @@ In every step vLLM 0.32 draws one number from the generator of each request, at 
 of the vocabulary are likelier than the one that was sampled, which nobody reads. Here numbers are drawn many at a time,
 and a request that wants the sampled token's logprob gets no more. Together that is 7 % of a step at 256 sequences.
 
-Importing this replaces the two functions; tests/rollout/engine/test_cpu_sampling.py compares them with vLLM's.
+Importing this replaces the two functions; tests/rollout/cpu/test_sampling.py compares them with vLLM's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The workarounds for weights that vLLM packs on CPU are still needed, and they are sufficient.
 
 When a test fails because nothing is wrong without a workaround, vLLM has mended that fault. Then delete the workaround
-in rollout/engine/prepack.py and its case here.
+in rollout/cpu/prepack.py and its case here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_each_workaround_is_needed_and_sufficient(
 
 
 def test_another_vllm_is_refused_until_it_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rollout.engine import prepack as vllm_prepack
+    from rollout.cpu import prepack as vllm_prepack
 
     monkeypatch.setattr(vllm_prepack, "TRIED_WITH", "0.0.1")
     with pytest.raises(RuntimeError, match=r"tried with 0\.0\.1 only"):

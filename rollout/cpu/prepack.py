@@ -7,7 +7,7 @@ kernel before the reload, so that loading builds and packs it again.
 A head that shares the embedding's weight: nothing is loaded into it, so its own packed copy keeps the old weight.
 `repack_tied_heads` packs it again after the reload.
 
-tests/rollout/engine/test_prepack.py fails when vLLM no longer needs one of them; then delete it, and its one call
+tests/rollout/cpu/test_prepack.py fails when vLLM no longer needs one of them; then delete it, and its one call
 in `rollout.engine.reload`.
 """
 
@@ -67,5 +67,5 @@ def check_version() -> None:
     if not vllm.__version__.startswith(TRIED_WITH):
         raise RuntimeError(
             f"vLLM {vllm.__version__}: reloading packed weights on CPU was tried with {TRIED_WITH} only. Run "
-            "tests/rollout/engine/test_prepack.py and set rollout.engine.prepack.TRIED_WITH when it passes"
+            "tests/rollout/cpu/test_prepack.py and set rollout.cpu.prepack.TRIED_WITH when it passes"
         )

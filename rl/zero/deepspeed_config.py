@@ -52,7 +52,7 @@ def deepspeed_config(
         "gradient_accumulation_steps": 1,
         # The number of micro-batches differs from step to step; `engine.step()` ends the accumulation.
         "managed_gradient_accumulation": False,
-        # Without ZeRO the norm is ours (rl.learner.clipping), and is wanted even if nothing is clipped.
+        # Without ZeRO the norm is ours (rl.zero.clipping), and is wanted even if nothing is clipped.
         "gradient_clipping": optimizer.clip_norm if stage else optimizer.clip_norm or math.inf,
         "steps_per_print": 1_000_000_000,
         "optimizer": {

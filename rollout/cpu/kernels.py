@@ -2,7 +2,7 @@
 at small batches is a tenth of a decoding step.
 
 Importing this registers them with vLLM under the name PROVIDER; `ir_op_priority` of its arguments selects them.
-tests/rollout/engine/test_cpu_kernels.py compares them with vLLM's own.
+tests/rollout/cpu/test_kernels.py compares them with vLLM's own.
 """
 
 from __future__ import annotations

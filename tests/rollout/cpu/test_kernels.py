@@ -10,9 +10,9 @@ import torch
 def kernels():
     import vllm._custom_ops  # noqa: F401 (loads the compiled kernels)
 
-    from rollout.engine import cpu_kernels
+    from rollout.cpu import kernels
 
-    return cpu_kernels
+    return kernels
 
 
 def drawn(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rl.learner.clipping import global_norm
+from rl.zero.clipping import global_norm
 
 
 def test_the_norm_of_a_large_gradient() -> None:

@@ -13,9 +13,9 @@ VOCABULARY = 300
 def sampling():
     import vllm._custom_ops  # noqa: F401 (loads the compiled kernels)
 
-    from rollout.engine import cpu_sampling
+    from rollout.cpu import sampling
 
-    return cpu_sampling
+    return sampling
 
 
 def generators(*seeds: int) -> dict[int, Generator]:

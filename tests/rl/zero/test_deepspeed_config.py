@@ -6,7 +6,7 @@ import pytest
 
 from rl.families.registry import family_of
 from rl.learner.config import OptimizerConfig, TrainerConfig
-from rl.learner.deepspeed_config import deepspeed_config
+from rl.zero.deepspeed_config import deepspeed_config
 
 OPTIMIZER = OptimizerConfig(lr=3e-4, clip_norm=0.5, weight_decay=0.1)
 GLM = {"model_type": "glm4_moe", "n_routed_experts": 8}
