@@ -1,10 +1,11 @@
-"""One rank of the learner: a DeepSpeed engine over the policy, and the five operations that a run needs.
+"""One rank of the learner: a DeepSpeed engine over the policy, and the operations that a run needs.
 
     train_step   all micro-batches → one gradient, of the weighted sum over all ranks → one AdamW step
     logprobs     the current policy's log-probabilities of a batch
     weights      the stream of full tensors for the inference copy
     save / load  everything that a resumed run needs to continue bit for bit
     export_hf    a Hugging Face checkpoint
+    offload      its states make room on the device for an inference engine, until `reload`
 
 A plain object, one in each rank's process; the caller sets torch.distributed's environment variables. `__init__` and
 every public method except `close` are collectives: all ranks must call them. So is `weights.buckets`, while
@@ -46,6 +47,7 @@ from rl.zero.clipping import clip_as_a_whole
 from rl.zero.deepspeed_config import deepspeed_config, zero_stage
 from rl.zero.overhead import gather_together, keep_lone_gradients
 from rl.zero.router import route_in_float32
+from rl.zero.states import Part, States
 
 _TAG = "shards"
 
@@ -126,6 +128,7 @@ class Learner:
         if self._family.float32_router:
             route_in_float32(moe_layers)
         self._expert_load = ExpertLoad(moe_layers)
+        self._states = States(self._engine.module, self._engine.optimizer, self._device)
 
     def train_step(
         self,
@@ -237,6 +240,16 @@ class Learner:
             raise ValueError(f"{directory} holds no DeepSpeed shards for rank {self.rank}")
         restore_rng(state["rng"])
 
+    def offload(self, part: Part) -> int:
+        """Move a part of the states to the host, and return the bytes that are left on a GPU. Local. Until `reload`
+        nothing else may be called but `offload` and, while the weights are on the device, `weights.buckets`."""
+        self._states.offload(part)
+        return self._states.left_bytes()
+
+    def reload(self) -> None:
+        """Bring all states back to the device. Local."""
+        self._states.reload()
+
     def export_hf(self, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
         """Write a directory that `from_pretrained` and vLLM load: weights (an adapter is merged into them), config,
         tokenizer files of the origin."""
@@ -255,7 +268,7 @@ class Learner:
     def close(self) -> None:
         """Free the engine, so that another learner can be built in this process. The process group stays."""
         self._engine.destroy()
-        del self._engine, self.weights, self._expert_load
+        del self._engine, self._states, self.weights, self._expert_load
         if self._lora is not None:
             del self.base, self.adapter
         gc.collect()

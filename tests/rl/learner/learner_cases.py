@@ -50,6 +50,32 @@ CASES = {
 }
 """The cases of each world size."""
 
+
+class TurnCase(NamedTuple):
+    kind: str
+    expert_parallel: int
+    stage: int
+    dtype: str = "float32"
+    rank: int = 0
+    """Of an adapter; 0: all weights are trained."""
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        return LoraConfig(rank=self.rank) if self.rank else None
+
+
+TURN_CASES = {
+    1: [TurnCase("llama", 1, 0), TurnCase("llama", 1, 2, "bfloat16"), TurnCase("llama", 1, 0, rank=4)],
+    2: [
+        TurnCase("glm", 2, 3),
+        TurnCase("glm", 2, 3, "bfloat16"),
+        TurnCase("llama", 1, 2),
+        TurnCase("llama", 1, 3, rank=4),
+        TurnCase("glm", 2, 3, "bfloat16", rank=4),
+    ],
+}
+"""The cases of each world size whose states move to the host and back between steps."""
+
 KINDS = ("glm", "qwen", "glm-skewed", "llama")
 
 

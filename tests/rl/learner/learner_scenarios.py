@@ -25,7 +25,7 @@ from rl.batch.packing import pack
 from rl.learner.learner import Learner
 from rl.weights.source import WeightSource, _pieces
 from tests.rl.learner import learner_fixtures as fixtures
-from tests.rl.learner.learner_cases import ADAPTER_CASES, CASES, SMALL_BUCKET, AdapterCase
+from tests.rl.learner.learner_cases import ADAPTER_CASES, CASES, SMALL_BUCKET, TURN_CASES, AdapterCase
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
@@ -224,6 +224,62 @@ def resume_second(directory: Path) -> dict[str, Any]:
         torch.rand(draw + 1), random.random(), np.random.random()
     learner.load(directory.parent / "checkpoint")
     return after_checkpoint(learner)
+
+
+def turns(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Do three steps of every case without a turn of an inference engine between them, and with one."""
+    results = {}
+    for case in TURN_CASES[WORLD]:
+        found = {}
+        for between in (False, True):
+            learner = fixtures.learner(
+                directory.parent / case.kind,
+                WORLD,
+                case.expert_parallel,
+                dtype=case.dtype,
+                zero_stage=case.stage,
+                lora=case.lora,
+            )
+            stats = []
+            for _ in range(3):
+                stats.append(step(learner))
+                if between:
+                    found["turn"] = turn(learner)
+            found[between] = {"stats": stats, "weights": full_weights(learner)}
+            learner.close()
+        results[case] = found
+    return results
+
+
+def turn(learner: Learner) -> dict[str, Any]:
+    """Offload the states as the driver does; stream the weights before theirs go."""
+    before = full_weights(learner)
+    optimizer = learner._states.offload("optimizer")
+    again = learner._states.offload("optimizer")
+    streamed = full_weights(learner)
+    weights = learner._states.offload("weights")
+    left = sum(p.untyped_storage().nbytes() for p in learner._engine.module.parameters())
+    left += sum(p.ds_tensor.untyped_storage().nbytes() for p in learner._engine.module.parameters() if is_cut(p))
+    back = learner._states.reload()
+    return {
+        "streamed": all(torch.equal(before[name], streamed[name]) for name in before),
+        "optimizer": optimizer,
+        "again": again,
+        "weights": weights,
+        "left": left,
+        "back": back,
+        "needed": sum(p.ds_tensor.nbytes if is_cut(p) else p.nbytes for p in learner._engine.module.parameters()),
+        "trained": sum(
+            p.ds_tensor.numel() if is_cut(p) else p.numel() // (1 if learner.stage == 0 else WORLD)
+            for p in learner._engine.module.parameters()
+            if p.requires_grad
+        ),
+    }
+
+
+def is_cut(parameter: torch.nn.Parameter) -> bool:
+    """Whether a rank keeps its part of a parameter beside it."""
+    return hasattr(parameter, "ds_tensor")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.rl.learner import learner_fixtures as fixtures
-from tests.rl.learner.learner_cases import CASES, KINDS, SMALL_BUCKET
+from tests.rl.learner.learner_cases import CASES, KINDS, SMALL_BUCKET, TURN_CASES
 from tests.rl.learner.learner_worker import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -39,7 +39,11 @@ def answers(models: Path) -> dict[str, fixtures.Answer]:
 @pytest.fixture(scope="module")
 def scenarios(models: Path) -> dict[int, list[dict[str, Any]]]:
     """The results of each rank by scenario, by world size. Starting ranks costs seconds, so two ranks do the most."""
-    more = {1: ["lone"], 2: ["half_precision", "lockstep", "second_copies", "resume_first"], 4: []}
+    more = {
+        1: ["lone", "turns"],
+        2: ["half_precision", "lockstep", "second_copies", "resume_first", "turns"],
+        4: [],
+    }
     return {world: run_ranks(["parity", "sharing", *more[world]], world, models / f"world{world}") for world in CASES}
 
 
@@ -225,6 +229,21 @@ def test_a_resumed_run_goes_on_bit_for_bit(scenarios, models: Path) -> None:
         assert one["stats"] == other["stats"]
         assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
     assert straight[0]["draws"] != straight[1]["draws"], "each rank has generators of its own"
+
+
+@pytest.mark.parametrize(("world", "case"), [(world, case) for world in TURN_CASES for case in TURN_CASES[world]])
+def test_states_that_were_on_the_host_between_steps_change_no_bit(world, case, scenarios) -> None:
+    for rank in (rank["turns"][case] for rank in scenarios[world]):
+        assert rank[True]["stats"] == rank[False]["stats"]
+        assert all(
+            torch.equal(rank[True]["weights"][name], rank[False]["weights"][name]) for name in rank[True]["weights"]
+        )
+        turn = rank["turn"]
+        assert turn["streamed"], "the weights can be streamed while the optimizer lies on the host"
+        assert turn["again"] == 0 and turn["left"] == 0
+        assert turn["weights"] >= turn["needed"]
+        assert turn["optimizer"] >= 2 * 4 * turn["trained"], "both moments of AdamW, in float32"
+        assert turn["back"] == turn["optimizer"] + turn["weights"]
 
 
 def test_no_rank_compiles_an_extension(results: Results, models: Path) -> None:
