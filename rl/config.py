@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import SerializeAsAny
 
 from rewards.sandbox.config import SandboxConfig
@@ -29,6 +31,9 @@ class Recipe(StrictModel):
     model: ModelConfig
     lora: LoraConfig | None = None
     """Train an adapter instead of the weights; null: the weights."""
+    placement: Literal["split", "colocated"] = "split"
+    """split: trainer and engines have devices of their own, and work at the same time.  colocated: they take turns on
+    the trainer's devices; whoever waits has its memory on the host."""
     sandbox: SandboxConfig = SandboxConfig()
     tasks: TasksConfig
     sft: SftConfig | None = None

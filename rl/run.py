@@ -10,8 +10,11 @@
     └─────────────────────────────────────────────────────────────────────┘
     checkpoint ─ evaluate
 
-Rollouts go on during all of it except the push itself. The driver decides what happens next and writes it down; it
-moves no weights and runs no model, environment or reward. `rl.driver.drive` opens and closes what is used here.
+Rollouts go on during all of it except the push itself. With `placement: colocated` engines stand still from `take` to
+the end of the push, while the trainer has the devices (rl.driver.turns).
+
+The driver decides what happens next and writes it down; it moves no weights and runs no model, environment or reward.
+`rl.driver.drive` opens and closes what is used here.
 """
 
 from __future__ import annotations
@@ -25,7 +28,19 @@ from rl.driver import specs
 from rl.driver.drive import drive
 from rl.driver.health import check_finite
 from rl.driver.session import Session
-from rl.driver.steps import checkpoint, due, evaluate, forget_result, merge, open_gate, publish, take
+from rl.driver.steps import (
+    await_engines,
+    checkpoint,
+    due,
+    evaluate,
+    forget_result,
+    merge,
+    open_gate,
+    publish,
+    take,
+    take_turns,
+    to_trainer,
+)
 from rl.driver.training import policy_stage
 from rl.learner.schedule import learning_rate
 from rl.observe.stepstats import learner_metrics, rollout_metrics, staleness
@@ -72,6 +87,7 @@ def reinforcement(run: Session, model: str) -> str:
     run.step.begin()
     while progress.step < recipe.run.steps:
         cards = take(run)
+        to_trainer(run)
         learn(run, cards)
         publish(run, verify=due(progress.step, recipe.weight_sync.verify_every))
         open_gate(run)
@@ -99,7 +115,7 @@ def start_processes(run: Session) -> None:
     """Start every actor at once: they import and load side by side while the first stage goes on."""
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device))
-    cluster.start_engines(recipe.inference)
+    cluster.start_engines(recipe.inference, recipe.placement)
     buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.folder, run.saved_buffer())
     cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, buffer)
     address = calls.ask(cluster.trainers[0], "address", what="starting the trainer")
@@ -109,6 +125,8 @@ def start_processes(run: Session) -> None:
     run.buffer_began = calls.background(calls.start([buffer], "told"))
     calls.watch([buffer], "watch")
     calls.watch(cluster.workers, "run")
+    if recipe.placement == "colocated":
+        run.turns = take_turns(run)
 
 
 def prepare_policy(run: Session, model: str) -> None:
@@ -120,9 +138,7 @@ def prepare_policy(run: Session, model: str) -> None:
             run.calls.ask_all(trainers, "load", str(saved / "trainer"), what=f"resuming from {saved}")
     if built[0] is not None:
         run.console.note(f"adapter: {built[0]}")
-    with run.phase("waiting for the inference engines"):
-        run.calls.wait(run.engines_started, "starting the inference engines")
-        run.calls.watch(run.cluster.engines, "watch")
+    await_engines(run)
 
 
 def begin_rollouts(run: Session) -> None:

@@ -19,6 +19,7 @@ Split = Literal["train", "eval"]
 """The tasks that are trained on, or those that are held out for evaluation."""
 
 Device = Literal["cpu", "cuda"]
+Placement = Literal["split", "colocated"]
 """The device that a run's trainers and engines compute on."""
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

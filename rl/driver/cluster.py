@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from rl.driver.placement import Place, trainer_places
+from rl.driver.placement import Place, beside, shared_seats, trainer_places
 from rl.driver.specs import TrainerSpec
 from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
@@ -31,7 +31,7 @@ from rollout.actors.worker import WorkerActor, WorkerSpec
 from rollout.buffer.buffer import BufferSpec, BufferState
 from rollout.engine.config import InferenceConfig
 from rollout.store.shared import RunFolder
-from rollout.types import Device
+from rollout.types import Device, Placement
 
 JOIN_S = 10.0
 SHUTDOWN_S = 5.0
@@ -131,12 +131,21 @@ class Cluster:
             self.spawn(TrainerActor, f"trainer-{rank}", place, rank, spec) for rank, place in enumerate(places)
         ]
 
-    def start_engines(self, config: InferenceConfig) -> None:
-        """Start one actor per replica."""
-        place = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else Place()
+    def start_engines(self, config: InferenceConfig, placement: Placement = "split") -> None:
+        """Start one actor per replica: on GPUs of its own, or colocated with the trainer, which has been started."""
+        if placement == "colocated" and self.device == "cuda":
+            seats = self.calls.ask_all(self.trainers, "seat", what="looking for the trainer's GPUs")
+            dealt = shared_seats(seats, config.replicas, config.tensor_parallel)
+            places: list[tuple[Place, list[str] | None]] = [
+                (beside(own[0]), [seat.gpu for seat in own]) for own in dealt
+            ]
+        else:
+            own_gpus = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else Place()
+            places = [(own_gpus, None) for _ in range(config.replicas)]
+        groups = ENGINE_CONCURRENCY_GROUPS
         self.engines = [
-            self.spawn(InferenceActor, f"engine-{i}", place, config.cpu_threads, i, groups=ENGINE_CONCURRENCY_GROUPS)
-            for i in range(config.replicas)
+            self.spawn(InferenceActor, f"engine-{i}", place, config.cpu_threads, i, gpus, groups=groups)
+            for i, (place, gpus) in enumerate(places)
         ]
 
     def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle) -> None:

@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 
 from rl.config import Recipe
 from rl.driver.cluster import Cluster
+from rl.driver.turns import Split
 from rl.driver.waiting import Calls, Started
 from rl.observe.console import Console
 from rl.observe.forecast import Forecast
@@ -78,6 +79,7 @@ class Session:
     forecast: Forecast
     engines_started: Started = field(default_factory=dict)
     buffer_began: Started = field(default_factory=dict)
+    turns: Split = field(default_factory=Split)
     first_segment: int = 0
     """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
 
@@ -105,11 +107,12 @@ class Session:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Time a part of a step: its seconds become `time/<name>_s`."""
+        """Time a part of a step: its seconds are added to `time/<name>_s`."""
         self.watchdog.beat(name)
         start = time.monotonic()
         yield
-        seconds = self.step.values[f"time/{name}_s"] = time.monotonic() - start
+        seconds, key = time.monotonic() - start, f"time/{name}_s"
+        self.step.values[key] = self.step.values.get(key, 0.0) + seconds
         self.forecast.note(name, seconds)
 
     def supervised_step(self, step: int, total: int, loss: float) -> None:

@@ -14,13 +14,13 @@ from rollout.lora.arguments import AdapterSettings, Scale
 from rollout.store.shared import RunFolder
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.registry import resolve_transport
-from rollout.types import Device
+from rollout.types import Device, Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
-    """The settings of a trainer rank that all stages share. `tensor_parallel` is that of the engines, and
-    `pushes_adapter` says whether they get adapters instead of whole weights."""
+    """The settings of a trainer rank that all stages share. `tensor_parallel` and `replicas` are those of the engines,
+    and `pushes_adapter` says whether they get adapters instead of whole weights."""
 
     model: ModelConfig
     lora: LoraConfig | None
@@ -28,6 +28,8 @@ class TrainerSpec:
     weight_sync: WeightSyncConfig
     pushes_adapter: bool
     tensor_parallel: int
+    replicas: int
+    placement: Placement
     seed: int
     folder: RunFolder
     device: Device
@@ -41,6 +43,8 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSp
         weight_sync=recipe.weight_sync,
         pushes_adapter=pushes_adapter(recipe),
         tensor_parallel=recipe.inference.tensor_parallel,
+        replicas=recipe.inference.replicas,
+        placement=recipe.placement,
         seed=recipe.run.seed,
         folder=folder,
         device=device,
@@ -52,12 +56,13 @@ def engine_settings(recipe: Recipe, device: Device) -> EngineSettings:
         model_path=recipe.model.path,
         dtype=recipe.model.dtype,
         config=recipe.inference,
-        transport=resolve_transport(recipe.weight_sync, device),
+        transport=resolve_transport(recipe.weight_sync, device, recipe.placement),
         cache_policy=recipe.weight_sync.cache_policy,
         max_context=recipe.rollout.max_context,
         device=device,
         seed=recipe.run.seed,
         adapters=adapter_settings(recipe),
+        placement=recipe.placement,
     )
 
 

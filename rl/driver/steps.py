@@ -1,14 +1,18 @@
-"""Operations of every stage with rollouts: publish weights, open the gate, take groups, evaluate, checkpoint."""
+"""Operations of every stage with rollouts: publish weights, open the gate, take groups, evaluate, checkpoint, take
+turns."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rl.driver.health import check_eval_failures
 from rl.driver.session import Session
+from rl.driver.turns import Colocated
 from rl.driver.waiting import ProcessFailure
 from rl.observe.stepstats import eval_metrics
+from rl.recipe.adapters import pushes_adapter
 from rl.rundir.checkpoint import ADAPTER, MODEL
 from rl.rundir.runstate import read_buffer, write_state
 from rl.weights.publish import PublishError
@@ -20,6 +24,33 @@ TAKE_POLL_S = 5.0
 """How long the buffer waits in one `take` for enough groups before it answers with its state alone."""
 
 
+def take_turns(run: Session) -> Colocated:
+    """Give the first turn to the trainer: the engines start on the empty devices, and fall asleep."""
+    calls, cluster = run.calls, run.cluster
+
+    def engines(method: str, *args: Any) -> Any:
+        return calls.ask_all(cluster.engines, "call", method, *args, what=f"taking turns: the engines' {method}")
+
+    def trainers(method: str, *args: Any) -> Any:
+        return calls.ask_all(cluster.trainers, method, *args, what=f"taking turns: the trainer's {method}")
+
+    if cluster.device == "cpu":
+        run.console.note("placement=colocated on CPU: turns are taken in their order, and no memory is freed by them")
+    await_engines(run)
+    turns = Colocated(engines, trainers, adapters=pushes_adapter(run.recipe))
+    turns.train()
+    return turns
+
+
+def await_engines(run: Session) -> None:
+    """Wait until every engine has started, and end the run from then on when one ends."""
+    if run.engines_started:
+        with run.phase("waiting for the inference engines"):
+            run.calls.wait(run.engines_started, "starting the inference engines")
+            run.calls.watch(run.cluster.engines, "watch")
+        run.engines_started = {}
+
+
 def publish(run: Session, *, verify: bool) -> None:
     """Push the trainers' weights to every engine as the current version.
 
@@ -27,6 +58,8 @@ def publish(run: Session, *, verify: bool) -> None:
     """
     cluster, version = run.cluster, run.progress.version
     arguments = (version, cluster.engines, verify)
+    with run.timed("turns"):
+        run.turns.push()
     with run.timed("weight_sync"):
         try:
             what = f"publishing weights version {version}"
@@ -39,6 +72,14 @@ def publish(run: Session, *, verify: bool) -> None:
             reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=again)
     run.step.values["policy/verified_engines"] = float(reports[0].verified)
     run.step.values["staleness/superseded"] = float(reports[0].superseded)
+    with run.timed("turns"):
+        run.step.values["memory/trainer_left_mb"] = run.turns.roll()
+
+
+def to_trainer(run: Session) -> None:
+    """Let the trainer have the devices that it shares with engines."""
+    with run.timed("turns"):
+        run.turns.train()
 
 
 def open_gate(run: Session) -> None:
@@ -86,7 +127,7 @@ def checkpoint(run: Session) -> None:
     """Write trainer state, the model (or the adapter alone), buffer and progress, which become visible together or not
     at all; then delete what may go."""
     trainers, step = run.cluster.trainers, run.progress.step
-    with run.timed("checkpoint"):
+    with run.timed("checkpoint"), run.turns.training():
         folder = run.checkpoints.begin(step)
         run.calls.ask_all(trainers, "save", str(folder / "trainer"), what="saving the trainer")
         if run.recipe.lora is None:
@@ -111,7 +152,7 @@ def merge(run: Session) -> Path:
     target = run.directory.merged
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with run.phase("merging the adapter into the model"):
+    with run.phase("merging the adapter into the model"), run.turns.training():
         run.calls.ask_all(run.cluster.trainers, "export", str(unfinished), what="exporting the merged model")
     unfinished.rename(target)
     return target

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 
 from rl.batch.micro_batch import MicroBatch
 from rl.batch.plan import GroupPlace, RankPlan, build
+from rl.driver.placement import Seat
 from rl.driver.specs import TrainerSpec
 from rl.driver.training import TrainingStage
 from rl.losses.config import KlConfig
@@ -27,6 +28,9 @@ from rollout.cards import samples_of
 from rollout.ports import free_port
 from rollout.store.segments import read_group
 from rollout.types import Sample
+
+if TYPE_CHECKING:
+    from rl.zero.states import Part
 
 log = logging.getLogger(__name__)
 
@@ -139,35 +143,56 @@ class TrainerActor:
         """Push the weights as `version` to every replica: all of them, or the adapter alone, before which engines get
         the base model once. All ranks call it; rank 0 sends and has the report."""
         engines = RayEngines(replicas) if self._rank == 0 else None
-        if self._rank == 0 and self._sender is None:
-            self._sender = self._make_sender(len(replicas))
+        if self._sender is None:
+            self._sender = self._make_sender()
         if self._spec.pushes_adapter:
             base = self._learner.base_hash()  # before anything can fail: all ranks take part
             return self._pusher().push(version, engines, self._sender, verify, base)
-        return publish(self._learner.weights, version, self._spec.weight_sync, engines, self._sender, verify)
+        sync, weights = self._spec.weight_sync, self._learner.weights
+        return publish(weights, version, sync, engines, self._sender, verify, resume=self._resumes)
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether engines sample again as soon as they have been pushed to."""
+        return self._spec.placement == "split"
 
     def _pusher(self) -> AdapterPusher:
         """The pusher of this learner's adapter."""
         if self._adapter_pusher is None:
             learner = self._learner
-            self._adapter_pusher = AdapterPusher(
-                learner.base, learner.adapter, self._spec.weight_sync, learner.from_first_rank
-            )
+            sync, agreed = self._spec.weight_sync, learner.from_first_rank
+            self._adapter_pusher = AdapterPusher(learner.base, learner.adapter, sync, agreed, resume=self._resumes)
         return self._adapter_pusher
 
-    def _make_sender(self, replicas: int) -> Any:
+    def _make_sender(self) -> Any:
+        """This rank's end of the transport."""
         from rollout.transfer.bucket import SenderPlace
         from rollout.transfer.registry import make_transport, resolve_transport
 
         place = SenderPlace(
             run_id=self._spec.folder.run_id,
             device=self._spec.device,
-            replicas=replicas,
+            replicas=self._spec.replicas,
             tensor_parallel=self._spec.tensor_parallel,
             address=ray.util.get_node_ip_address(),
             sync=self._spec.weight_sync,
         )
-        return make_transport(resolve_transport(self._spec.weight_sync, self._spec.device)).sender(place)
+        spec = self._spec
+        transport = make_transport(resolve_transport(spec.weight_sync, spec.device, spec.placement))
+        return transport.sender(place) if self._rank == 0 else transport.follower(place)
+
+    def seat(self) -> Seat:
+        """This rank's machine and GPU."""
+        return Seat(node=ray.get_runtime_context().get_node_id(), gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+    def offload(self, part: Part) -> float:
+        """Move a part of the states to the host. Returns the MiB that are left on the GPU."""
+        left: int = self._learner.offload(part)
+        return left / 2**20
+
+    def reload(self) -> None:
+        """Bring all states back to the device."""
+        self._learner.reload()
 
     def save(self, directory: str) -> None:
         self._learner.save(directory)

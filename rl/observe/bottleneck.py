@@ -20,6 +20,7 @@ _STAGES = {
     "time/wait_rollouts_s": _WAITING,
     "time/train_s": Bottleneck("training", "trainer.ranks"),
     "time/weight_sync_s": Bottleneck("weight sync", "weight_sync.bucket_mb"),
+    "time/turns_s": Bottleneck("taking turns", "placement"),
 }
 
 BOTTLENECKS = (*_STAGES.values(), _ENVIRONMENT)

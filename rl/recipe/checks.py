@@ -18,6 +18,7 @@ from rl.families.registry import family_of, known_family, local_config
 from rl.recipe.library_names import deepspeed_settings, vllm_arguments
 from rl.zero.deepspeed_config import check_expert_parallel, refuse_owned, refuse_unknown, zero_stage
 from rollout.engine.arguments import check_engine_args
+from rollout.transfer.registry import check_reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ def remarks(recipe: Recipe) -> list[str]:
         found.append(
             f"run.stall_s={stall:g} is not longer than rollout.trajectory_timeout_s={timeout:g}: a slow group may be "
             "taken for a stall"
+        )
+    if recipe.placement == "colocated" and recipe.buffer.max_staleness:
+        found.append(
+            f"placement=colocated with buffer.max_staleness={recipe.buffer.max_staleness}: trajectories in flight wait "
+            f"while the trainer has its turn, and rollout.trajectory_timeout_s={timeout:g} goes on counting; with 0 "
+            "none is in flight then"
         )
     if recipe.kl is not None and recipe.kl.place == "loss" and recipe.kl.estimator == "k1":
         found.append("kl.estimator=k1 in the loss has no gradient in expectation: use k2, k3 or unbiased there")
@@ -105,6 +112,29 @@ def _zero(recipe: Recipe) -> Iterator[Problem]:
         zero_stage(recipe.trainer, recipe.model.dtype)
     except ValueError as error:
         yield Problem("trainer.zero_stage", str(error))
+
+
+def _placement(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        check_reach(recipe.weight_sync.transport.name, recipe.placement)
+    except ValueError as error:
+        yield Problem("weight_sync.transport", str(error))
+    if recipe.placement == "split":
+        return
+    if recipe.weight_sync.cache_policy == "keep":
+        yield Problem(
+            "weight_sync.cache_policy",
+            "weight_sync.cache_policy=keep with placement=colocated: the KV cache is dropped at each turn of the "
+            "trainer; use recompute",
+        )
+    inference, ranks = recipe.inference, recipe.trainer.ranks
+    wanted = inference.replicas * inference.tensor_parallel
+    if wanted > ranks:
+        yield Problem(
+            "inference.replicas",
+            f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel} with "
+            f"placement=colocated: engines share the devices of trainer.ranks={ranks}; use no more than those",
+        )
 
 
 def _sampling(recipe: Recipe) -> Iterator[Problem]:
@@ -235,10 +265,11 @@ def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
             "inference.engine_args.enable_chunked_prefill=true on CPU: vLLM would rewind a request's random generator "
             "there, which torch can't; remove it",
         )
-    if recipe.weight_sync.transport.name == "nccl":
+    if recipe.weight_sync.transport.name in ("nccl", "ipc"):
         yield Problem(
             "weight_sync.transport",
-            "weight_sync.transport=nccl needs GPUs; on CPU use weight_sync.transport=auto",
+            f"weight_sync.transport={recipe.weight_sync.transport.name} needs GPUs; on CPU use "
+            "weight_sync.transport=auto",
         )
 
 
@@ -278,6 +309,7 @@ _CHECKS: tuple[Check, ...] = (
     _algorithm,
     _adapter,
     _zero,
+    _placement,
     _sampling,
     _deadlines,
     _batching,

@@ -11,15 +11,16 @@ from rollout.types import Device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wants:
-    """The hardware of a run on GPUs: the sum over its processes."""
+    """The hardware of a run on GPUs: the sum over its processes. Colocated engines have GPUs of the trainer's."""
 
     trainer_gpus: int
     inference_gpus: int
     cpus: int
+    shared: bool = False
 
     @property
     def gpus(self) -> int:
-        return self.trainer_gpus + self.inference_gpus
+        return self.trainer_gpus if self.shared else self.trainer_gpus + self.inference_gpus
 
 
 def resolve_device(recipe: Recipe, gpus: int) -> Device:
@@ -36,6 +37,7 @@ def wants(recipe: Recipe) -> Wants:
         trainer_gpus=recipe.trainer.ranks,
         inference_gpus=inference.replicas * inference.tensor_parallel,
         cpus=recipe.trainer.ranks + inference.replicas + recipe.rollout.workers,
+        shared=recipe.placement == "colocated",
     )
 
 
@@ -58,7 +60,8 @@ def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus:
     return [
         *too_wide,
         f"this recipe wants {wanted.gpus} GPUs and {wanted.cpus} CPU cores; here are {gpus} GPUs and {cpus} CPU cores",
-        f"the GPUs are {wanted.trainer_gpus} for trainer.ranks={recipe.trainer.ranks} and {wanted.inference_gpus} for "
+        f"the GPUs are {wanted.trainer_gpus} for trainer.ranks={recipe.trainer.ranks} and "
+        f"{'of these ' if wanted.shared else ''}{wanted.inference_gpus} for "
         f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel}; "
         f"the cores are one for every rank, engine and rollout worker (rollout.workers={recipe.rollout.workers})",
         "on several machines: start Ray on each of them and set run.ray_address to the cluster's address",

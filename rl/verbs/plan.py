@@ -101,13 +101,29 @@ def _memory(recipe: Recipe, device: Device) -> str:
     trainer, divided = _states(recipe, size, weight)
     engine = size.parameters * weight / recipe.inference.tensor_parallel
     place = "GPU" if device == "cuda" else "process"
+    turns = _turns(recipe, trainer, size.parameters * weight, engine) if recipe.placement == "colocated" else ""
     return (
         f"{_scaled(size.parameters)} parameters in {recipe.model.dtype}\n"
         f"trainer: {_bytes(trainer)} in each of {recipe.trainer.ranks} ranks for {divided} "
-        f"(trainer.deepspeed may offload them to the host)\n"
+        f"(trainer.deepspeed may keep some on the host)\n"
         f"trainer, on top: {_activations(recipe, size)}\n"
         f"inference: {_bytes(engine)} in each engine {place} for weights; the KV cache comes on top\n"
-        f"host: a checkpoint is read tensor by tensor; no process holds the whole model beside its own part"
+        f"host: a checkpoint is read tensor by tensor; no process holds the whole model beside its own part{turns}"
+    )
+
+
+def _turns(recipe: Recipe, trainer: float, weights: float, engine: float) -> str:
+    """What lies on a device that trainer and engine share, in each turn, and what waits on the host then."""
+    weight_part = weights / (recipe.trainer.ranks if zero_stage(recipe.trainer, recipe.model.dtype) == 3 else 1)
+    bucket = 3 * recipe.weight_sync.bucket_mb * 2**20
+    devices = recipe.trainer.ranks
+    kept = engine * recipe.inference.tensor_parallel * recipe.inference.replicas if recipe.lora is not None else 0.0
+    return (
+        f"\nplacement=colocated, on each device: {_bytes(trainer)} and activations while training, "
+        f"{_bytes(weight_part + engine + bucket)} while pushing (weights twice, and buckets on their way), "
+        f"{_bytes(engine)} and the KV cache while rolling out\n"
+        f"placement=colocated, on the host: {_bytes(trainer * devices)} of {devices} ranks while rolling out"
+        + (f", up to {_bytes(kept)} of the engines' weights while training" if kept else "")
     )
 
 

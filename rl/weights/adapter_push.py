@@ -9,19 +9,29 @@ from rl.weights.publish import Engines, PublishError, PublishReport, Source, pub
 from rollout.transfer.config import WeightSyncConfig
 
 if TYPE_CHECKING:
-    from rollout.transfer.bucket import Sender
+    from rollout.transfer.bucket import Follower
 
 
 class AdapterPusher:
     """One rank's part in the pushes of a run. All ranks call the same methods in the same order."""
 
-    def __init__(self, base: Source, adapter: Source, sync: WeightSyncConfig, agreed: Callable[[bool], bool]) -> None:
-        """`agreed` returns rank 0's argument on every rank, and is a collective."""
+    def __init__(
+        self,
+        base: Source,
+        adapter: Source,
+        sync: WeightSyncConfig,
+        agreed: Callable[[bool], bool],
+        *,
+        resume: bool = True,
+    ) -> None:
+        """`agreed` returns rank 0's argument on every rank, and is a collective. `resume`: whether engines sample again
+        as soon as they have the base model."""
         self._base, self._adapter, self._sync, self._agreed = base, adapter, sync, agreed
+        self._resume = resume
         self._engines_have_base = False
 
     def push(
-        self, version: int, engines: Engines | None, sender: Sender | None, verify: bool, base_hash: str
+        self, version: int, engines: Engines | None, sender: Follower, verify: bool, base_hash: str
     ) -> PublishReport | None:
         """Push the adapter as `version`, after the base model if the engines lack it. Only rank 0 returns a report.
 
@@ -41,10 +51,10 @@ class AdapterPusher:
         return publish_adapter(self._adapter, version, self._sync, engines, sender, verify)
 
     def _push_base(
-        self, version: int, engines: Engines | None, sender: Sender | None, base_hash: str
+        self, version: int, engines: Engines | None, sender: Follower, base_hash: str
     ) -> PublishError | None:
         try:
-            report = publish(self._base, version, self._sync, engines, sender, verify=True)
+            report = publish(self._base, version, self._sync, engines, sender, verify=True, resume=self._resume)
         except PublishError as error:
             return error
         if report is not None and report.content != base_hash:

@@ -17,7 +17,8 @@ the trainer's logprobs of fresh tokens (`mismatch/*`).
 Every rank walks the source's buckets, because gathering one is a collective; only rank 0 has `engines` and sends. When
 a stage fails or misses its deadline, rank 0 remembers the error and still gathers the remaining buckets: otherwise the
 other ranks would wait in their collective for ever. It raises the error at the end, with the stage's name. `resume` is
-called in a `finally`, unless replicas differ. An engine whose update did not finish refuses it and stays paused, so
+called in a `finally`, unless replicas differ, or the driver does it later because trainer and engines take turns on
+their devices (rl.driver.turns). An engine whose update did not finish refuses it and stays paused, so
 nothing is sampled from a mixture of two versions. Publishing the same version again is safe: a retry starts the update
 over.
 """
@@ -27,7 +28,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rewards.errors import listed
 from rollout.transfer.config import WeightSyncConfig
@@ -37,7 +38,7 @@ from rollout.types import WeightSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rollout.transfer.bucket import Sender
+    from rollout.transfer.bucket import Follower, Sender
 
 
 class Source(Protocol):
@@ -84,34 +85,54 @@ class PublishReport:
 
 
 def publish(
-    source: Source, version: int, cfg: WeightSyncConfig, engines: Engines | None, sender: Sender | None, verify: bool
+    source: Source,
+    version: int,
+    cfg: WeightSyncConfig,
+    engines: Engines | None,
+    sender: Follower,
+    verify: bool,
+    *,
+    resume: bool = True,
 ) -> PublishReport | None:
     """Push the source's weights as `version`. A collective of all trainer ranks; only rank 0 returns a report.
+
+    Args:
+        engines: on rank 0 alone.
+        sender: a `Sender` on rank 0.
+        resume: whether the engines sample again afterwards.
 
     Raises:
         PublishError: on rank 0, after all buckets have been gathered.
     """
-    max_bytes = int(cfg.bucket_mb * 2**20)
-    if engines is None or sender is None:
-        _gather(source, max_bytes)
-        return None
-    return _Push(source, version, cfg, engines, sender).run(max_bytes, verify)
+    return _push(_Push, source, version, cfg, engines, sender, verify, resume)
 
 
 def publish_adapter(
-    source: Source, version: int, cfg: WeightSyncConfig, engines: Engines | None, sender: Sender | None, verify: bool
+    source: Source, version: int, cfg: WeightSyncConfig, engines: Engines | None, sender: Follower, verify: bool
 ) -> PublishReport | None:
     """Push an adapter to engines that hold its base model. Otherwise as `publish`."""
+    return _push(_AdapterPush, source, version, cfg, engines, sender, verify, resume=False)
+
+
+def _push(
+    kind: type[_Push],
+    source: Source,
+    version: int,
+    cfg: WeightSyncConfig,
+    engines: Engines | None,
+    sender: Follower,
+    verify: bool,
+    resume: bool,
+) -> PublishReport | None:
     max_bytes = int(cfg.bucket_mb * 2**20)
-    if engines is None or sender is None:
-        _gather(source, max_bytes)
+    try:
+        if engines is not None:
+            return kind(source, version, cfg, engines, cast("Sender", sender), resume).run(max_bytes, verify)
+        for bucket in source.buckets(max_bytes):
+            sender.follow(bucket)
         return None
-    return _AdapterPush(source, version, cfg, engines, sender).run(max_bytes, verify)
-
-
-def _gather(source: Source, max_bytes: int) -> None:
-    for _ in source.buckets(max_bytes):
-        pass
+    finally:
+        sender.rest()
 
 
 class _Push:
@@ -119,8 +140,11 @@ class _Push:
 
     _load = "load_bucket"
 
-    def __init__(self, source: Source, version: int, cfg: WeightSyncConfig, engines: Engines, sender: Sender) -> None:
+    def __init__(
+        self, source: Source, version: int, cfg: WeightSyncConfig, engines: Engines, sender: Sender, resume: bool
+    ) -> None:
         self._source, self._version, self._engines, self._sender = source, version, engines, sender
+        self._resumes = resume
         self._manifest = source.manifest()
         self._bytes = sum(spec.nbytes for spec in self._manifest)
         self._deadline_s = cfg.deadline_s(self._bytes)
@@ -139,7 +163,7 @@ class _Push:
             if verify and self._error is None:
                 self._compare_replicas()
         finally:
-            if not self._differ:
+            if self._resumes and not self._differ:
                 self._resume()
         if self._error is not None:
             raise self._error
@@ -185,11 +209,10 @@ class _Push:
         at most two exist at a time."""
         count, loading = 0, None
         for bucket in self._source.buckets(max_bytes):
-            if self._error is not None:
-                continue
-            if loading is not None:
+            if loading is not None and self._error is None:
                 self._wait(self._load, loading)
             if self._error is not None:
+                self._sender.follow(bucket)
                 continue
             try:
                 description = self._sender.send(bucket, verify)

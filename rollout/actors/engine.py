@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,8 +42,11 @@ class InferenceActor:
     paused engine with more requests than its max_concurrency would never get to the call that resumes it.
     """
 
-    def __init__(self, role: str, logs_dir: str, threads: int, replica: int) -> None:
+    def __init__(self, role: str, logs_dir: str, threads: int, replica: int, gpus: Sequence[str] | None = None) -> None:
+        """`gpus` are those of trainer ranks, which it shares; None: those that Ray has given to it."""
         enter_role(role, logs_dir, threads)
+        if gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self._replica = replica
         self._engine: Any = None
         self._outstanding = 0

@@ -32,6 +32,7 @@ OWNED = {
     "max_lora_rank": "lora.rank",
     "lora_dtype": "model.dtype",
     "lora_target_modules": "lora.targets",
+    "enable_sleep_mode": "placement",
     "logprobs_mode": "nothing: it is always processed_logprobs",
 }
 """Engine arguments that Sluice sets, and for each the recipe key that decides it, or the reason why none does."""

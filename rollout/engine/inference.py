@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rollout.contracts import EngineError
 from rollout.engine.settings import EngineSettings
+from rollout.engine.sleep import AsleepError, Piece, Sleep
 from rollout.engine.thread import EngineThread, engine_core
 from rollout.lora.updates import Adapters
 from rollout.transfer.bucket import Bucket
@@ -65,6 +66,7 @@ class Inference:
         self._damage: str | None = None
         self._membership: dict[str, Any] | None = None
         self._content = ""
+        self._sleep = Sleep(self._call)
         self._adapters: Adapters | None = None
         if settings.adapters is not None:
             self._adapters = Adapters(settings.adapters.slots, self._rpc, self._abort)
@@ -152,6 +154,7 @@ class Inference:
         """
         if self._paused_at is None:
             raise WeightUpdateError(f"update to version {version}: pause the engine first")
+        self._sleep.check(f"update to version {version}", "weights")
         if self._version is not None and version < self._version:
             raise WeightUpdateError(f"update to version {version}: the engine has version {self._version} already")
         self._damage = f"the update to version {version} did not finish"
@@ -200,6 +203,7 @@ class Inference:
 
     async def begin_adapter(self, version: int, manifest: Sequence[WeightSpec]) -> int:
         """The four stages of an adapter's way into the engine are those of `rollout.lora.updates`."""
+        self._sleep.check(f"adapter of version {version}", "weights")
         return await self.adapters.begin(version, manifest)
 
     async def load_adapter(self, bucket: Bucket) -> None:
@@ -217,11 +221,30 @@ class Inference:
 
         Raises:
             WeightUpdateError: the last update did not finish, so the weights are a mixture: push again.
+            AsleepError: a piece of the engine is asleep.
         """
+        self._sleep.check("resume", "weights", "kv_cache")
         if self._damage is not None:
             raise WeightUpdateError(f"the engine stays paused: {self._damage}. Push the weights again")
         await self._result(self._thread.resume())
         self._paused_at = None
+
+    async def sleep(self, keep_weights: bool) -> None:
+        """Leave the device to the trainer, until `wake`. Without `keep_weights` only a push of all of them gives the
+        engine weights again, and it stays paused until then.
+
+        Raises:
+            AsleepError: the engine is not paused.
+        """
+        if self._paused_at is None:
+            raise AsleepError("sleep: pause the engine first")
+        if not keep_weights:
+            self._damage, self._update = "its weights were dropped for the trainer's turn", None
+        await self._sleep.fall(keep_weights=keep_weights)
+
+    async def wake(self, piece: Piece) -> None:
+        """Take back the weights, then the KV cache (`rollout.engine.sleep`)."""
+        await self._sleep.wake(piece)
 
     async def checksums(self) -> dict[str, str]:
         """Return the sha256 of every weight as the engine computes with it, fused and packed.

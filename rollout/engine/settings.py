@@ -8,13 +8,13 @@ from typing import Literal
 from rollout.engine.config import InferenceConfig
 from rollout.lora.arguments import AdapterSettings
 from rollout.transfer.config import TransportSettings
-from rollout.types import Device
+from rollout.types import Device, Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """All settings of one engine. `load_format` is vLLM's: dummy (random weights until the first push) or auto (the
-    checkpoint's). With `adapters` only those are pushed after the first push."""
+    checkpoint's). With `adapters` only those are pushed after the first push. A `colocated` engine can sleep."""
 
     model_path: str
     dtype: str
@@ -26,3 +26,4 @@ class EngineSettings:
     seed: int
     load_format: Literal["dummy", "auto"] = "dummy"
     adapters: AdapterSettings | None = None
+    placement: Placement = "split"

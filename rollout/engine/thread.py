@@ -250,6 +250,8 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
         # The prefix cache keeps whole blocks, and vLLM's own choice on CPU, 128, is as long as many a prompt.
         chosen["block_size"] = 32
         chosen["ir_op_priority"] = PRIORITY
+    elif settings.placement == "colocated":
+        chosen["enable_sleep_mode"] = True
     if settings.adapters is not None:
         chosen |= adapter_arguments(settings.adapters, settings.model_path)
     return chosen | settings.config.engine_args

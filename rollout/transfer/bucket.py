@@ -44,21 +44,35 @@ class Bucket:
         return None
 
 
-class Sender(Protocol):
-    """Rank 0's end of a transport. One bucket travels at a time: every engine must have loaded it before the next."""
+class Follower:
+    """The part that a rank has in a push when it sends nothing. In most transports it is this: none."""
+
+    def follow(self, bucket: Tensors) -> None:
+        """Take part in a bucket that rank 0 sends, or would send had its push not failed."""
+
+    def rest(self) -> None:
+        """Free what was kept for a push that has ended. All ranks call it, once a push."""
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+
+
+class Sender(Follower):
+    """Rank 0's end of a transport. One bucket travels at a time: every engine must have loaded it before the next.
+
+    For every bucket of a push rank 0 calls `send`, or `follow` once the push has failed.
+    """
 
     def send(self, bucket: Tensors, verify: bool = False) -> Bucket:
         """Return the description that makes an engine load the bucket. With `verify` it carries digests."""
-        ...
+        raise NotImplementedError
 
     def abandon(self) -> Exception | None:
         """Give up a failed push. After that the last bucket may not be received any more.
 
         Return the exception of this side, if there was one.
         """
-        ...
-
-    def close(self) -> None: ...
+        return None
 
 
 class Receiver(Protocol):
@@ -98,14 +112,24 @@ class ReceiverPlace:
     parallel_config: Any
 
 
-class Transport(Protocol):
-    """A way for weights to travel. It makes both ends, and is made itself in each process that has one of them."""
+class Transport:
+    """The base of every way for weights to travel. It makes both ends, and is made itself in each process that has one
+    of them."""
 
-    def __init__(self, settings: TransportSettings) -> None: ...
+    def __init__(self, settings: TransportSettings) -> None:
+        """Most transports have nothing to set."""
 
-    def sender(self, place: SenderPlace) -> Sender: ...
+    def sender(self, place: SenderPlace) -> Sender:
+        """Make the end of rank 0."""
+        raise NotImplementedError
 
-    def receiver(self, place: ReceiverPlace) -> Receiver: ...
+    def follower(self, place: SenderPlace) -> Follower:
+        """Make the part of another trainer rank."""
+        return Follower()
+
+    def receiver(self, place: ReceiverPlace) -> Receiver:
+        """Make the end of one worker of an engine."""
+        raise NotImplementedError
 
 
 def describe(name: str, tensor: Tensor) -> WeightSpec:

@@ -20,7 +20,17 @@ import torch
 from torch import Tensor
 
 from rollout.ports import free_port
-from rollout.transfer.bucket import DTYPES, Bucket, ReceiverPlace, SenderPlace, Tensors, describe, digests
+from rollout.transfer.bucket import (
+    DTYPES,
+    Bucket,
+    ReceiverPlace,
+    Sender,
+    SenderPlace,
+    Tensors,
+    Transport,
+    describe,
+    digests,
+)
 from rollout.transfer.config import NcclSettings
 
 MIB = 2**20
@@ -63,7 +73,7 @@ class NcclBucket(Bucket):
         }
 
 
-class Nccl:
+class Nccl(Transport):
     """The transport `nccl`. `NCCL_CUMEM_ENABLE` must be the same in the trainer's and the engines' environment."""
 
     def __init__(self, settings: NcclSettings) -> None:
@@ -157,7 +167,7 @@ class NcclGroup:
         self._communicator.destroy()
 
 
-class NcclSender:
+class NcclSender(Sender):
     """Rank 0 of a group with every worker of every engine; the first bucket opens it, a failed push replaces it.
 
     After a broadcast that some engine did not take part in, no later broadcast can use the communicator. So `abandon`

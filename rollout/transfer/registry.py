@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rewards.extension import Entry, Registry, make
 from rollout.transfer.config import AUTO, NcclSettings, TransportSettings, WeightSyncConfig
-from rollout.types import Device
+from rollout.types import Device, Placement
 
 if TYPE_CHECKING:
     from rollout.transfer.bucket import Transport
@@ -14,22 +14,41 @@ if TYPE_CHECKING:
 TRANSPORTS: Registry = {
     AUTO: Entry("rollout.transfer.shm:Shm"),
     "shm": Entry("rollout.transfer.shm:Shm"),
+    "ipc": Entry("rollout.transfer.ipc:Ipc"),
     "nccl": Entry("rollout.transfer.nccl:Nccl", "rollout.transfer.config:NcclSettings"),
 }
 """`auto` is listed only so that a recipe can name it; `resolve_transport` replaces it."""
 
 
-def resolve_transport(sync: WeightSyncConfig, device: Device) -> TransportSettings:
-    """Return the settings of the transport to use: `auto` becomes nccl on GPUs, and shm on CPU.
+def resolve_transport(sync: WeightSyncConfig, device: Device, placement: Placement = "split") -> TransportSettings:
+    """Return the settings of the transport to use: `auto` becomes nccl on GPUs, ipc where trainer and engines share
+    them, and shm on CPU.
 
     Raises:
-        ValueError: nccl without GPUs.
+        ValueError: nccl or ipc without GPUs, or where it can't reach an engine.
     """
-    if sync.transport.name == "nccl" and device == "cpu":
-        raise ValueError("weight_sync.transport=nccl needs GPUs and this run has none: use auto or shm")
-    if sync.transport.name != AUTO:
+    name = sync.transport.name
+    if name in ("nccl", "ipc") and device == "cpu":
+        raise ValueError(f"weight_sync.transport={name} needs GPUs and this run has none: use auto or shm")
+    check_reach(name, placement)
+    if name != AUTO:
         return sync.transport
-    return NcclSettings(name="nccl") if device == "cuda" else TransportSettings(name="shm")
+    if device == "cpu":
+        return TransportSettings(name="shm")
+    return TransportSettings(name="ipc") if placement == "colocated" else NcclSettings(name="nccl")
+
+
+def check_reach(transport: str, placement: Placement) -> None:
+    """Raise ValueError for a transport that cannot reach engines with this placement."""
+    if transport == "nccl" and placement == "colocated":
+        raise ValueError(
+            "weight_sync.transport=nccl with placement=colocated: NCCL joins no two processes on one GPU; use auto"
+        )
+    if transport == "ipc" and placement == "split":
+        raise ValueError(
+            "weight_sync.transport=ipc with placement=split: it reaches engines on the trainer's own GPUs only; use "
+            "auto, or placement=colocated"
+        )
 
 
 def make_transport(settings: TransportSettings) -> Transport:

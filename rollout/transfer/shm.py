@@ -19,8 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollout.transfer.bucket import DTYPES, Bucket, ReceiverPlace, SenderPlace, Tensors, describe, digests
-from rollout.transfer.config import TransportSettings
+from rollout.transfer.bucket import (
+    DTYPES,
+    Bucket,
+    ReceiverPlace,
+    Sender,
+    SenderPlace,
+    Tensors,
+    Transport,
+    describe,
+    digests,
+)
 from rollout.types import WeightSpec
 
 _ALIGNMENT = 64
@@ -42,11 +51,8 @@ class ShmBucket(Bucket):
     offsets: tuple[int, ...]
 
 
-class Shm:
+class Shm(Transport):
     """The transport `shm`."""
-
-    def __init__(self, settings: TransportSettings) -> None:
-        """There is nothing to set."""
 
     def sender(self, place: SenderPlace) -> ShmSender:
         return ShmSender(place.run_id)
@@ -68,7 +74,7 @@ class ShmReceiver:
         """Nothing is held."""
 
 
-class ShmSender:
+class ShmSender(Sender):
     """Writes buckets to one anonymous shared-memory file, each over the one before."""
 
     def __init__(self, run_id: str) -> None:
@@ -108,10 +114,6 @@ class ShmSender:
         )
         self._sequence += 1
         return sent
-
-    def abandon(self) -> Exception | None:
-        """Do nothing: a receiver that reads the bucket after the next one was sent notices it by the header."""
-        return None
 
     def close(self) -> None:
         """Free the memory. Idempotent."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.dense import make_dense
 from tests.e2e.harness import Run, launch
 
 
@@ -30,3 +31,11 @@ def cold_start(quickstart: Run, cold_start_cache: Path) -> Path:
     """The model that the quickstart's reinforcement learning starts from: it succeeds now and then."""
     (model,) = cold_start_cache.glob("sft-*")
     return model
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random dense model (tests.e2e.dense)."""
+    path = tmp_path_factory.mktemp("dense")
+    make_dense(path)
+    return path

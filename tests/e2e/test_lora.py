@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -18,79 +17,22 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 from vllm.lora.request import LoRARequest
 
-from rl.paths import REPOSITORY
 from rollout.engine.inference import Inference
 from rollout.lora.arguments import AdapterSettings, Scale
 from rollout.lora.names import adapter_id, adapter_name
 from rollout.store import read
 from rollout.types import Completion, SamplingParams
+from tests.e2e.dense import overrides
 from tests.e2e.harness import Run, launch, launched, weights_of
 from tests.rollout.engine import inference_support as support
 from tests.rollout.engine.inference_support import PARITY, Judge
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-REWARD = """
-from rewards.contracts import Ending, Reward
-
-
-class Variety(Reward):
-    parts = ("variety",)
-
-    async def score(self, ending: Ending) -> dict[str, float]:
-        said = [str(message["content"]) for message in ending.messages if message["role"] == "assistant"]
-        return {"variety": len(set("".join(said))) / 40}
-"""
 RECIPE = "recipes/smollm2_lora.yaml"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama with the quickstart's tokenizer, and the reward beside it."""
-    path = tmp_path_factory.mktemp("dense")
-    tiny = REPOSITORY / "recipes/models/tiny-glm4-moe"
-    config = json.loads((tiny / "config.json").read_text())
-    for name in TOKENIZER:
-        if (tiny / name).is_file():
-            shutil.copyfile(tiny / name, path / name)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=config["vocab_size"],
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            initializer_range=0.05,
-            eos_token_id=config["eos_token_id"],
-        )
-    )
-    model.save_pretrained(path)
-    (path / "variety.py").write_text(REWARD)
-    return path
-
-
-def overrides(dense: Path, *more: str) -> tuple[str, ...]:
-    source = f"{{environment: store, rewards: ['{dense}/variety.py:Variety'], success: {{variety: 0.5}}}}"
-    return (
-        f"model.path={dense}",
-        "model.renderer=glm-4.5",
-        "lora={rank: 8, alpha: 32}",
-        f"tasks.sources=[{source}]",
-        "tasks.eval_size=8",
-        "rollout.max_context=640",
-        "trainer.optimizer.lr=2e-3",
-        "checkpoint.every=2",
-        *more,
-    )
 
 
 KL = ("kl={coef: 0.01, estimator: k1, place: reward}",)

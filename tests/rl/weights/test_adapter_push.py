@@ -6,6 +6,7 @@ import pytest
 
 from rl.weights.adapter_push import AdapterPusher
 from rl.weights.publish import PublishError, PublishReport
+from rollout.transfer.bucket import Follower
 from tests.rl.weights.test_publish import CONFIG, CONTENT, Engines, Source
 
 
@@ -45,7 +46,7 @@ class Ranks:
         try:
             return self._ranks[0].push(3, engines, engines.sender, False, base_hash)
         finally:
-            assert self._ranks[1].push(3, None, None, False, base_hash) is None
+            assert self._ranks[1].push(3, None, Follower(), False, base_hash) is None
 
 
 def test_the_base_goes_once_and_is_verified() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rl.weights.publish import PublishError, publish, publish_adapter
+from rollout.transfer import bucket
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.content import content_hash
 from rollout.types import WeightSpec
@@ -42,15 +43,23 @@ class Sent(NamedTuple):
 CONTENT = content_hash({f"w{i}": f"digest of w{i}" for i in range(3)})
 
 
-class Sender:
-    """A transport with one slot: a bucket that is sent while the last one is still loading would overwrite it."""
+class Sender(bucket.Sender):
+    """A transport with one slot: a bucket that is sent while the last one is still loading would overwrite it. It
+    counts the buckets of which it sends nothing, and the ends of pushes."""
 
     def __init__(self, failure: Exception | None = None, unsendable: str | None = None) -> None:
         self.loading = self.verifies = False
-        self.abandoned = 0
+        self.abandoned = self.called = self.followed = self.rested = 0
         self._failure, self._unsendable = failure, unsendable
 
-    def send(self, bucket: Any, verify: bool) -> Any:
+    def follow(self, bucket: Any) -> None:
+        self.followed += 1
+
+    def rest(self) -> None:
+        self.rested += 1
+
+    def send(self, bucket: Any, verify: bool = False) -> Any:
+        self.called += 1
         assert not self.loading, "a bucket was sent before every engine had loaded the one before"
         if bucket[0][0] == self._unsendable:
             raise OSError("no space left")
@@ -136,8 +145,11 @@ def test_an_error_names_version_and_stage_after_the_collective_has_ended(stage: 
         f"weights version 7: stage {stage} failed (deadline {deadline} s, 0.0 MiB): RuntimeError: boom"
     )
     assert isinstance(raised.value.__cause__, RuntimeError)
-    assert engines.sender.abandoned == 1 and not engines.sender.verifies
+    sender = engines.sender
+    assert sender.abandoned == 1 and not sender.verifies
     assert source.walked == 3, "other ranks would wait in the gather of a bucket that rank 0 never reaches"
+    assert sender.called + sender.followed == 3 and sender.rested == 1, "nor may they wait for it in a transport"
+    assert (sender.followed > 0) == (stage in ("pause", "begin_update", "load_bucket"))
     assert engines.stages()[-1] == "resume"
     if stage in ("begin_update", "load_bucket"):
         assert "finish_update" not in engines.stages(), "a part of a version must never be declared whole"
@@ -158,8 +170,16 @@ def test_what_failed_at_the_senders_end_is_told_with_what_the_engines_said() -> 
 
 def test_other_ranks_walk_the_collective_and_send_nothing() -> None:
     source = Source()
-    assert publish(source, 1, CONFIG, None, None, verify=True) is None
+    sender = Sender()
+    assert publish(source, 1, CONFIG, None, sender, verify=True) is None
     assert (source.walked, source.max_bytes) == (3, BUCKET_BYTES)
+    assert (sender.called, sender.followed, sender.rested) == (0, 3, 1)
+
+
+def test_engines_that_still_lack_their_kv_cache_are_not_resumed() -> None:
+    engines = Engines()
+    assert publish(Source(), 1, CONFIG, engines, engines.sender, verify=True, resume=False) is not None
+    assert engines.stages()[0] == "pause" and "resume" not in engines.stages()
 
 
 def test_a_bucket_that_cannot_be_sent_ends_the_push_but_not_the_collective() -> None:
@@ -213,7 +233,7 @@ def test_an_adapter_is_used_once_all_engines_have_it_and_nothing_pauses() -> Non
     assert engines.sender.verifies, "digests of an adapter cost nothing"
     assert report is not None and (report.bytes, report.buckets, report.verified, report.paused_s) == (24, 3, 2, 0.0)
     assert report.superseded == 3, "by both engines"
-    assert publish_adapter(source, 7, CONFIG, None, None, verify=False) is None and source.walked == 6
+    assert publish_adapter(source, 7, CONFIG, None, bucket.Follower(), verify=False) is None and source.walked == 6
 
 
 @pytest.mark.parametrize("stage", ["begin_adapter", "load_adapter", "finish_adapter"])
