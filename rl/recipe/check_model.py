@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.errors import one_line
+from rewards.errors import listed, one_line
+from rewards.extension import nearest
 from rl.config import Recipe
 from rl.families.registry import refuse_quantised
 from rl.recipe.checks import Problem
@@ -38,6 +39,9 @@ def model_problems(recipe: Recipe) -> Iterator[Problem]:
         _check_tokenizer(directory, config)
     except (ValueError, OSError) as error:
         yield Problem(_KEY, f"{_KEY}={directory}: {one_line(str(error), 400)}")
+        return
+    if recipe.lora is not None and recipe.lora.targets is not None:
+        yield from _unknown_targets(directory, recipe.lora.targets)
 
 
 def _config(directory: Path) -> Mapping[str, Any]:
@@ -69,6 +73,31 @@ def _check_weights(directory: Path) -> None:
         with file.open("rb") as content:
             if content.read(len(_POINTER)) == _POINTER:
                 raise ValueError(f"{file.name} is a Git LFS pointer and not the weights: run `git lfs pull` there")
+
+
+def _unknown_targets(directory: Path, targets: Sequence[str]) -> Iterator[Problem]:
+    """Adapter targets that are in no name of the checkpoint's tensors. Those that are may still be no linear layer,
+    which the trainer finds when it builds the model."""
+    names = {name.removesuffix(".weight") for name in _tensor_names(directory) if name.endswith(".weight")}
+    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if names and absent:
+        leaves = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].endswith("norm")})
+        hints = "".join(nearest(target, leaves) for target in absent)
+        what = f"{directory} has no layer {listed(absent)}{hints or '.'} Its layers are {listed(leaves)}"
+        yield Problem("lora.targets", f"lora.targets: {what}")
+
+
+def _tensor_names(directory: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for file in directory.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                found += tensors.keys()
+        except (SafetensorError, OSError):
+            return []  # the trainer says which file is damaged, and how
+    return found
 
 
 def _check_tokenizer(directory: Path, config: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rl.recipe.check_model import model_problems
@@ -83,3 +84,19 @@ def test_a_link_to_nowhere_is_told(model: Path) -> None:
 def test_a_path_that_is_no_model(model: Path) -> None:
     assert "is a file; give the directory" in problems(model / "config.json")[0]
     assert "there is no config.json" in problems(model.parent)[0]
+
+
+def test_targets_of_an_adapter_that_no_layer_has(model: Path) -> None:
+    numpy = pytest.importorskip("safetensors.numpy")
+    layer, names = np.zeros((2, 2), np.float32), ("self_attn.q_proj", "self_attn.k_proj", "input_layernorm")
+    numpy.save_file({f"model.layers.0.{name}.weight": layer for name in names}, model / "model.safetensors")
+
+    def found(*targets: str) -> list[str]:
+        over = {"model": {"path": str(model)}, "lora": {"targets": targets}}
+        return [problem.text for problem in model_problems(recipe(over))]
+
+    assert found("q_proj", "self_attn.k_proj", "model.layers.0.self_attn.k_proj") == []
+    (text,) = found("q_prj", "k_proj", "attn.q_proj")
+    assert "has no layer attn.q_proj, q_prj; did you mean 'q_proj'?" in text and "Its layers are k_proj, q_proj" in text
+    (model / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert found("q_prj") == [], "the trainer says what is wrong with the file"

@@ -88,6 +88,16 @@ def test_a_sound_recipe_has_no_problems() -> None:
             "=true on CPU: vLLM would rewind a request's random generator there, which torch can't; remove it",
         ),
         ({"weight_sync": {"transport": "nccl"}}, "weight_sync.transport", "use weight_sync.transport=auto"),
+        (
+            {"placement": "colocated", "weight_sync": {"cache_policy": "keep"}},
+            "weight_sync.cache_policy",
+            "use recompute",
+        ),
+        (
+            {"placement": "colocated", "inference": {"replicas": 3}},
+            "inference.replicas",
+            "engines share the devices of trainer.ranks=2; use no more than those",
+        ),
         ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
         ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),
         ({"resume": "auto"}, "resume", "set run.dir"),

@@ -158,3 +158,20 @@ def test_plan_shows_recipe_arithmetic_memory_and_verdict(tiny_model: Path) -> No
     text = describe(load_recipe(CLUSTER, [f"model={tiny_model}", *SHRUNK]), cpus=2, gpus=0)
     assert "name: agent-rl" in text and "trajectories_per_step: 512" in text
     assert "parameters in float32" in text and text.endswith("can start here")
+
+
+def test_engines_that_take_turns_with_the_trainer_need_no_gpus_of_their_own() -> None:
+    recipe = load_recipe("recipes/moe_one_node.yaml")
+    assert wants(recipe).gpus == 8
+    assert missing_hardware(recipe, cpus=18, gpus=8, largest_node_gpus=8) == []
+    lines = missing_hardware(recipe, cpus=18, gpus=7)
+    assert "8 for trainer.ranks=8 and of these 8 for inference.replicas=2" in lines[1]
+    text = describe(recipe, cpus=18, gpus=8)
+    assert "on each device: 63.9 GiB and activations while training, 22.8 GiB while pushing" in text
+    assert "on the host: 511.3 GiB of 8 ranks while rolling out\n" in text, "engines drop their weights"
+
+
+def test_the_recipe_for_one_gpu_wants_one_and_its_engine_keeps_the_base() -> None:
+    recipe = load_recipe("recipes/lora_single_gpu.yaml")
+    assert wants(recipe).gpus == 1 and missing_hardware(recipe, cpus=3, gpus=1) == []
+    assert "up to 7.5 GiB of the engines' weights while training" in describe(recipe, cpus=3, gpus=1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from rollout.engine.config import InferenceConfig
 from rollout.engine.inference import Inference
 from rollout.engine.sleep import AsleepError
 from rollout.engine.thread import engine_core
@@ -121,3 +123,28 @@ def test_after_dropping_its_weights_an_engine_stays_paused_until_all_have_been_p
         await support.push(engine, bench.sender, bench.weights, 4)
 
     bench.run.run(check())
+
+
+@pytest.mark.gpu
+def test_a_sleeping_engine_frees_its_gpu(tmp_path: Path) -> None:
+    import torch
+
+    async def check() -> None:
+        plain = support.settings(tmp_path / "llama", device="cuda", config=InferenceConfig(), load_format="auto")
+        engine = await Inference.start(replace(plain, placement="colocated"), version=0)
+        said = await support.sample(engine, PROMPTS, "awake", GREEDY[0])
+        awake = torch.cuda.mem_get_info()[0]
+        await engine.pause()
+        await engine.sleep(keep_weights=True)
+        asleep = torch.cuda.mem_get_info()[0]
+        assert asleep - awake > 0.5 * torch.cuda.mem_get_info()[1], "the KV cache took most of the GPU"
+        await engine.wake("weights")
+        assert torch.cuda.mem_get_info()[0] - awake > 0.4 * torch.cuda.mem_get_info()[1], "the cache sleeps on"
+        await engine.wake("kv_cache")
+        await engine.resume()
+        again = await support.sample(engine, PROMPTS, "again", GREEDY[0])
+        assert [list(c.token_ids) for c in again] == [list(c.token_ids) for c in said]
+        await engine.shutdown()
+
+    support.make_llama(tmp_path / "llama")
+    asyncio.run(check())
