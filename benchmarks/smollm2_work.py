@@ -48,8 +48,8 @@ WORKS = {
     work.name: work
     for work in (
         Work("LoRA", 64, 14, lora=True),
-        Work("full", 64, 8, lora=False),
-        Work("LoRA, 3 turns", 32, 8, lora=True, calls=2),
+        Work("full", 64, 6, lora=False),
+        Work("LoRA, 3 turns", 32, 6, lora=True, calls=2),
     )
 }
 
