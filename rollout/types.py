@@ -19,8 +19,10 @@ Split = Literal["train", "eval"]
 """The tasks that are trained on, or those that are held out for evaluation."""
 
 Device = Literal["cpu", "cuda"]
-Placement = Literal["split", "colocated"]
 """The device that a run's trainers and engines compute on."""
+
+Placement = Literal["split", "colocated"]
+"""Whether trainer and engines have devices of their own, or take turns on the same ones."""
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per element of each dtype that weights may travel in. Keys are torch's names without the prefix `torch.`."""

@@ -4,6 +4,7 @@ turns."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ def take_turns(run: Session) -> Colocated:
     calls, cluster = run.calls, run.cluster
 
     def engines(method: str, *args: Any) -> Any:
-        return calls.ask_all(cluster.engines, "call", method, *args, what=f"taking turns: the engines' {method}")
+        what = f"taking turns: the engines' {_part(method, args)}"
+        if args == ("kv_cache",):
+            what += " (where there is no room for it, lower inference.engine_args.gpu_memory_utilization)"
+        return calls.ask_all(cluster.engines, "call", method, *args, what=what)
 
     def trainers(method: str, *args: Any) -> Any:
-        return calls.ask_all(cluster.trainers, method, *args, what=f"taking turns: the trainer's {method}")
+        what = f"taking turns: the trainer's {_part(method, args)}"
+        return calls.ask_all(cluster.trainers, method, *args, what=what)
 
     if cluster.device == "cpu":
         run.console.note("placement=colocated on CPU: turns are taken in their order, and no memory is freed by them")
@@ -40,6 +45,10 @@ def take_turns(run: Session) -> Colocated:
     turns = Colocated(engines, trainers, adapters=pushes_adapter(run.recipe))
     turns.train()
     return turns
+
+
+def _part(method: str, args: Sequence[Any]) -> str:
+    return f"{method}({', '.join(map(str, args))})"
 
 
 def await_engines(run: Session) -> None:
@@ -73,7 +82,9 @@ def publish(run: Session, *, verify: bool) -> None:
     run.step.values["policy/verified_engines"] = float(reports[0].verified)
     run.step.values["staleness/superseded"] = float(reports[0].superseded)
     with run.timed("turns"):
-        run.step.values["memory/trainer_left_mb"] = run.turns.roll()
+        left_mb = run.turns.roll()
+    if left_mb is not None:
+        run.step.values["memory/trainer_left_mb"] = left_mb
 
 
 def to_trainer(run: Session) -> None:

@@ -23,7 +23,7 @@ from rl.driver.training import TrainingStage
 from rl.losses.config import KlConfig
 from rl.weights.adapter_push import AdapterPusher
 from rl.weights.publish import PublishReport, publish
-from rollout.actors.process import enter_role, settling_in
+from rollout.actors.process import EXACT_PINNED, enter_role, settling_in
 from rollout.cards import samples_of
 from rollout.ports import free_port
 from rollout.store.segments import read_group
@@ -81,6 +81,8 @@ class TrainerActor:
         )
         if self._spec.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
+        if self._spec.placement == "colocated":
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", EXACT_PINNED)
         with settling_in():
             import rl.learner.learner  # noqa: F401
 

@@ -35,9 +35,10 @@ class Split:
     def push(self) -> None:
         """Let the trainer send weights to the engines."""
 
-    def roll(self) -> float:
-        """Let the engines sample. Returns the MiB that a trainer rank then still has on its GPU, at most."""
-        return 0.0
+    def roll(self) -> float | None:
+        """Let the engines sample. Returns the MiB of tensors that the fullest trainer rank then still has on its GPU;
+        None where there are no turns."""
+        return None
 
     @contextmanager
     def training(self) -> Iterator[None]:

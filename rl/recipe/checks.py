@@ -50,8 +50,9 @@ def remarks(recipe: Recipe) -> list[str]:
     if recipe.placement == "colocated" and recipe.buffer.max_staleness:
         found.append(
             f"placement=colocated with buffer.max_staleness={recipe.buffer.max_staleness}: trajectories in flight wait "
-            f"while the trainer has its turn, and rollout.trajectory_timeout_s={timeout:g} goes on counting; with 0 "
-            "none is in flight then"
+            f"while the trainer has its turn, and rollout.trajectory_timeout_s={timeout:g} and "
+            "inference.generate_timeout_s go on counting; with 0 none is in flight while it trains, but for "
+            "checkpoints, before which the next groups begin"
         )
     if recipe.kl is not None and recipe.kl.place == "loss" and recipe.kl.estimator == "k1":
         found.append("kl.estimator=k1 in the loss has no gradient in expectation: use k2, k3 or unbiased there")
@@ -236,6 +237,14 @@ def _device(recipe: Recipe) -> Iterator[Problem]:
 
 def gpu_problems(recipe: Recipe) -> Iterator[Problem]:
     """Problems of a recipe on GPUs. rl.recipe.hardware asks for them too, when `auto` turns out to mean cuda."""
+    wanted, ranks = recipe.inference.replicas * recipe.inference.tensor_parallel, recipe.trainer.ranks
+    if recipe.placement == "colocated" and wanted < ranks:
+        yield Problem(
+            "inference.replicas",
+            f"inference.replicas={recipe.inference.replicas} × inference.tensor_parallel="
+            f"{recipe.inference.tensor_parallel} with placement=colocated: engines want all GPUs of "
+            f"trainer.ranks={ranks}; use as many",
+        )
     if recipe.inference.kv_cache_gib is not None:
         yield Problem(
             "inference.kv_cache_gib",

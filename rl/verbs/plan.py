@@ -30,6 +30,10 @@ MASTER_BYTES = 16
 """Bytes per parameter besides the weights: float32 gradient, float32 master copy, two float32 AdamW moments."""
 
 
+BUCKETS = 4
+"""Buckets on a shared GPU at once: one is gathered, two are lent, one is copied by the engine's worker."""
+
+
 def plan(argv: Sequence[str]) -> int:
     """Print what a recipe resolves to. `argv` is its path and overrides."""
     if not argv:
@@ -115,15 +119,14 @@ def _memory(recipe: Recipe, device: Device) -> str:
 def _turns(recipe: Recipe, trainer: float, weights: float, engine: float) -> str:
     """What lies on a device that trainer and engine share, in each turn, and what waits on the host then."""
     weight_part = weights / (recipe.trainer.ranks if zero_stage(recipe.trainer, recipe.model.dtype) == 3 else 1)
-    bucket = 3 * recipe.weight_sync.bucket_mb * 2**20
-    devices = recipe.trainer.ranks
-    kept = engine * recipe.inference.tensor_parallel * recipe.inference.replicas if recipe.lora is not None else 0.0
+    buckets = BUCKETS * recipe.weight_sync.bucket_mb * 2**20
+    devices, engines = recipe.trainer.ranks, recipe.inference.tensor_parallel * recipe.inference.replicas
     return (
         f"\nplacement=colocated, on each device: {_bytes(trainer)} and activations while training, "
-        f"{_bytes(weight_part + engine + bucket)} while pushing (weights twice, and buckets on their way), "
+        f"{_bytes(weight_part + engine + buckets)} while pushing (weights twice, and buckets on their way), "
         f"{_bytes(engine)} and the KV cache while rolling out\n"
-        f"placement=colocated, on the host: {_bytes(trainer * devices)} of {devices} ranks while rolling out"
-        + (f", up to {_bytes(kept)} of the engines' weights while training" if kept else "")
+        f"placement=colocated, on the host: {_bytes(trainer * devices)} for the states of {devices} ranks, and "
+        f"{_bytes(engine * engines)} for the engines' weights (with lora.push=adapter always, else during checkpoints)"
     )
 
 
@@ -161,7 +164,7 @@ def _hardware(recipe: Recipe, device: Device, cpus: int, gpus: int) -> str:
     wanted = wants(recipe)
     lines = [
         f"run.device={recipe.run.device}: wants {wanted.gpus} GPUs ({wanted.trainer_gpus} trainer, "
-        f"{wanted.inference_gpus} inference) and {wanted.cpus} CPU cores",
+        f"{'of these ' if wanted.shared else ''}{wanted.inference_gpus} inference) and {wanted.cpus} CPU cores",
         here,
     ]
     if recipe.run.ray_address is not None:

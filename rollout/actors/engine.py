@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from rewards.errors import InfrastructureError
-from rollout.actors.process import enter_role, settling_in
+from rollout.actors.process import EXACT_PINNED, enter_role, settling_in
 from rollout.engine.choice import EngineChoice, EngineStatus
 from rollout.engine.exchange import Answer, Desk, Line, Request
 from rollout.engine.settings import EngineSettings
@@ -47,6 +47,7 @@ class InferenceActor:
         enter_role(role, logs_dir, threads)
         if gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", EXACT_PINNED)
         self._replica = replica
         self._engine: Any = None
         self._outstanding = 0

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+EXACT_PINNED = "pinned_max_round_threshold_mb:1"
+"""PYTORCH_ALLOC_CONF of a process that keeps gigabytes in pinned host memory, which PyTorch would round up to powers of
+two."""
+
 
 def enter_role(role: str, logs_dir: str, threads: int = 1) -> Path:
     """Send this process's stdout and stderr to `<logs_dir>/<role>.log` and cap its math threads. Return the log's path.

@@ -6,12 +6,16 @@ handles by the GPUs' UUIDs and sends them all. A worker opens the one of its own
 vLLM keeps some until their layer is complete.
 
 A bucket is packed into a buffer of its own, which stays until the next but one: by then every engine has loaded it.
+PyTorch frees memory that was lent only when it has been opened and let go as often as it was lent. So every rank must
+have an engine's worker on its GPU, and what is lent after a push has failed is taken back. The one bucket at which it
+failed stays allocated where a worker did not open it.
 This has not run on GPUs yet; tests/rollout/transfer/test_ipc.py runs it on a GPU where it finds one, and between
 processes on a CPU with handles of shared memory.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,18 +37,23 @@ from rollout.transfer.bucket import (
     digests,
 )
 
+log = logging.getLogger(__name__)
+
 ALIGNMENT = 16
 """Bytes: a tensor of any dtype that weights travel in may begin there."""
 
 Handle = tuple[Any, ...]
-"""What a process needs to open memory of another one."""
+"""What a process needs to open memory of another one; empty from a rank that lends nothing."""
+
+Lent = Handle | str
+"""A handle, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IpcBucket(Bucket):
     """A bucket that lies packed in the memory of every GPU that `handles` names."""
 
-    handles: Mapping[str, Handle]
+    handles: Mapping[str, Lent]
 
 
 class Memory(Protocol):
@@ -56,6 +65,10 @@ class Memory(Protocol):
         ...
 
     def lend(self, packed: Tensor) -> Handle: ...
+
+    def take_back(self, handle: Handle) -> None:
+        """Let memory be freed although nobody has opened it."""
+        ...
 
     def open(self, handle: Handle) -> Tensor: ...
 
@@ -76,6 +89,10 @@ class CudaMemory:
         torch.cuda.current_stream(self._device).synchronize()  # what was packed must be there before it is read
         return tuple(reduce_tensor(packed)[1])
 
+    def take_back(self, handle: Handle) -> None:
+        counter, offset = handle[11:13]
+        torch.UntypedStorage._release_ipc_counter(counter, offset, device=self._device)
+
     def open(self, handle: Handle) -> Tensor:
         from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
@@ -92,7 +109,7 @@ class Ipc(Transport):
         return IpcSender(CudaMemory(torch.cuda.current_device()), _gathered)
 
     def follower(self, place: SenderPlace) -> IpcSender:
-        return self.sender(place)
+        return IpcSender(CudaMemory(torch.cuda.current_device()), _gathered, first=False)
 
     def receiver(self, place: ReceiverPlace) -> IpcReceiver:
         return IpcReceiver(CudaMemory(place.device.index or 0))
@@ -110,7 +127,7 @@ class IpcReceiver:
     def receive(self, bucket: IpcBucket, load: Callable[[list[tuple[str, Tensor]]], None]) -> None:
         """
         Raises:
-            ValueError: no trainer rank has this worker's GPU.
+            ValueError: no trainer rank has this worker's GPU, or that rank could not lend the bucket.
         """
         handle = bucket.handles.get(self._memory.place)
         if handle is None:
@@ -118,6 +135,8 @@ class IpcReceiver:
                 f"weight bucket {bucket.sequence}: no trainer rank is on GPU {self._memory.place}, and ipc reaches "
                 f"{', '.join(bucket.handles)} only: use placement=colocated, or weight_sync.transport=nccl"
             )
+        if isinstance(handle, str):
+            raise ValueError(f"weight bucket {bucket.sequence}: the rank on GPU {self._memory.place} failed: {handle}")
         packed = self._memory.open(handle)
         load([(name, view.clone()) for name, view in _unpacked(packed, bucket)])
 
@@ -126,16 +145,21 @@ class IpcReceiver:
 
 
 class IpcSender(Sender):
-    """One trainer rank's part. `collect` returns what every rank has given to it; it is a collective."""
+    """One trainer rank's part. `collect` returns what every rank has given to it, rank 0 first; it is a collective."""
 
-    def __init__(self, memory: Memory, collect: Callable[[tuple[str, Handle]], Mapping[str, Handle]]) -> None:
-        self._memory, self._collect = memory, collect
-        self._lent: deque[Tensor] = deque(maxlen=2)
+    def __init__(
+        self, memory: Memory, collect: Callable[[tuple[str, Lent]], Mapping[str, Lent]], *, first: bool = True
+    ) -> None:
+        """`first`: whether this is rank 0."""
+        self._memory, self._collect, self._first = memory, collect, first
+        self._lent: deque[Tensor] = deque()
         self._sequence = 0
 
     def send(self, bucket: Tensors, verify: bool = False) -> IpcBucket:
         """Lend the bucket, with all other ranks, which `follow`."""
-        handles = self._lend(bucket)  # before anything can fail: the other ranks wait in it
+        handles, failure = self._lend(bucket)
+        if failure is not None:
+            raise failure
         sent = IpcBucket(
             sequence=self._sequence,
             tensors=tuple(describe(name, tensor) for name, tensor in bucket),
@@ -146,7 +170,11 @@ class IpcSender(Sender):
         return sent
 
     def follow(self, bucket: Tensors) -> None:
-        self._lend(bucket)
+        """Lend the bucket, too. On rank 0, whose push has failed, say to all ranks that nobody will open it."""
+        if self._first:
+            self._collect((self._memory.place, ()))
+        else:
+            self._lend(bucket)
 
     def rest(self) -> None:
         """Let go of what was lent, when rank 0 does so: it knows that the engines have loaded the last bucket."""
@@ -156,14 +184,28 @@ class IpcSender(Sender):
     def close(self) -> None:
         self._lent.clear()
 
-    def _lend(self, bucket: Tensors) -> Mapping[str, Handle]:
-        packed = _packed(bucket)
-        handle = self._memory.lend(packed)
+    def _lend(self, bucket: Tensors) -> tuple[Mapping[str, Lent], Exception | None]:
+        """Return every rank's handle, and why this rank has none. Whatever fails here, the others wait in `collect`."""
+        while len(self._lent) > 1:  # every engine has loaded it: else rank 0 would not have gone on to this bucket
+            self._lent.popleft()
+        lent, failure = self._try_to_lend(bucket)
+        handles = self._collect((self._memory.place, lent))
+        if next(iter(handles.values())) == () and isinstance(lent, tuple):
+            self._memory.take_back(lent)
+        return handles, failure
+
+    def _try_to_lend(self, bucket: Tensors) -> tuple[Lent, Exception | None]:
+        try:
+            packed = _packed(bucket)
+            handle = self._memory.lend(packed)
+        except Exception as error:
+            log.exception("weight bucket %d cannot be lent", self._sequence)
+            return f"{type(error).__name__}: {error}", error
         self._lent.append(packed)
-        return self._collect((self._memory.place, handle))
+        return handle, None
 
 
-def _gathered(mine: tuple[str, Handle]) -> Mapping[str, Handle]:
+def _gathered(mine: tuple[str, Lent]) -> Mapping[str, Lent]:
     everybody: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everybody, mine)
     return dict(everybody)

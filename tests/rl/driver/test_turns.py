@@ -109,7 +109,8 @@ def test_a_part_that_fails_ends_the_transition_there(failing: tuple[str, ...]) -
 
 def test_without_sharing_there_are_no_turns() -> None:
     turns = Split()
-    turns.train(), turns.push(), turns.roll()
+    turns.train(), turns.push()
+    assert turns.roll() is None
     with turns.training():
         pass
 

@@ -167,11 +167,19 @@ def test_engines_that_take_turns_with_the_trainer_need_no_gpus_of_their_own() ->
     lines = missing_hardware(recipe, cpus=18, gpus=7)
     assert "8 for trainer.ranks=8 and of these 8 for inference.replicas=2" in lines[1]
     text = describe(recipe, cpus=18, gpus=8)
-    assert "on each device: 63.9 GiB and activations while training, 22.8 GiB while pushing" in text
-    assert "on the host: 511.3 GiB of 8 ranks while rolling out\n" in text, "engines drop their weights"
+    assert "on each device: 63.9 GiB and activations while training, 23.3 GiB while pushing" in text
+    assert "on the host: 511.3 GiB for the states of 8 ranks, and 113.6 GiB for the engines' weights" in text
+    assert "wants 8 GPUs (8 trainer, of these 8 inference)" in text
 
 
 def test_the_recipe_for_one_gpu_wants_one_and_its_engine_keeps_the_base() -> None:
     recipe = load_recipe("recipes/lora_single_gpu.yaml")
     assert wants(recipe).gpus == 1 and missing_hardware(recipe, cpus=3, gpus=1) == []
-    assert "up to 7.5 GiB of the engines' weights while training" in describe(recipe, cpus=3, gpus=1)
+    assert "on the host: 7.5 GiB for the states of 1 ranks, and 7.5 GiB for" in describe(recipe, cpus=3, gpus=1)
+
+
+def test_every_gpu_of_the_trainer_must_have_an_engine() -> None:
+    recipe = load_recipe(QUICKSTART, ["placement=colocated"])
+    assert missing_hardware(recipe, cpus=8, gpus=0) == [], "on CPU it makes no difference"
+    (problem, _) = missing_hardware(recipe, cpus=8, gpus=2)
+    assert "engines want all GPUs of trainer.ranks=2; use as many" in problem

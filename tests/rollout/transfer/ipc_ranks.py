@@ -20,6 +20,11 @@ class SharedPages:
 
     def __init__(self, place: str) -> None:
         self.place = place
+        self.taken_back = 0
+
+    def take_back(self, handle: Handle) -> None:
+        assert handle[0] == os.getpid()
+        self.taken_back += 1
 
     def lend(self, packed: Tensor) -> Handle:
         fd, size = packed.untyped_storage()._share_fd_cpu_()
@@ -46,9 +51,11 @@ def buckets(rank: int) -> list[Pairs]:
 
 
 def rank(number: int, world: int, store: str, pipe: Connection) -> None:
-    """Send every bucket from rank 0, and go on when the engines have answered. At the third, the push has failed."""
+    """Send every bucket from rank 0, and go on when the engines have answered. At the third, the push has failed. Tell
+    how many buckets were taken back in the end."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=world)
-    sender: Any = IpcSender(SharedPages(f"gpu-{number}"), _gathered)
+    pages = SharedPages(f"gpu-{number}")
+    sender: Any = IpcSender(pages, _gathered, first=number == 0)
     for place, bucket in enumerate(buckets(number)):
         if number == 0 and place != 2:
             pipe.send(sender.send(bucket, verify=place == 0))
@@ -56,5 +63,5 @@ def rank(number: int, world: int, store: str, pipe: Connection) -> None:
         else:
             sender.follow(bucket)
     sender.rest()
-    pipe.send("done")
+    pipe.send(pages.taken_back)
     torch.distributed.destroy_process_group()

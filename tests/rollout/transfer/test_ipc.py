@@ -10,7 +10,7 @@ import torch
 
 from rollout.transfer.bucket import Follower, ReceiverPlace, SenderPlace, check_digests
 from rollout.transfer.config import TransportSettings, WeightSyncConfig
-from rollout.transfer.ipc import CudaMemory, Handle, IpcBucket, IpcReceiver, IpcSender
+from rollout.transfer.ipc import CudaMemory, Handle, IpcBucket, IpcReceiver, IpcSender, Lent
 from rollout.transfer.registry import make_transport, resolve_transport
 from tests.rollout.transfer.ipc_ranks import Pairs, SharedPages, buckets, rank
 
@@ -50,7 +50,7 @@ def test_each_engine_reads_what_the_rank_on_its_gpu_lends(tmp_path: Path) -> Non
                 with pytest.raises(ValueError, match="not the bytes that were sent"):
                     check_digests(bucket, received("gpu-1", bucket))
             pipes[0][0].send("loaded")
-        assert [pipe.recv() for pipe, _ in pipes if pipe.poll(60)] == ["done", "done"]
+        assert [pipe.recv() for pipe, _ in pipes if pipe.poll(60)] == [0, 1], "nobody opens what rank 0 does not send"
     finally:
         for process in ranks:
             process.join(20)
@@ -89,6 +89,30 @@ def test_the_last_two_buckets_stay_until_the_push_has_ended() -> None:
     sender.rest()
     assert not sender._lent
     sender.close()
+
+
+class Full(Pages):
+    """Memory without room."""
+
+    def lend(self, packed: torch.Tensor) -> Handle:
+        raise MemoryError("no room")
+
+
+def test_a_rank_without_room_takes_part_and_is_named_by_its_engine() -> None:
+    collected: list[tuple[str, Lent]] = []
+
+    def collect(mine: tuple[str, Lent]) -> dict[str, Lent]:
+        collected.append(mine)
+        return {"gpu-1": (1, 2, 3), **dict([mine])}
+
+    follower = IpcSender(Full(), collect, first=False)
+    follower.follow(buckets(0)[0])
+    assert collected == [("gpu-0", "MemoryError: no room")] and not follower._lent
+    with pytest.raises(MemoryError):
+        IpcSender(Full(), collect).send(buckets(0)[0])
+    bucket = IpcBucket(sequence=4, tensors=(), handles=dict(collected[:1]))
+    with pytest.raises(ValueError, match=r"weight bucket 4: the rank on GPU gpu-0 failed: MemoryError: no room"):
+        received("gpu-0", bucket)
 
 
 def test_an_engine_without_a_rank_on_its_gpu_says_so() -> None:
@@ -151,10 +175,15 @@ def test_one_gpu_is_shared_between_two_processes() -> None:
 
 
 def lend_on_gpu(pipe: multiprocessing.connection.Connection) -> None:
-    sender = IpcSender(CudaMemory(0), lambda mine: dict([mine]))
+    """Lend every bucket, and one more that nobody opens, because rank 0's push has failed by then."""
+    memory = CudaMemory(0)
+    sender = IpcSender(memory, lambda mine: dict([mine]))
     for bucket in buckets(0):
         pipe.send(sender.send([(name, tensor.cuda()) for name, tensor in bucket]))
         pipe.recv()
     sender.rest()
+    follower = IpcSender(memory, lambda mine: {"rank 0's": (), **dict([mine])}, first=False)
+    follower.follow([("large", torch.zeros(2**22, device="cuda"))])
+    follower.rest()
     torch.cuda.ipc_collect()
     pipe.send(torch.cuda.memory_allocated())
