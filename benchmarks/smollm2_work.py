@@ -31,13 +31,15 @@ SIGMA = math.log(P99_S / MEDIAN_S) / 2.326
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`steps` of so many `completions`. The calculator speaks after each of the first `calls` turns."""
+    """`steps` of so many `completions`. The calculator speaks after each of the first `calls` turns. With `staleness` 0
+    Sluice is on-policy, as TRL is."""
 
     name: str
     completions: int
     steps: int
     lora: bool
     calls: int = 0
+    staleness: int = 0
 
     @property
     def lr(self) -> float:
@@ -48,8 +50,9 @@ WORKS = {
     work.name: work
     for work in (
         Work("LoRA", 64, 14, lora=True),
+        Work("LoRA, one version late", 64, 14, lora=True, staleness=1),
         Work("full", 64, 6, lora=False),
-        Work("LoRA, 3 turns", 32, 6, lora=True, calls=2),
+        Work("LoRA, 3 turns", 32, 6, lora=True, calls=2, staleness=1),
     )
 }
 
@@ -102,7 +105,7 @@ def write_recipe(work: Work, folder: Path) -> Path:
             "sampling": {"max_tokens": TURN_TOKENS},
         },
         "inference": {"kv_cache_gib": 0.5, "engine_args": {"enforce_eager": True}},
-        "buffer": {"max_staleness": 1},
+        "buffer": {"max_staleness": work.staleness},
         "trainer": {
             "ranks": 1,
             "groups_per_step": work.completions // GROUP,
