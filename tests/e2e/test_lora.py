@@ -122,7 +122,7 @@ def test_an_adapter_of_a_model_with_experts_is_pushed_merged_and_learns_over_two
         tmp_path / "run",
         cold_start_cache,
         f"model.path={cold_start}",
-        "sft=null",
+        "sft.steps=20",
         "lora={rank: 8, targets: [q_proj, o_proj, shared_experts.down_proj]}",
         "kl={coef: 0.001, estimator: unbiased, place: loss}",
         "run.steps=4",

@@ -6,6 +6,7 @@ process, as a supervised stage and then reinforcement learning do.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from rl.batch.micro_batch import MicroBatch, filler, lay_out
 from rl.batch.packing import pack
+from rl.learner.config import LoraConfig
 from rl.learner.learner import Learner
 from rl.weights.source import WeightSource, _pieces
 from tests.rl.learner import learner_fixtures as fixtures
@@ -130,6 +132,27 @@ def adapters_resumed(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         learner.close()
         if case is ADAPTER_CASES[WORLD][0]:
             results[case]["refused"] = refused_base(directory.parent / f"{case.kind}-other", case, checkpoint)
+    return results
+
+
+def dropped_out(directory: Path) -> dict[float, dict[str, Any]]:
+    """Do a step without and with dropout. Then the losses of two steps that change nothing, and whether the reference
+    policy's logprobs are twice the same."""
+    results = {}
+    for dropout in (0.0, 0.5):
+        lora = LoraConfig(rank=4, dropout=dropout)
+        learner = fixtures.learner(directory.parent / "llama", 1, 1, zero_stage=0, lora=lora)
+        step(learner)
+        losses = [learner.train_step(with_fillers(20), fixtures.objective, lr=0.0)["loss"] for _ in range(2)]
+        references = [row_logprobs(learner, reference=True) for _ in range(2)]
+        learner.export_adapter(directory / f"dropout-{dropout}")
+        exported = json.loads((directory / f"dropout-{dropout}" / "adapter_config.json").read_text())
+        results[dropout] = {
+            "losses": losses,
+            "reference": all(map(torch.equal, *references)),
+            "exported": exported["lora_dropout"],
+        }
+        learner.close()
     return results
 
 

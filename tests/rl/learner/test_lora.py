@@ -34,19 +34,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(models: Path) -> Results:
+def scenarios(models: Path) -> dict[int, list[dict[str, Any]]]:
+    """The results of each rank by scenario, by world size."""
+    more = {1: ["dropped_out"], 2: []}
     return {
-        world: [rank["adapters"] for rank in run_ranks(["adapters"], world, models / f"adapters{world}")]
+        world: run_ranks(["adapters", "adapters_resumed", *more[world]], world, models / f"adapters{world}")
         for world in ADAPTER_CASES
     }
 
 
 @pytest.fixture(scope="module")
-def resumed(results: Results, models: Path) -> Results:
-    return {
-        world: [rank["adapters_resumed"] for rank in run_ranks(["adapters_resumed"], world, models / f"resumed{world}")]
-        for world in ADAPTER_CASES
-    }
+def results(scenarios: dict[int, list[dict[str, Any]]]) -> Results:
+    return {world: [rank["adapters"] for rank in ranks] for world, ranks in scenarios.items()}
+
+
+@pytest.fixture(scope="module")
+def resumed(scenarios: dict[int, list[dict[str, Any]]]) -> Results:
+    return {world: [rank["adapters_resumed"] for rank in ranks] for world, ranks in scenarios.items()}
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +227,12 @@ def test_adapters_come_back_on_after_an_error(glm) -> None:
         raise RuntimeError
     assert not any(layer.disable_adapters for _, layer in adapted_layers(glm))
     assert all(p.requires_grad for n, p in glm.named_parameters() if ".lora_" in n)
+
+
+def test_dropout_is_at_work_in_training_and_leaves_the_reference_alone(
+    scenarios: dict[int, list[dict[str, Any]]],
+) -> None:
+    found = scenarios[1][0]["dropped_out"]
+    assert found[0.0]["losses"][0] == found[0.0]["losses"][1]
+    assert abs(found[0.5]["losses"][0] - found[0.5]["losses"][1]) > 1e-4
+    assert found[0.5]["reference"] and found[0.5]["exported"] == 0.5
