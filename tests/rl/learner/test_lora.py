@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scenarios(models: Path) -> dict[int, list[dict[str, Any]]]:
+def scenarios(models: Path) -> Results:
     """The results of each rank by scenario, by world size."""
     more = {1: ["dropped_out"], 2: []}
     return {
@@ -44,12 +44,12 @@ def scenarios(models: Path) -> dict[int, list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def results(scenarios: dict[int, list[dict[str, Any]]]) -> Results:
+def results(scenarios: Results) -> Results:
     return {world: [rank["adapters"] for rank in ranks] for world, ranks in scenarios.items()}
 
 
 @pytest.fixture(scope="module")
-def resumed(scenarios: dict[int, list[dict[str, Any]]]) -> Results:
+def resumed(scenarios: Results) -> Results:
     return {world: [rank["adapters_resumed"] for rank in ranks] for world, ranks in scenarios.items()}
 
 
@@ -230,7 +230,7 @@ def test_adapters_come_back_on_after_an_error(glm) -> None:
 
 
 def test_dropout_is_at_work_in_training_and_leaves_the_reference_alone(
-    scenarios: dict[int, list[dict[str, Any]]],
+    scenarios: Results,
 ) -> None:
     found = scenarios[1][0]["dropped_out"]
     assert found[0.0]["losses"][0] == found[0.0]["losses"][1]
