@@ -193,7 +193,11 @@ def inside_trl(work: Work, out: Path) -> None:
     if work.calls:
         tools = {"tools": [calculator]}
         tokenizer.parse_response = parse
-        tokenizer.response_schema = {"type": "object"}  # TRL asks whether there is one; `parse` stands for it
+        tokenizer.response_template = {}  # TRL asks whether there is one; `parse` stands for it
+        # TRL also wants a template that shows calls. It never renders a history again, so nothing else changes.
+        tokenizer.chat_template = tokenizer.chat_template.replace(
+            "message['content'] +", "message['content'] + (message.tool_calls | tojson if message.tool_calls else '') +"
+        )
     config = trl.GRPOConfig(
         output_dir=str(out.with_suffix("")),
         per_device_train_batch_size=work.completions,
