@@ -23,13 +23,15 @@ from rollout.cards import Card, SampleCard, TrajectoryCard
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A trajectory that is trained, with its advantage, the number of its group, and that of its first sample."""
+    """A trajectory that is trained, with its advantage, the number of its group, that of its first sample, and the
+    number of its trained tokens."""
 
     card: Card
     trajectory: TrajectoryCard
     advantage: Advantage
     group: int
     first: int
+    tokens: int
 
     def samples(self) -> list[tuple[int, SampleCard]]:
         """Its samples with trained tokens, by their numbers in the group."""
@@ -60,12 +62,13 @@ def train_rows(
             for members, values in zip(scored, estimated, strict=True)
         ]
     chosen = [
-        _Chosen(card, trajectory, value, number, first)
+        _Chosen(card, trajectory, value, number, first, tokens)
         for number, (card, values) in enumerate(zip(cards, estimated, strict=True))
         if values is not None
         for (first, trajectory), value in zip(_numbered(card), values, strict=True)
+        if (tokens := trajectory.trained_tokens)
     ]
-    return _rows([one for one in chosen if one.trajectory.trained_tokens], aggregation), shares
+    return _rows(chosen, aggregation), shares
 
 
 def _scored(trajectory: TrajectoryCard) -> Scored:
@@ -83,7 +86,7 @@ def _numbered(card: Card) -> Iterator[tuple[int, TrajectoryCard]]:
 
 
 def _rows(chosen: Sequence[_Chosen], aggregation: AggregationConfig) -> list[PlannedRow]:
-    tokens = sum(one.trajectory.trained_tokens for one in chosen)
+    tokens = sum(one.tokens for one in chosen)
     count = sum(len(one.samples()) for one in chosen)
     rows = []
     for one in chosen:
@@ -95,19 +98,19 @@ def _rows(chosen: Sequence[_Chosen], aggregation: AggregationConfig) -> list[Pla
                 case "sequence":
                     weight = 1 / (count * sample.trained_tokens)
                 case "trajectory":
-                    weight = 1 / (len(chosen) * one.trajectory.trained_tokens)
+                    weight = 1 / (len(chosen) * one.tokens)
                 case "fixed":
                     assert aggregation.length is not None, "rl.recipe.checks refuses fixed without a length"
                     weight = 1 / (len(chosen) * aggregation.length)
-            own = runs.take(sample.trained_tokens)
+            advantages, temperatures, counts = zip(*runs.take(sample.trained_tokens), strict=True)
             rows.append(
                 PlannedRow(
                     group=one.group,
                     sample=number,
                     length=sample.length,
-                    advantages=tuple(run.advantage for run in own),
-                    temperatures=tuple(run.temperature for run in own),
-                    counts=tuple(run.tokens for run in own),
+                    advantages=advantages,
+                    temperatures=temperatures,
+                    counts=counts,
                     weight=weight,
                 )
             )
@@ -130,6 +133,8 @@ class _Runs:
 
     def take(self, tokens: int) -> list[_Run]:
         """The runs of the next `tokens` tokens."""
+        if self._left[-1].tokens == tokens:
+            return [self._left.pop()]
         taken = []
         while tokens:
             run = self._left.pop()
@@ -144,16 +149,19 @@ class _Runs:
 def _runs(one: _Chosen) -> _Runs:
     trajectory, advantage = one.trajectory, one.advantage
     what = f"trajectory of task {one.card.task_id} in group {one.card.id}"
-    turns = list(zip(trajectory.turns.temperatures, trajectory.turns.lengths, strict=True))
-    _require_count(sum(tokens for _, tokens in turns), trajectory.trained_tokens, f"{what}: tokens of its turns")
+    temperatures, lengths = trajectory.turns.temperatures, trajectory.turns.lengths
+    _require_count(sum(lengths), one.tokens, f"{what}: tokens of its turns")
+    turns = list(zip(temperatures, lengths, strict=True))
     match advantage:
         case PerToken(values):
-            _require_count(len(values), trajectory.trained_tokens, f"{what}: trained tokens")
-            temperatures = [temperature for temperature, tokens in turns for _ in range(tokens)]
-            runs = [_Run(float(value), at, 1) for value, at in zip(values, temperatures, strict=True)]
+            _require_count(len(values), one.tokens, f"{what}: trained tokens")
+            each = [temperature for temperature, tokens in turns for _ in range(tokens)]
+            runs = [_Run(float(value), at, 1) for value, at in zip(values, each, strict=True)]
         case PerTurn(values):
             _require_count(len(values), len(turns), f"{what}: turns")
             runs = [_Run(float(value), at, tokens) for value, (at, tokens) in zip(values, turns, strict=True)]
+        case _ if temperatures.count(temperatures[0]) == len(temperatures):
+            runs = [_Run(float(advantage), temperatures[0], one.tokens)]
         case _:
             runs = [
                 _Run(float(advantage), at, sum(tokens for _, tokens in same))
