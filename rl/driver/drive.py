@@ -36,12 +36,11 @@ from rl.processes.signals import signal_handlers_kept
 from rl.processes.stopping import Stopped
 from rl.processes.tree import kill_run
 from rl.processes.watchdog import Watchdog
-from rl.recipe import marked_yaml
 from rl.recipe.changes import ChangedRecipe, check_resumable
 from rl.recipe.check_sources import needs_sandbox
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device
-from rl.recipe.resolved import derived, object_store_bytes, save_resolved
+from rl.recipe.resolved import derived, object_store_bytes, own_settings, save_resolved
 from rl.rundir.atomic import atomic_write_json
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
@@ -55,6 +54,10 @@ UPLOAD_S = 120.0
 """How long wandb may take to send the rest of a finished run; metrics.jsonl has all of it."""
 TRACKER_S = 10.0
 """The same for a run that did not finish: somebody may be waiting for it to exit."""
+
+
+TOLD = ("trajectories_per_step", "tokens_per_step_max", "gate_groups")
+"""What is told at the start of the batch arithmetic. The resolved recipe has all of it."""
 
 
 def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
@@ -147,8 +150,9 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     changes = [] if saved is None else check_resumable(directory.config, recipe)
     save_resolved(recipe, directory.config)
     console.title(f"sluice · {recipe.run.name}")
-    console.note(marked_yaml.dump(recipe.model_dump(mode="json")).rstrip())
-    console.settings({"recipe": str(directory.config)} | {name: str(value) for name, value in derived(recipe).items()})
+    console.sections(own_settings(recipe))
+    told = {name: str(value) for name, value in derived(recipe).items() if name in TOLD}
+    console.settings(told | {"every setting": str(directory.config)})
     if needs_sandbox(recipe):
         console.settings({"sandbox": isolation(recipe.sandbox)})
     if saved is not None:

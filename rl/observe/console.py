@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import Self, TextIO
 
@@ -31,9 +31,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from rl.observe.bottleneck import bottleneck
+from rl.observe.step_line import about, step_line
 
 _LABEL_WIDTH = 30
+_TOGETHER = ":\u00a0"
+"""Stands for a colon and a space between which no line is broken."""
 
 
 def duration(seconds: float) -> str:
@@ -46,66 +48,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def about(seconds: float) -> str:
-    """A rough duration: `~8 s`, `~12 min`, `~2 h 10 min`, `~14 h`, `~3 days`."""
-    if (whole := round(seconds)) < 60:
-        return f"~{whole} s"
-    if (minutes := round(seconds / 60)) < 60:
-        return f"~{minutes} min"
-    if (tens := round(seconds / 600)) < 60:
-        return f"~{tens // 6} h {tens % 6}0 min"
-    if (hours := round(seconds / 3600)) < 48:
-        return f"~{hours} h"
-    return f"~{round(seconds / 86400)} days"
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """A part of the step line, shown when the metric exists. On a narrow terminal, fields with the highest `rank` are
-    dropped first; rank 0 is never dropped."""
-
-    metric: str
-    label: str
-    show: Callable[[float], str]
-    rank: int = 0
-
-
-_FIELDS = (
-    _Field("reward/mean", "reward", lambda x: f"{x:5.2f}"),
-    _Field("reward/std", "±", lambda x: f"{x:.2f}", 5),
-    _Field("rollout/success", "success", lambda x: f"{x:4.0%}"),
-    _Field("loss/policy", "loss", lambda x: f"{x:+.3f}", 6),
-    _Field("mismatch/logprob_abs_mean", "Δlogprob", lambda x: f"{x:.1e}", 3),
-    _Field("staleness/max", "stale", lambda x: f"{x:.0f}", 4),
-    _Field("perf/tokens_per_s", "tok/s", lambda x: f"{x:5.0f}", 2),
-    _Field("time/step_s", "s", lambda x: f"{x:5.1f}"),
-    _Field("time/left_s", "left", about, 1),
-)
-_UNIT_LAST = {"tok/s", "s", "left"}
-
-
-def step_line(step: int, total: int, values: Mapping[str, float], width: int) -> Text:
-    """One line about a step, in at most `width` characters if possible. It always has the bottleneck and its knob."""
-    where, knob = bottleneck(values)
-    head = f"{step:>{len(str(total))}}/{total}"
-    fields = [field for field in _FIELDS if field.metric in values]
-    while True:
-        line = Text("  ").join(
-            [Text(head, style="bold"), *(_field_text(field, values[field.metric]) for field in fields)]
-        )
-        line.append_text(Text.assemble(("  · ", "dim"), (where, "yellow"), (" → ", "dim"), (knob, "cyan")))
-        droppable = [field for field in fields if field.rank]
-        if line.cell_len <= width or not droppable:
-            return line
-        fields.remove(max(droppable, key=lambda field: field.rank))
-
-
-def _field_text(field: _Field, value: float) -> Text:
-    number = (field.show(value), "")
-    label = (field.label, "dim")
-    return Text.assemble(number, " ", label) if field.label in _UNIT_LAST else Text.assemble(label, " ", number)
 
 
 class _Left(TimeRemainingColumn):
@@ -157,6 +99,17 @@ class Console:
         """Print aligned `name  value` lines, such as the derived batch arithmetic or the paths of the results."""
         for name, value in rows.items():
             self._print(Text.assemble("  ", (f"{name:<{_LABEL_WIDTH}}", "dim"), value))
+
+    def sections(self, rows: Mapping[str, str]) -> None:
+        """Print `name  text` for each. On a terminal a long text goes on below itself, and is broken at spaces."""
+        column = max(map(len, rows), default=0) + 4
+        width = self._rich.width if self.live else sys.maxsize
+        for name, text in rows.items():
+            wrapped = textwrap.wrap(text.replace(": ", _TOGETHER), max(width - column, 20), break_on_hyphens=False)
+            first, *others = [line.replace(_TOGETHER, ": ") for line in wrapped] or [""]
+            self._print(Text.assemble("  ", (name.ljust(column - 2), "dim"), first))
+            for line in others:
+                self._print(Text(" " * column + line))
 
     def note(self, text: str) -> None:
         self._print(Text(text))

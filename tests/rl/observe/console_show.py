@@ -8,6 +8,7 @@ VALUES = {
     "reward/mean": 0.625,
     "reward/std": 0.31,
     "rollout/success": 0.71,
+    "rollout/tokens_mean": 143.2,
     "loss/policy": -0.0123,
     "mismatch/logprob_abs_mean": 1.5e-7,
     "staleness/max": 1.0,
@@ -21,6 +22,9 @@ VALUES = {
 
 def show(console: Console) -> None:
     console.title("sluice")
+    console.sections(
+        {"run": "steps: 1", "tasks": "sources: [{environment: python}, {environment: store}], eval_size: 96"}
+    )
     with console.phase("starting Ray"), console.phase("starting vLLM engine"):
         pass
     for step in range(1, 41):

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 
 import pytest
 
-from rl.observe.console import Console, about, duration, step_line
+from rl.observe.bottleneck import bottleneck
+from rl.observe.console import Console, duration
+from rl.observe.step_line import about, step_line
 from rl.paths import REPOSITORY
 from tests.rl.observe.console_show import VALUES, show
 
@@ -18,22 +23,48 @@ from tests.rl.observe.console_show import VALUES, show
 def test_a_step_line_by_hand() -> None:
     """Labels stand before their numbers, units behind them; the line ends with the bottleneck and the knob."""
     assert step_line(3, 60, VALUES, 200).plain == (
-        " 3/60  reward  0.62  ± 0.31  success  71%  loss -0.012  Δlogprob 1.5e-07  stale 1    412 tok/s    2.3 s"
-        "  ~12 min left  · waiting for rollouts → inference.replicas"
+        " 3/60  reward  0.62  ± 0.31  success  71%  length  143  loss -0.012  Δlogprob 1.5e-07  stale 1    412 tok/s"
+        "    2.3 s  ~12 min left  · waiting for rollouts → inference.replicas"
     )
+    assert step_line(12, 60, VALUES, 120).plain == (
+        "12/60 reward 0.62 success 71% length 143 stale 1 412 tok/s ~12 min left · waiting for rollouts → "
+        "inference.replicas"
+    )
+    assert step_line(12, 60, VALUES, 60).plain == "12/60 r0.62 ok71% len143 old1 412t/s ~12m→inference.replicas"
 
 
-@pytest.mark.parametrize("width", [100, 120, 140])
-def test_a_narrow_step_line_drops_details_and_keeps_what_matters(width: int) -> None:
-    line = step_line(3, 60, VALUES, width).plain
-    assert len(line) <= width
-    for part in ("3/60", "reward", "success", "waiting for rollouts → inference.replicas"):
-        assert part in line
+ALL = ("reward/mean", "rollout/success", "rollout/tokens_mean", "staleness/max", "perf/tokens_per_s", "time/left_s")
+
+
+@pytest.mark.parametrize("longest", ["time/wait_rollouts_s", "time/train_s", "time/weight_sync_s", "time/turns_s"])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_at_usual_widths_one_line_has_all_that_matters(width: int, longest: str) -> None:
+    values = VALUES | {longest: 100.0}
+    line = step_line(12, 60, values, width).plain
+    assert len(line) <= width and line.endswith(bottleneck(values).knob)
+    numbers = ["12/60", "0.62", "71%", "1 ", "412", "~12"]
+    if width > 60 or longest != "time/weight_sync_s":  # whose key leaves no room for the length
+        numbers.append("143")
+    assert all(number in line for number in numbers)
+    assert len(step_line(1234, 5000, values | {"time/left_s": 36_000.0}, width).plain) <= width
+
+
+@pytest.mark.parametrize("width", range(20, 220, 7))
+def test_no_line_is_longer_than_its_terminal(width: int) -> None:
+    for values in (VALUES, {"reward/mean": 1.0, "time/train_s": 1.0}, {}):
+        assert len(step_line(3, 60, values, width).plain) <= width
+
+
+def test_a_step_that_trained_nothing_says_so() -> None:
+    values = {name: VALUES[name] for name in ALL}
+    assert step_line(3, 60, values, 200).plain.endswith("· nothing trained: equal rewards → rollout.group_size")
+    for width in (60, 80, 120):
+        assert step_line(3, 60, values, width).plain.endswith("equal rewards→rollout.group_size") or width == 120
 
 
 def test_metrics_that_are_absent_are_left_out() -> None:
-    assert step_line(1, 2, {"reward/mean": 1.0, "time/train_s": 1.0}, 80).plain == (
-        "1/2  reward  1.00  · training → trainer.ranks"
+    assert step_line(1, 2, {"reward/mean": 1.0, "loss/policy": 0.5, "time/train_s": 1.0}, 80).plain == (
+        "1/2  reward  1.00  loss +0.500  · training → trainer.ranks"
     )
 
 
@@ -149,10 +180,25 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
     assert "━" not in tail
 
 
-def _in_terminal(module: str) -> str:
-    """Run a module on a real pseudo-terminal and return what it writes."""
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_what_a_terminal_shows_fits_it_and_breaks_no_word(width: int) -> None:
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", _in_terminal("tests.rl.observe.console_show", width))
+    lines = [line.rstrip() for part in shown.split("\n") for line in part.split("\r")]
+    steps = [line for line in lines if re.search(r"\b1/1\b.*→", line)]
+    assert steps and all(line.endswith("inference.replicas") for line in steps)
+    longer = [line for line in lines if len(line) > width and "very/long" not in line]
+    assert longer == [], "only a path is never broken"
+    settings = " ".join(line.strip() for line in lines if line.startswith(("  tasks", " " * 9)))
+    assert "sources: [{environment: python}, {environment: store}], eval_size: 96" in settings
+    assert not any(line.endswith(":") for line in lines), "a key stays with its value"
+
+
+def _in_terminal(module: str, width: int = 120) -> str:
+    """Run a module on a real pseudo-terminal of that many columns and return what it writes."""
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("COLUMNS", None)
     child = subprocess.Popen([sys.executable, "-m", module], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     chunks = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from rl.advantages.config import GrpoSettings, ReinforceSettings
 from rl.losses.config import ClippedSettings, LossSettings
+from rl.observe.console import Console
 from rl.paths import REPOSITORY
 from rl.recipe.load import RecipeError, load_recipe
-from rl.recipe.resolved import derived, resolved_text, save_resolved
+from rl.recipe.resolved import derived, own_settings, resolved_text, save_resolved
 from rollout.chat.config import Glm45Settings, RendererSettings
 
 SMALL = """\
@@ -393,3 +395,25 @@ def test_a_model_that_is_still_to_be_fetched_is_named_with_the_command(tmp_path:
         pytest.skip("reasoning-gym is not installed")
     with pytest.raises(ValueError, match=r"models/no-such is not there yet: run \./launch\.sh model no-such"):
         load_recipe(REPOSITORY / "recipes/smollm2_lora.yaml", ["model.path=models/no-such"])
+
+
+def test_what_a_recipe_sets_itself_is_told_by_section() -> None:
+    told = own_settings(load_recipe("recipes/quickstart.yaml", ["lora={}", "buffer.max_staleness=1"]))
+    assert told["run"] == "name: quickstart, steps: 48"
+    assert told["tasks"] == "sources: [{environment: python}, {environment: store}], eval_size: 96"
+    assert told["trainer"] == "expert_parallel: 2, token_budget: 4096, optimizer: {lr: 0.0005}"
+    assert told["lora"] == "all defaults"
+    assert not {"buffer", "advantage", "loss", "correction", "algorithm"} & told.keys(), "they are the defaults"
+    told = own_settings(load_recipe("recipes/quickstart.yaml", ["algorithm=reinforce", "loss.clip_high=0.5"]))
+    assert (told["algorithm"], told["loss"]) == ("reinforce", "name: clipped, clip_high: 0.5")
+    assert "advantage" not in told, "the preset says it"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_start_tells_less_than_a_screen_of_settings(path: Path) -> None:
+    recipe = load_recipe(path, ["model.path=owner/name", "model.renderer=chatml"])
+    stream = io.StringIO()
+    console = Console(steps=1, stream=stream)
+    console.live, console._rich.width = True, 80
+    console.sections(own_settings(recipe))
+    assert stream.getvalue().count("\n") <= 24
