@@ -112,13 +112,13 @@ class Console:
                 self._print(Text(" " * column + line))
 
     def note(self, text: str) -> None:
-        self._print(Text(text))
+        self._say(Text(text))
 
     def warn(self, text: str) -> None:
-        self._print(Text.assemble(("warning: ", "bold yellow"), text))
+        self._say(Text.assemble(("warning: ", "bold yellow"), text))
 
     def error(self, text: str) -> None:
-        self._errors.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+        self._errors.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=not self.live)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -201,6 +201,10 @@ class Console:
                 for task in progress.task_ids:
                     progress.remove_task(task)
             self._display.stop()
+
+    def _say(self, text: Text) -> None:
+        """Print sentences. A terminal breaks them between words."""
+        self._rich.print(text, soft_wrap=not self.live)
 
     def _print(self, text: Text) -> None:
         self._rich.print(text, soft_wrap=True)

@@ -31,6 +31,7 @@ def show(console: Console) -> None:
         console.stage_step("supervised cold start", step, 40, 3.0 - step / 40)
     console.step(1, VALUES)
     console.warn("[bold]not markup[/bold]")
+    console.note("one sentence of many words, " * 8 + "end")
     console.summary(
         "done: 1 step",
         before={"held-out success": 0.31},

@@ -191,6 +191,9 @@ def test_what_a_terminal_shows_fits_it_and_breaks_no_word(width: int) -> None:
     settings = " ".join(line.strip() for line in lines if line.startswith(("  tasks", " " * 9)))
     assert "sources: [{environment: python}, {environment: store}], eval_size: 96" in settings
     assert not any(line.endswith(":") for line in lines), "a key stays with its value"
+    words = {"one", "sentence", "of", "many", "words,", "end"}
+    said = [line.split() for line in lines if line and set(line.split()) <= words]
+    assert sum(line.count("words,") for line in said) == 8 and len(said) > 1, "sentences are broken between words"
 
 
 def _in_terminal(module: str, width: int = 120) -> str:
