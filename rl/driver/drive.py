@@ -56,7 +56,7 @@ TRACKER_S = 10.0
 """The same for a run that did not finish: somebody may be waiting for it to exit."""
 
 
-TOLD = ("trajectories_per_step", "tokens_per_step_max", "gate_groups")
+TOLD = ("trajectories_per_step", "tokens_per_step_max", "gate_groups", "object_store_mb")
 """What is told at the start of the batch arithmetic. The resolved recipe has all of it."""
 
 
