@@ -26,14 +26,19 @@ ON_CPU = (
 )
 
 
-def test_experts_are_trained_and_act_by_turns_on_the_same_devices(
+def test_a_model_with_experts_and_its_engines_take_turns(
     cold_start: Path, cold_start_cache: Path, tmp_path: Path
 ) -> None:
+    """All weights are pushed: the adapter of a model with experts is merged into them. It is trained by a supervised
+    stage first."""
     run = launch(
         tmp_path / "run",
         cold_start_cache,
         *ON_CPU,
         f"model.path={cold_start}",
+        "lora={rank: 8, targets: [q_proj, o_proj, shared_experts.down_proj]}",
+        "kl={coef: 0.001, estimator: unbiased, place: loss}",
+        "sft={dataset: oracle, rows: 100, steps: 10, tokens_per_step: 1200, optimizer: {lr: 1e-3}}",
         "run.steps=3",
         "tasks.eval_size=8",
         "rollout.workers=1",
@@ -47,7 +52,7 @@ def test_experts_are_trained_and_act_by_turns_on_the_same_devices(
         "trainer.expert_parallel=2",
         "trainer.groups_per_step=4",
         "trainer.token_budget=4096",
-        "trainer.optimizer.lr=5e-4",
+        "trainer.optimizer.lr=3e-3",
         "weight_sync.bucket_mb=1",
         "weight_sync.verify_every=1",
         "checkpoint.every=2",
@@ -59,14 +64,17 @@ def test_experts_are_trained_and_act_by_turns_on_the_same_devices(
     assert set(run.column("policy/verified_engines")) == {2.0}
     assert max(run.column("staleness/max")) == 0
     assert len(run.column("time/turns_s")) >= 3
+    assert "parameters are trained, in down_proj (1), o_proj (2), q_proj (2)" in run.output
     before, after = weights_of(cold_start), weights_of(Path(run.summary["hf_export"]))
-    assert sum(not torch.equal(before[name], after[name]) for name in before) > 20
+    changed = {name.rpartition("layers.")[2] for name in before if not torch.equal(before[name], after[name])}
+    attention = {f"{layer}.self_attn.{leaf}.weight" for layer in (0, 1) for leaf in ("q_proj", "o_proj")}
+    assert changed == {*attention, "1.mlp.shared_experts.down_proj.weight"}
     for replica in range(2):
         log = (run.directory / "logs" / f"engine-{replica}.log").read_text()
         turns = log.count("sleep mode is not supported on CPU")
-        # One at the start, one before each step, one for the checkpoint after step 2 and the last: vLLM's worker warns
-        # of each sleep, and of both parts of each waking.
-        assert turns == 3 * (1 + 3 + 2)
+        # The trainer has a turn at the start, for each step, for the checkpoints after steps 2 and 3, and to merge the
+        # adapter. vLLM's worker warns of each sleep, and of both parts of each waking.
+        assert turns == 3 * (1 + 3 + 2 + 1)
 
 
 def test_a_death_during_the_trainers_turn_ends_the_run_which_is_resumed(

@@ -27,7 +27,7 @@ def test_it_knows_the_verbs() -> None:
         ("quickstart.yaml", "did you mean 'recipes/quickstart.yaml'?"),
         (
             "recipes",
-            "is a directory; give a recipe file (in it are: recipes/agent_rl.yaml, recipes/quickstart.yaml, ",
+            "is a directory; give a recipe file (in it are: recipes/agent_rl.yaml, recipes/lora_single_gpu.yaml, ",
         ),
         ("tests", "is a directory; give a recipe file (in it are: none)"),
         ("zzzzzz", "./launch.sh --help lists the verbs"),
