@@ -7,7 +7,6 @@ neither trained nor part of any baseline.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,10 +66,7 @@ class Baseline:
     def of(cls, rewards: Sequence[float], normalize_std: bool) -> Baseline:
         """The baseline of `rewards`. With normalize_std the scale is their population standard deviation (divided by
         n, not n - 1) + EPSILON, else 1."""
-        mean = statistics.fmean(rewards)
-        if not normalize_std:
-            return cls(mean, 1.0)
-        return cls(mean, math.sqrt(statistics.fmean((reward - mean) ** 2 for reward in rewards)) + EPSILON)
+        return cls(statistics.fmean(rewards), statistics.pstdev(rewards) + EPSILON if normalize_std else 1.0)
 
     def advantage(self, reward: float) -> float:
         return (reward - self.mean) / self.scale

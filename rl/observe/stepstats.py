@@ -5,7 +5,6 @@ Pure functions. The metrics have the names of `rl.observe.metrics`.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,11 +35,10 @@ def rollout_metrics(cards: Sequence[Card]) -> dict[str, float]:
     if not usable:
         return metrics
     rewards = [_reward(t) for t in usable]
-    mean = statistics.fmean(rewards)
     calls = sum(t.metrics.get("tool_calls", 0.0) for t in usable)
     metrics |= {
-        "reward/mean": mean,
-        "reward/std": math.sqrt(statistics.fmean((reward - mean) ** 2 for reward in rewards)),
+        "reward/mean": statistics.fmean(rewards),
+        "reward/std": statistics.pstdev(rewards),
         "rollout/success": success_share(usable),
         "rollout/turns_mean": statistics.fmean(len(t.turns) for t in usable),
         "rollout/tokens_mean": statistics.fmean(t.trained_tokens for t in usable),

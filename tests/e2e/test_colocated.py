@@ -90,14 +90,14 @@ def test_a_death_during_the_trainers_turn_ends_the_run_which_is_resumed(
         "trainer.token_budget=1024",
     )
     with launched(directory, cold_start_cache, "run.steps=500", *settings, recipe=recipe) as first:
-        first.wait_until(lambda: first.steps_done() >= 2, "step 2")
+        first.wait_until((directory / "checkpoints" / "step-000002").is_dir, "the first checkpoint")
         os.kill(first.pid_of("trainer-0"), signal.SIGSTOP)
         time.sleep(5)  # by now the trainer is waited for: the engine is asleep, or has no KV cache
         os.kill(first.pid_of("engine-0"), signal.SIGKILL)
         check_end(first, 1, "process engine-0 died")
     run = launch(directory, cold_start_cache, "run.steps=4", "resume=must", *settings, recipe=recipe)
     assert run.code == 0, run.output[-4000:]
-    assert "resuming after step 2" in run.output
+    assert "resuming after step" in run.output
     assert run.summary["steps"] == 4
     assert run.summary["mismatch_logprob_abs_mean"] < PARITY
     assert Path(run.summary["hf_export"]).is_dir(), "the merged adapter"
