@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.advantages.common import EPSILON, Advantages, Scored
+from rl.advantages.common import EPSILON, Advantages, Baseline, Scored
 from rl.advantages.config import GrpoSettings, ReinforceSettings
 from rl.advantages.grpo import grpo
 from rl.advantages.reinforce import reinforce
@@ -71,3 +71,9 @@ def test_advantages_are_centred_ordered_and_finite(rewards: list[list[float]], s
             assert all(math.isfinite(v) for v in values)
             best = max(range(len(values)), key=given_rewards.__getitem__)
             assert values[best] == max(values)
+
+
+def test_rewards_of_any_size_have_a_deviation() -> None:
+    """A square of 1e300 does not fit a float, and raises in Python."""
+    baseline = Baseline.of([1e300, -1e300], normalize_std=True)
+    assert [baseline.advantage(reward) for reward in (1e300, -1e300)] == [1.0, -1.0]
