@@ -250,7 +250,7 @@ def resume_second(directory: Path) -> dict[str, Any]:
 
 
 def turns(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Do three steps of every case without a turn of an inference engine between them, and with one."""
+    """Do two steps of every case without a turn of an inference engine after each, and with one."""
     results = {}
     for case in TURN_CASES[WORLD]:
         found = {}
@@ -264,7 +264,7 @@ def turns(directory: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
                 lora=case.lora,
             )
             stats = []
-            for _ in range(3):
+            for _ in range(2):
                 stats.append(step(learner))
                 if between:
                     found["turn"] = turn(learner)
