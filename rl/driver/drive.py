@@ -129,12 +129,9 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
         return Ending(code=NOTHING_STARTED, reason=str(error))
     except Stopped as stop:
         return Ending(code=stop.code, reason=str(stop))
-    except (KeyboardInterrupt, SystemExit) as error:  # raised by Ray's handlers
-        signum = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-        return Ending(code=128 + signum, reason=signum.name)
     except (ProcessFailure, TooManyFailures, Diverged) as failure:
         return Ending(code=1, reason=str(failure))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log = session.directory.logs / "driver.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         return Ending(code=1, reason=f"the driver failed: {type(error).__name__}: {error}; its traceback: {log}")

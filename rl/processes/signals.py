@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from rl.processes.tree import kill_tree
 
@@ -30,23 +31,21 @@ def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
 
 @contextlib.contextmanager
 def signal_handlers_kept(callback: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """`install_signal_handlers` around code that installs handlers of its own, as ray.init does.
+    """`install_signal_handlers` around code that installs handlers of its own, as ray.init does: it cannot.
 
-    A signal that reaches one of those handlers is not lost: Python also writes its number to a pipe of ours, and
-    `callback` is called at the end. (Ray's handler for SIGTERM raises SystemExit. That exception is lost when it is
-    raised inside a callback of the garbage collector or of a lock.)
+    Ray's handler for SIGTERM raises SystemExit wherever the main thread is. Raised inside a callback of the garbage
+    collector or of a fork, that exception is lost; and raised where `logging` gives its lock back after a fork, it
+    leaves the lock taken, so that Ray's own shutdown waits for ever.
     """
     install_signal_handlers(callback)
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    install = signal.signal
+    signal.signal = _keep
     try:
         yield
     finally:
-        install_signal_handlers(callback)
-        signal.set_wakeup_fd(before)
-        os.close(writer)
-        with open(reader, "rb") as came:
-            for signum in came.read():
-                if signum in (signal.SIGINT, signal.SIGTERM):
-                    callback(signal.Signals(signum))
+        signal.signal = install
+
+
+def _keep(signalnum: int, handler: Any) -> Any:
+    """`signal.signal` that installs nothing."""
+    return signal.getsignal(signalnum)
