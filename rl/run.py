@@ -72,7 +72,7 @@ def train(run: Session) -> None:
 def supervised(run: Session, model: str) -> str:
     """Run the stage `sft`: train on demonstrations. Its result is what reinforcement learning starts from."""
     with run.phase("preparing the starting model"):
-        return cold_start(run.recipe, run.calls, run.cluster.trainers, run.supervised_step)
+        return cold_start(run.recipe, run.calls, run.cluster.trainers, run.supervised_step, run.console.warn)
 
 
 def reinforcement(run: Session, model: str) -> str:

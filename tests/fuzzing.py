@@ -23,9 +23,8 @@ from rollout.chat.demonstrations import render_demonstration
 from rollout.plain import plain
 from rollout.tasks.config import TasksConfig
 from rollout.tasks.conversation import read_demonstration, read_tools
-from rollout.tasks.rows import read_rows
 from rollout.tasks.stream import task_stream
-from tests.support import glm45, task_source
+from tests.support import glm45, rows_of, task_source
 
 QUICKSTART = (REPOSITORY / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
 TOOL = {
@@ -138,7 +137,7 @@ def fuzz_demonstration(rng: random.Random, folder: Path) -> None:
     path.write_text(json.dumps(mutated(DEMONSTRATION, rng)), encoding="utf-8")
     chat = glm45()
     try:
-        (row,) = read_rows(str(path))
+        (row,) = rows_of(str(path))
         messages = read_demonstration(row.values, row.where)
         tools = read_tools(row.values.get("tools"), f"{row.where}: field 'tools'")
         thinking = rng.random() < 0.5

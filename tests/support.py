@@ -18,7 +18,8 @@ from rollout.chat.config import RendererSettings
 from rollout.chat.registry import load_chat
 from rollout.envs.config import EnvironmentSettings
 from rollout.envs.registry import make_environment
-from rollout.tasks.config import TaskSource
+from rollout.tasks.config import DatasetConfig, TaskSource
+from rollout.tasks.rows import NamedRow, Skipped, from_rows
 
 if TYPE_CHECKING:
     import pytest
@@ -50,7 +51,16 @@ def environment(name: str, **settings: Any) -> Any:
 
 
 def task_source(environment: str, /, **keys: Any) -> TaskSource:
+    """A source; datasets may be given by their paths, as in a recipe."""
+    for name in ("dataset", "eval_dataset"):
+        if isinstance(keys.get(name), str):
+            keys[name] = DatasetConfig(path=keys[name])
     return TaskSource(environment=environment_settings(environment), **keys)
+
+
+def rows_of(path: str, **keys: Any) -> list[NamedRow]:
+    """All rows of a dataset."""
+    return list(from_rows(DatasetConfig(path=path, **keys), lambda row: row, Skipped(path)))
 
 
 def source(environment: str, /, sandbox: Sandbox | None = None, **keys: Any) -> Source:

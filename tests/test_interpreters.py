@@ -46,7 +46,7 @@ NEED_MORE = (
     *("rl/observe/test_tracking.py", "rollout/chat", "rollout/cpu", "rollout/engine"),
     *("rollout/lora", "rollout/transfer"),
     *("rollout/agent/test_replay.py", "rollout/agent/test_deadline.py", "rollout/tasks/test_stream.py"),
-    *("rollout/envs/test_reasoning.py",),
+    *("rollout/envs/test_reasoning.py", "rollout/tasks/test_hub.py"),
 )
 """Tests that are left out, as paths under tests/. They need torch, transformers, Ray, wandb, datasets or mypy, look at
 the whole environment, or wait for deadlines."""

@@ -32,12 +32,12 @@ from rl.observe.console import Console, duration
 from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
-from rl.processes.signals import signal_handlers_kept
+from rl.processes.signals import install_signal_handlers, signal_handlers_kept
 from rl.processes.stopping import Stopped
 from rl.processes.tree import kill_run
 from rl.processes.watchdog import Watchdog
 from rl.recipe.changes import ChangedRecipe, check_resumable
-from rl.recipe.check_sources import needs_sandbox
+from rl.recipe.check_sources import has_datasets, needs_sandbox, row_problems
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device
 from rl.recipe.resolved import derived, object_store_bytes, own_settings, save_resolved
@@ -45,10 +45,11 @@ from rl.rundir.atomic import atomic_write_json
 from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
-from rl.rundir.runstate import UnreadableState, read_state
+from rl.rundir.runstate import UnreadableState, read_buffer, read_state
 from rollout.buffer.buffer import BufferState, TooManyFailures
 from rollout.buffer.ledger import counts_of
 from rollout.store import eventlog
+from rollout.tasks.stream import task_stream
 
 UPLOAD_S = 120.0
 """How long wandb may take to send the rest of a finished run; metrics.jsonl has all of it."""
@@ -112,6 +113,12 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
         cluster.calls.stop.interrupt(signum.name, 128 + signum)
 
     try:
+        install_signal_handlers(on_signal)
+        if has_datasets(recipe):
+            with cluster.calls.stop.interruptible():
+                problems = _row_problems(session)
+            if problems:
+                return Ending(code=NOTHING_STARTED, reason="; ".join(problems))
         starting = "starting Ray" if recipe.run.ray_address is None else "joining the Ray cluster"
         with signal_handlers_kept(on_signal), session.phase(starting):
             hardware = cluster.connect(recipe.run.ray_address, object_store_bytes(recipe))
@@ -191,6 +198,26 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         forecast=Forecast(recipe.run.steps, {"checkpoint": recipe.checkpoint.every, "eval": recipe.eval.every}),
     )
     return session
+
+
+def _row_problems(session: Session) -> list[str]:
+    """What is wrong with the rows of folders and of the hub, and with those that a resumed run goes on with.
+
+    Here and not before the driver is forked: `datasets` starts threads, and may download for a long time.
+    """
+    recipe = session.recipe
+    with session.phase("reading the datasets"):
+        problems = [problem.text for problem in row_problems(recipe, local=False)]
+        saved = session.checkpoints.latest()
+        if problems or saved is None or not (meant := read_buffer(saved).tasks):
+            return problems
+        if task_stream(recipe.tasks, "train", recipe.run.seed).digest == meant:
+            return []
+    names = " or ".join(source.dataset.path for source in recipe.tasks.sources if source.dataset is not None)
+    return [
+        f"the rows of {names} are not those that this run began with, so that its ledger would mean other tasks: "
+        "resume with the former rows, or name another run.dir"
+    ]
 
 
 def _check_ledger(directory: RunDir, buffer: BufferState | None) -> None:

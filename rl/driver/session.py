@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from rollout.actors.buffer import TakeAnswer
 from rollout.buffer.buffer import BufferState
 from rollout.cards import Card
 from rollout.store.shared import RunFolder
+from rollout.types import Task
 
 STALE = "reissued/stale"
 
@@ -79,6 +80,8 @@ class Session:
     forecast: Forecast
     engines_started: Started = field(default_factory=dict)
     buffer_began: Started = field(default_factory=dict)
+    held_out: Sequence[Task] = ()
+    """The tasks of every evaluation, once they have been read."""
     turns: Split = field(default_factory=Split)
     first_segment: int = 0
     """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
@@ -126,6 +129,7 @@ class Session:
             self.watchdog.beat(f"{answer.arrivals} groups finished")
         self.step.arrivals, self.step.waiting_for = answer.arrivals, answer.waiting_for
         self.step.count_tasks(answer.counts)
+        self.step.values["tasks/skipped_rows"] = float(answer.skipped_rows)
 
     def waiting(self) -> str:
         """A sentence that says who waits for whom, as far as the driver knows."""

@@ -20,6 +20,7 @@ from rl.weights.publish import PublishError
 from rollout.cards import Card
 from rollout.store.retention import needed, trim
 from rollout.tasks.stream import EVAL_SEED, task_stream
+from rollout.types import Task
 
 TAKE_POLL_S = 5.0
 """How long the buffer waits in one `take` for enough groups before it answers with its state alone."""
@@ -116,7 +117,7 @@ def evaluate(run: Session) -> dict[str, float]:
         TooManyFailures: infrastructure failures left too few trajectories to judge.
     """
     recipe, cluster = run.recipe, run.cluster
-    tasks = task_stream(recipe.tasks, "eval", EVAL_SEED).once()
+    tasks = run.held_out = run.held_out or _held_out(run)
     # Requests are named by position, because tasks of a dataset may share an id, and requests must not.
     arguments = [(f"eval-{run.progress.version}-{position}", task) for position, task in enumerate(tasks)]
     workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
@@ -127,6 +128,13 @@ def evaluate(run: Session) -> dict[str, float]:
     values = eval_metrics(cards)
     run.log(values)
     return values
+
+
+def _held_out(run: Session) -> list[Task]:
+    stream = task_stream(run.recipe.tasks, "eval", EVAL_SEED)
+    for left_out in stream.skipped:
+        run.console.warn(f"evaluation: {left_out}")
+    return stream.once()
 
 
 def due(step: int, every: int) -> bool:

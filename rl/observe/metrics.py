@@ -83,6 +83,7 @@ _METRICS = (
     Metric("moe/load_max_over_mean", "ratio", "Busiest expert's tokens over the mean; 1 is balanced. Worst layer."),
     Metric("optim/lr", "1/step", "Learning rate of the step."),
     Metric("optim/grad_norm", "norm", "Global gradient norm before clipping."),
+    Metric("tasks/skipped_rows", "count", "Rows of the training datasets that `on_bad_row: skip` has left out so far."),
     Metric("perf/tokens_per_s", "tokens/s", "Trained tokens over the wall time of the step."),
     Metric("perf/trained_tokens", "tokens", "Tokens that carried loss in the step."),
     Metric("perf/sampled_tokens_per_s", "tokens/s", "Tokens the step's trajectories sampled over its wall time."),

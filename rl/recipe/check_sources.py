@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from rewards.compose import TOTAL, check_parts
@@ -15,16 +17,18 @@ from rl.sft.config import ORACLE
 from rollout.agent.source import Source
 from rollout.contracts import Demonstrator
 from rollout.envs.registry import make_environment
-from rollout.tasks.config import TaskSource
+from rollout.tasks.config import DatasetConfig, TaskSource
 from rollout.tasks.conversation import read_demonstration, read_tools
-from rollout.tasks.dataset import dataset_tasks
-from rollout.tasks.rows import read_rows
+from rollout.tasks.dataset import dataset_of, dataset_tasks, every_task
+from rollout.tasks.files import SUFFIXES
+from rollout.tasks.rows import NamedRow, Skipped, from_rows, is_of_files, local_files
+from rollout.tasks.slices import parse_slice
 from rollout.types import Split
 
-DATA_SUFFIXES = (".jsonl", ".parquet")
-"""Suffixes of the files that rollout.tasks.rows reads."""
-OTHER_DATA = (".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip")
-"""Suffixes of files that it does not read. No Hugging Face name has them, so such a name is a mistake."""
+OTHER_DATA = (".txt", ".xlsx", ".pkl", ".gz", ".zst", ".zip")
+"""Suffixes of files of data that nothing here reads. No Hugging Face name has them, so such a name is a mistake."""
+FIRST_ROWS = 100
+"""Rows of a streamed dataset that are checked before a run begins."""
 
 
 def source_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -39,40 +43,59 @@ def source_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def row_problems(recipe: Recipe, *, local: bool) -> Iterator[Problem]:
-    """The first problem with the rows of each dataset: those of files, or else those of Hugging Face."""
-    for key, dataset, check in _row_checks(recipe):
-        if _is_local_path(dataset) == local:
+    """The first problem with the rows of each dataset: those of files, or else those of folders and of the hub, which
+    are read through `datasets`."""
+    for key, dataset, check in _datasets(recipe):
+        if (is_of_files(dataset.path) or bool(local_files(dataset.path))) == local:
             try:
-                check()
+                check(dataset)
             except ValueError as error:
                 yield Problem(key, f"{key}: {error}")
 
 
-def _row_checks(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], object]]]:
-    """For each dataset its key in the recipe, its name, and what reads all of its rows."""
+Check = Callable[[DatasetConfig], object]
+"""Reads all rows of a dataset, or the first ones of a streamed dataset. Raises ValueError where one is bad."""
+
+
+def _datasets(recipe: Recipe) -> Iterator[tuple[str, DatasetConfig, Check]]:
+    """Every dataset with its key in the recipe and its check."""
     for index, source in enumerate(recipe.tasks.sources):
-        if source.dataset is not None:
-            key = f"tasks.sources.{index}"
-            yield f"{key}.dataset", source.dataset, partial(_check_tasks, source, "train")
-            if source.eval_dataset is not None or source.eval_split is not None:
-                dataset = source.eval_dataset or source.dataset
-                yield f"{key}.eval_dataset", dataset, partial(_check_tasks, source, "eval")
-    if recipe.sft is not None and recipe.sft.dataset != ORACLE:
-        yield "sft.dataset", recipe.sft.dataset, partial(_check_demonstrations, recipe.sft.dataset)
+        splits: tuple[tuple[Split, str], ...] = (
+            ("train", "dataset"),
+            ("eval", "eval_split" if source.eval_dataset is None else "eval_dataset"),
+        )
+        for split, name in splits if source.sets_apart else splits[:1]:
+            if (dataset := dataset_of(source, split)) is not None:
+                yield f"tasks.sources.{index}.{name}", dataset, partial(_check_tasks, source, split)
+    for index, one in enumerate(recipe.sft.datasets if recipe.sft is not None else ()):
+        key = f"sft.mixture.{index}.dataset" if recipe.sft and recipe.sft.mixture else "sft.dataset"
+        yield key, one.dataset, _check_demonstrations
 
 
-def _check_tasks(source: TaskSource, split: Split) -> None:
+def _check_tasks(source: TaskSource, split: Split, dataset: DatasetConfig) -> None:
     try:
         spec = make_environment(source.environment)
     except ValueError:  # reported elsewhere
         return
-    dataset_tasks(source, spec, split)
+    if dataset.streaming:
+        deque(islice(every_task(source, dataset, spec, Skipped(dataset.path)), FIRST_ROWS), maxlen=0)
+    else:
+        dataset_tasks(source, spec, split)
 
 
-def _check_demonstrations(dataset: str) -> None:
-    for row in read_rows(dataset):
-        read_demonstration(row.values, row.where)
-        read_tools(row.values.get("tools"), f"{row.where}: field 'tools'")
+def _check_demonstrations(dataset: DatasetConfig) -> None:
+    rows = from_rows(dataset, _check_demonstration, Skipped(dataset.path))
+    deque(islice(rows, FIRST_ROWS) if dataset.streaming else rows, maxlen=0)
+
+
+def _check_demonstration(row: NamedRow) -> None:
+    read_demonstration(row.values, row.where)
+    read_tools(row.values.get("tools"), f"{row.where}: field 'tools'")
+
+
+def has_datasets(recipe: Recipe) -> bool:
+    """Whether the recipe has tasks or demonstrations that are rows."""
+    return any(True for _ in _datasets(recipe))
 
 
 def needs_sandbox(recipe: Recipe) -> bool:
@@ -122,7 +145,7 @@ def _scoring(recipe: Recipe, config: TaskSource, key: str) -> Iterator[Problem]:
         yield Problem(
             f"{key}.rewards", f"{key}.rewards: environment {config.label!r} has no rewards of its own; name some"
         )
-    wants_oracle = recipe.sft is not None and recipe.sft.dataset == ORACLE
+    wants_oracle = recipe.sft is not None and recipe.sft.shown_by_oracle
     if wants_oracle and not isinstance(make_environment(config.environment), Demonstrator):
         yield Problem(
             "sft.dataset",
@@ -135,30 +158,44 @@ FETCHED = "models/"
 
 
 def _files(recipe: Recipe) -> Iterator[Problem]:
-    datasets = []
-    if recipe.sft is not None and recipe.sft.dataset != ORACLE:
-        datasets.append(("sft.dataset", recipe.sft.dataset))
-    for index, source in enumerate(recipe.tasks.sources):
-        for name, value in (("dataset", source.dataset), ("eval_dataset", source.eval_dataset)):
-            if value is not None:
-                datasets.append((f"tasks.sources.{index}.{name}", value))
-    for key, value in datasets:
-        if Path(value).suffix not in DATA_SUFFIXES and (Path(value).suffix in OTHER_DATA or os.path.isfile(value)):
+    path = recipe.model.path
+    if path.startswith(FETCHED) and not os.path.exists(path):
+        name = path.removeprefix(FETCHED)
+        yield Problem("model.path", f"model.path={path} is not there yet: run ./launch.sh model {name}")
+    if _is_local_path(path) and not os.path.exists(path):
+        yield _missing("model.path", path)
+    for key, dataset, _ in _datasets(recipe):
+        yield from _part(key, dataset)
+        path, suffix = dataset.path, Path(dataset.path).suffix
+        if suffix not in SUFFIXES and (suffix in OTHER_DATA or os.path.isfile(path)):
             yield Problem(
                 key,
-                f"{key}={value:.300} cannot be read; use a {' or '.join(DATA_SUFFIXES)} file or a Hugging Face "
+                f"{key}={path:.300} cannot be read; use a {', '.join(SUFFIXES)} file, a folder or a Hugging Face "
                 "dataset name",
             )
-    if recipe.model.path.startswith(FETCHED) and not os.path.exists(recipe.model.path):
-        name = recipe.model.path.removeprefix(FETCHED)
-        yield Problem("model.path", f"model.path={recipe.model.path} is not there yet: run ./launch.sh model {name}")
-    for key, value in [("model.path", recipe.model.path), *datasets]:
-        if _is_local_path(value) and not os.path.exists(value):
-            yield Problem(
-                key, f"{key}={value:.300} does not exist; paths are looked up from {Path.cwd()} and from the repository"
-            )
+        elif (_is_local_path(path) or is_of_files(path)) and not (local_files(path) or os.path.isdir(path)):
+            yield _missing(key, path)
+
+
+def _part(key: str, dataset: DatasetConfig) -> Iterator[Problem]:
+    split = key if key.endswith("eval_split") else f"{key}.split"
+    try:
+        part = parse_slice(dataset.split)
+    except ValueError as error:
+        yield Problem(split, f"{split}: {error}")
+        return
+    if dataset.streaming and part.needs_length:
+        yield Problem(
+            split, f"{split}={dataset.split}: a stream has no length; give the bounds as row numbers, as in train[100:]"
+        )
+
+
+def _missing(key: str, path: str) -> Problem:
+    return Problem(
+        key, f"{key}={path:.300} does not exist; paths are looked up from {Path.cwd()} and from the repository"
+    )
 
 
 def _is_local_path(name: str) -> bool:
-    """Whether a name can only be a path: a Hugging Face name is `name` or `owner/name`, without a data suffix."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in DATA_SUFFIXES
+    """Whether a name can only be a path: a Hugging Face name is `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1

@@ -34,6 +34,8 @@ from rl.recipe.overrides import apply, expand_shorthands
 from rl.recipe.presets import fill_from_preset
 from rl.recipe.sections import dotted, is_choice, model_at, parts, section_of, unknown_key
 from rollout.chat.config import RendererSettings
+from rollout.tasks.config import DatasetConfig
+from rollout.tasks.rows import local_files
 
 _CHARACTERS = 700
 """The most characters of a message, which may quote what somebody wrote."""
@@ -159,10 +161,15 @@ def _resolve_paths(recipe: Recipe) -> Recipe:
     """Make model and dataset paths absolute, so that no process depends on its working directory. Expands `~`."""
     places = {"dir": _home(recipe.run.dir), "cache_dir": _home(recipe.run.cache_dir)}
     sources = tuple(
-        s.model_copy(update={"dataset": _located(s.dataset), "eval_dataset": _located(s.eval_dataset)})
+        s.model_copy(update={"dataset": _found(s.dataset), "eval_dataset": _found(s.eval_dataset)})
         for s in recipe.tasks.sources
     )
-    sft = recipe.sft and recipe.sft.model_copy(update={"dataset": _located(recipe.sft.dataset)})
+    sft = recipe.sft and recipe.sft.model_copy(
+        update={
+            "dataset": _found(recipe.sft.dataset),
+            "mixture": tuple(m.model_copy(update={"dataset": _found(m.dataset)}) for m in recipe.sft.mixture),
+        }
+    )
     return recipe.model_copy(
         update={
             "run": recipe.run.model_copy(update=places),
@@ -192,9 +199,13 @@ def _home(name: str | None) -> str | None:
     return name and os.path.expanduser(name)
 
 
+def _found(dataset: DatasetConfig | None) -> DatasetConfig | None:
+    return dataset and dataset.model_copy(update={"path": _located(dataset.path)})
+
+
 def _located(name: str | None) -> str | None:
     name = _home(name)
     if name is None:
         return None
-    found = (base / name for base in (Path.cwd(), REPOSITORY) if os.path.exists(base / name))
-    return next((str(path.resolve()) for path in found), name)
+    found = (str(base / name) for base in (Path.cwd(), REPOSITORY))
+    return next((os.path.realpath(path) for path in found if os.path.exists(path) or local_files(path)), name)

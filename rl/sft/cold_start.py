@@ -29,7 +29,9 @@ Report = Callable[[int, int, float], None]
 """Called after every step with (steps done, total steps, loss per trained token)."""
 
 
-def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: Report) -> str:
+def cold_start(
+    recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: Report, warn: Callable[[str], None]
+) -> str:
     """Train the model of a recipe with an `sft:` section on demonstrations, or find the result in the cache. Returns
     its directory."""
     assert recipe.sft is not None
@@ -37,9 +39,11 @@ def cold_start(recipe: Recipe, calls: Calls, trainers: Sequence[Actor], report: 
     if target.is_dir():
         return str(target)
     building = calls.start(trainers, "build", recipe.model.path, supervised_stage(recipe))
-    rows = sft_rows(recipe)
+    shown = sft_rows(recipe)
+    for left_out in shown.skipped:
+        warn(str(left_out))
     calls.wait(building, "loading the model")
-    for step, stats in enumerate(_steps(recipe, recipe.sft, calls, trainers, rows), start=1):
+    for step, stats in enumerate(_steps(recipe, recipe.sft, calls, trainers, shown.rows), start=1):
         check_finite(f"supervised step {step}", stats, "sft.optimizer")
         report(step, recipe.sft.steps, stats["loss"])
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")

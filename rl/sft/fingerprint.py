@@ -21,9 +21,9 @@ from rl.corrections.registry import CORRECTIONS
 from rl.families.registry import FAMILIES, known_family
 from rl.losses.config import SUPERVISED
 from rl.losses.registry import LOSSES
-from rl.sft.config import ORACLE
 from rollout.chat.registry import RENDERERS
 from rollout.envs.registry import ENVIRONMENTS
+from rollout.tasks.rows import local_files
 
 PACKAGES = ("rl", "rollout", "rewards")
 STAGE = ("rl.sft.cold_start", "rl.learner.learner", "rl.losses.objective")
@@ -39,7 +39,7 @@ settings classes need not. Thus a new entry in a registry does not invalidate ev
 def sft_fingerprint(recipe: Recipe) -> str:
     """16 hex digits over config, data, model files, seed and code.
 
-    Of a Hugging Face dataset or model only the name counts. To pin a revision, download it.
+    Of a Hugging Face dataset only its name, subset, split and revision count, of a model only the name.
     """
     assert recipe.sft is not None
     digest = hashlib.sha256()
@@ -52,10 +52,9 @@ def sft_fingerprint(recipe: Recipe) -> str:
         "renderers": importlib.metadata.version("renderers"),
     }
     files = [*import_closure([*STAGE, *_named_modules(recipe)]), *_model_files(Path(recipe.model.path))]
-    if recipe.sft.dataset == ORACLE:
+    if recipe.sft.shown_by_oracle:
         keys["tasks"] = recipe.tasks.model_dump(mode="json", exclude={"eval_size", "train_size"})
-    elif Path(recipe.sft.dataset).is_file():
-        files.append(Path(recipe.sft.dataset))
+    files += [file for one in recipe.sft.datasets for file in local_files(one.dataset.path)]
     digest.update(json.dumps(keys, sort_keys=True).encode())
     for path in files:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -91,7 +90,7 @@ def _named_modules(recipe: Recipe) -> Iterator[str]:
     family = known_family(recipe.model.path, recipe.model.family)
     if family is not None:
         targets.append(code_of(FAMILIES, family.settings.name))
-    if recipe.sft is not None and recipe.sft.dataset == ORACLE:
+    if recipe.sft is not None and recipe.sft.shown_by_oracle:
         targets += [code_of(ENVIRONMENTS, source.environment.name) for source in recipe.tasks.sources]
     return (target.rpartition(":")[0] for target in targets)
 

@@ -38,7 +38,7 @@ def train(argv: Sequence[str]) -> int:
 
 def _lacking(recipe: Recipe) -> list[str]:
     """Sentences that say why the recipe cannot run on this machine. Empty when it can. Nothing is started yet."""
-    from rl.recipe.check_sources import needs_sandbox, row_problems
+    from rl.recipe.check_sources import needs_sandbox
     from rl.recipe.hardware import missing_hardware, resolve_device
     from rl.recipe.machine import cpu_count, environment_error, gpu_names, sandbox_error
 
@@ -49,7 +49,6 @@ def _lacking(recipe: Recipe) -> list[str]:
         lacking += missing_hardware(recipe, cpus=cpu_count(), gpus=gpus)
         wrong = environment_error(resolve_device(recipe, gpus))
         lacking += [wrong] if wrong and not lacking else []
-    lacking += [problem.text for problem in row_problems(recipe, local=False)]
     isolated = recipe.sandbox.kind == "bubblewrap" and needs_sandbox(recipe)
     unsafe = sandbox_error(recipe.sandbox) if isolated else None
     return [*lacking, unsafe] if unsafe else lacking

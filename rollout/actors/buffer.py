@@ -27,6 +27,8 @@ class TakeAnswer:
     arrivals: int
     counts: Mapping[str, int]
     waiting_for: str
+    skipped_rows: int
+    """Rows that have been left out of the datasets so far."""
 
 
 class BufferActor:
@@ -45,9 +47,10 @@ class BufferActor:
 
         self._log = EventLog(folder.log, None if saved is None else saved.position)
         beginning = begin(self._log, saved, folder.trajectories, max_staleness=spec.max_staleness, seed=spec.seed)
-        self._told = beginning.told
+        self._tasks = task_stream(spec.tasks, "train", spec.seed)
+        self._told = [*beginning.told, *map(str, self._tasks.skipped)]
         self._buffer = Buffer(
-            task_stream(spec.tasks, "train", spec.seed),
+            self._tasks,
             beginning.ledger,
             beginning.cards,
             max_staleness=spec.max_staleness,
@@ -82,6 +85,7 @@ class BufferActor:
             arrivals=self._buffer.arrivals,
             counts=self._buffer.ledger.counts(),
             waiting_for=self._buffer.waiting_for(),
+            skipped_rows=sum(out.rows for out in self._tasks.skipped),
         )
 
     async def published(self, version: int) -> None:
@@ -101,7 +105,11 @@ class BufferActor:
         assert version is not None, "weights are published before the first checkpoint"
         self._log.sync()
         return BufferState(
-            ledger=self._buffer.ledger.state_dict(), position=self._log.position, version=version, time=time.time()
+            ledger=self._buffer.ledger.state_dict(),
+            position=self._log.position,
+            version=version,
+            time=time.time(),
+            tasks=self._tasks.digest,
         )
 
     async def watch(self) -> None:

@@ -63,8 +63,8 @@ class BufferSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferState:
-    """The buffer in a checkpoint: the ledger as JSON, the position of its log, the version that was published, and the
-    time, in seconds since 1970.
+    """The buffer in a checkpoint: the ledger as JSON, the position of its log, the version that was published, the
+    time, in seconds since 1970, and `TaskStream.digest` of the tasks that its positions mean.
 
     The finished groups themselves lie in the trajectory store, at the addresses that the ledger holds.
     """
@@ -73,6 +73,7 @@ class BufferState:
     position: int
     version: int
     time: float
+    tasks: str | None = None
 
 
 class Buffer:

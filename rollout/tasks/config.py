@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
 from rewards.scorers.config import RewardSettings
 from rewards.strict import StrictModel
 from rollout.envs.config import EnvironmentSettings
 
 Reward = Annotated[RewardSettings, SerializeAsAny()]
+
+
+class DatasetConfig(StrictModel):
+    """Rows of files, of a folder, or of a dataset of the Hugging Face hub. The short form is its path."""
+
+    shorthand: ClassVar[str | None] = "path"
+
+    path: str
+    """A .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a pattern of several (data/*.jsonl); a folder of such
+    files, or one that `Dataset.save_to_disk` has written; or the name of a dataset of the Hugging Face hub."""
+    subset: str | None = None
+    """The configuration of a dataset that has several (`main` of openai/gsm8k)."""
+    split: str = "train"
+    """The split, or a part of it: `train[:90%]`, `test[100:200]`. A file has one split, `train`."""
+    revision: str | None = None
+    """A branch, tag or commit of a dataset of the hub; null: its main branch, as it is at the start."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Where Sluice's own columns are, if they are called otherwise: `{prompt: question, payload.tests: test_list}`."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What becomes of a row that cannot be used. skip: it is left out and counted."""
+    streaming: bool = False
+    """Read the rows while they are used, in their own order but for a shuffle of neighbours, instead of all at the
+    start. For what is too large to hold or to download first. Rows that no check has seen may then end the run."""
 
 
 class TaskSource(StrictModel):
@@ -21,21 +44,32 @@ class TaskSource(StrictModel):
     environment: SerializeAsAny[EnvironmentSettings]
     weight: float = Field(default=1.0, gt=0)
     """The source's share of the tasks is its weight divided by the sum of all weights."""
-    dataset: str | None = None
-    """jsonl / parquet path or Hugging Face dataset name whose rows are tasks; null: the environment generates them."""
-    split: str = "train"
-    """The split of a Hugging Face dataset to train on."""
-    eval_dataset: str | None = None
-    """A dataset of its own for evaluation; null: the one above. Without this and `eval_split` an eighth of the tasks,
-    chosen by what they ask and their payload, is held out."""
+    dataset: DatasetConfig | None = None
+    """The rows that are the tasks; null: the environment generates them."""
+    eval_dataset: DatasetConfig | None = None
+    """Rows of their own for evaluation; null: those of the dataset above. Without this and `eval_split` an eighth of
+    the tasks, chosen by what they ask and their payload, is held out."""
     eval_split: str | None = None
-    """The split of a Hugging Face dataset to evaluate on."""
+    """The split of the dataset above to evaluate on, or a part of one."""
     rewards: tuple[Reward, ...] = Field(default=(RewardSettings(name="environment"),), min_length=1)
     """The rewards that score a trajectory; `environment` stands for the environment's own."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Weight of each reward part in the total reward; a part not named here weighs 1."""
     success: dict[str, float] = Field(default={"reward": 1.0}, min_length=1)
     """A trajectory succeeds when every value named here is at least that large; `reward` is the total reward."""
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> TaskSource:
+        if self.eval_split is not None and self.eval_dataset is not None:
+            raise ValueError("eval_split is a split of `dataset`: write that of eval_dataset into eval_dataset.split")
+        if self.dataset is None and (self.eval_dataset is not None or self.eval_split is not None):
+            raise ValueError("eval_dataset and eval_split are for rows: they need a `dataset` to train on")
+        return self
+
+    @property
+    def sets_apart(self) -> bool:
+        """Whether the recipe names the rows to evaluate on."""
+        return self.eval_dataset is not None or self.eval_split is not None
 
     @property
     def label(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,32 +12,56 @@ from pydantic import ValidationError
 from rollout.contracts import EnvironmentSpec
 from rollout.plain import plain
 from rollout.splits import EVAL_SHARE, place_of
-from rollout.tasks.config import TaskSource
+from rollout.tasks.config import DatasetConfig, TaskSource
 from rollout.tasks.conversation import EMPTY, listed, read_question
-from rollout.tasks.rows import NamedRow, from_text, read_rows
+from rollout.tasks.rows import NamedRow, Skipped, from_rows, from_text
 from rollout.types import Split, Task
 
 TASK_COLUMNS = ("id", "messages", "prompt", "payload", "metadata", "tools")
 """The columns that a task is made of. All others become metadata, under their names."""
 
 
-def dataset_tasks(source: TaskSource, spec: EnvironmentSpec, split: Split) -> list[Task]:
-    """Return the tasks of a split of a source with a dataset, in the order of the rows.
+@dataclass(slots=True)
+class RowTasks:
+    """The tasks of a split, in the order of their rows, and what was left out of the dataset."""
+
+    tasks: list[Task]
+    skipped: Skipped
+
+
+def dataset_tasks(source: TaskSource, spec: EnvironmentSpec, split: Split) -> RowTasks:
+    """Read the tasks of a split of a source with a dataset.
 
     Raises:
         ValueError: the dataset cannot be read, a row is no task of the environment, or no row is left for the split.
             The message names the file, the row and the field.
     """
-    assert source.dataset is not None
-    own = source.eval_dataset is not None or source.eval_split is not None
-    dataset, hub_split = source.dataset, source.split
-    if own and split == "eval":
-        dataset, hub_split = source.eval_dataset or source.dataset, source.eval_split or "train"
-    tasks = [
-        row_task(row, f"{source.label}-{dataset}-{number}", source.label, spec)
-        for number, row in enumerate(read_rows(dataset, hub_split))
-    ]
-    return tasks if own else _of_split(tasks, split, dataset)
+    dataset = dataset_of(source, split)
+    assert dataset is not None
+    skipped = Skipped(dataset.path)
+    tasks = list(every_task(source, dataset, spec, skipped))
+    return RowTasks(tasks if source.sets_apart else _of_split(tasks, split, dataset.path), skipped)
+
+
+def dataset_of(source: TaskSource, split: Split) -> DatasetConfig | None:
+    """The rows that have the tasks of a split, among others where no rows are set apart for evaluation."""
+    if split == "train" or source.dataset is None or not source.sets_apart:
+        return source.dataset
+    return source.eval_dataset or source.dataset.model_copy(update={"split": source.eval_split})
+
+
+def every_task(source: TaskSource, dataset: DatasetConfig, spec: EnvironmentSpec, skipped: Skipped) -> Iterator[Task]:
+    """The tasks of all rows of `dataset`, one of the source's, one by one. Raises what `from_rows` raises."""
+
+    def make(row: NamedRow) -> Task:
+        return row_task(row, f"{source.label}-{dataset.path}-{row.number}", source.label, spec)
+
+    return from_rows(dataset, make, skipped)
+
+
+def place(task: Task) -> float:
+    """A number from 0 to 1 for what the task asks and its payload. Tasks below EVAL_SHARE are held out."""
+    return place_of(json.dumps([task.messages, task.payload], sort_keys=True))
 
 
 def row_task(row: NamedRow, name: str, label: str, spec: EnvironmentSpec) -> Task:
@@ -107,13 +132,13 @@ def _check_payload(payload: dict[str, Any], spec: EnvironmentSpec, others: Mappi
 def _of_split(tasks: Sequence[Task], split: Split, dataset: str) -> list[Task]:
     """The tasks of a split. Which one a task is in is decided by what it asks and its payload; where that would leave a
     split empty, it gets the tasks that are nearest to it."""
-    places = [place_of(json.dumps([task.messages, task.payload], sort_keys=True)) for task in tasks]
+    places = [place(task) for task in tasks]
     if len(set(places)) < 2:
         raise ValueError(
             f"dataset {dataset}: it has only one task, and an evaluation needs others: add rows, or name rows for the "
             "evaluation in tasks.sources.N.eval_dataset (the same file, if you only try things out)"
         )
-    held_out = {place for place in places if place < EVAL_SHARE} or {min(places)}
+    held_out = {one for one in places if one < EVAL_SHARE} or {min(places)}
     if held_out == set(places):
         held_out.remove(max(places))
-    return [task for task, place in zip(tasks, places, strict=True) if (place in held_out) == (split == "eval")]
+    return [task for task, one in zip(tasks, places, strict=True) if (one in held_out) == (split == "eval")]

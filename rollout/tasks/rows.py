@@ -2,55 +2,91 @@
 
 A row leaves as it came in: nulls stay, and what has no plain form (`rollout.plain`) is refused with file, row and
 field. There is one exception. Arrow gives each object in a column the keys of all others, with nulls as their values,
-and then nobody can tell a null from a key that is not there. So in Parquet files and Hugging Face datasets a null
-means that the key is missing. Where a null matters, write the column as JSON text.
+and then nobody can tell a null from a key that is not there. So in Parquet and Arrow files and in Hugging Face datasets
+a null means that the key is missing. Where a null matters, write the column as JSON text.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import glob
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rollout.plain import plain
+from rollout.tasks.columns import Row, has, rename
+from rollout.tasks.config import DatasetConfig
+from rollout.tasks.files import SUFFIXES, Read, parse_json, read_file
+from rollout.tasks.hub import read_hub
+from rollout.tasks.slices import parse_slice
 
-Row = dict[str, Any]
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"BZh": "bzip2"}
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_CHARACTERS = 300
-"""The most of a library's message that ours shows."""
+Made = TypeVar("Made")
+_SIGNS = "*?["
+"""What makes a path a pattern of several files."""
+_LOOKED_AT = 1000
+"""Rows among which a column that `columns` names has to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedRow:
-    """A row, and the place that it comes from: `FILE:LINE` of a jsonl file, else `dataset NAME row NUMBER`, from 0."""
+    """A row, its number from 0, and where it is: `FILE:LINE` of a text file, else `dataset NAME row NUMBER`."""
 
     where: str
+    number: int
     values: Row
 
 
-def read_rows(dataset: str, split: str = "train") -> list[NamedRow]:
-    """Return all rows of `dataset`: a .jsonl or .parquet file, or else the `split` of a Hugging Face dataset.
+@dataclass(slots=True)
+class Skipped:
+    """What `on_bad_row: skip` left out of a dataset."""
+
+    dataset: str
+    rows: int = 0
+    first: str = field(default="", compare=False)
+    """Why the first one was left out."""
+
+    def add(self, error: ValueError) -> None:
+        self.first = self.first or str(error)
+        self.rows += 1
+
+    def __str__(self) -> str:
+        return f"dataset {self.dataset}: {self.rows} bad rows are skipped (on_bad_row); the first: {self.first}"
+
+
+def from_rows(dataset: DatasetConfig, make: Callable[[NamedRow], Made], skipped: Skipped) -> Iterator[Made]:
+    """Make something of each row of `dataset`, in order.
+
+    A row that cannot be read, or of which `make` raises a ValueError, is bad. `on_bad_row` says what becomes of it: its
+    error is raised, or it is counted in `skipped`.
 
     Raises:
-        ValueError: there is no such dataset, it cannot be read, has no rows, or one of them has no plain form. The
-            message names the file and the row.
+        ValueError: there is no such dataset, it cannot be read, or it has no row that can be used.
     """
-    if dataset.endswith(".jsonl"):
-        rows = _read_jsonl(_existing(dataset))
-    elif dataset.endswith(".parquet"):
-        rows = _numbered(dataset, _read_parquet(_existing(dataset)))
-    elif _is_file(dataset):
-        raise ValueError(f"dataset {dataset}: a file of rows ends with .jsonl or .parquet")
-    else:
-        rows = _numbered(dataset, _read_hub(dataset, split))
-    found = [NamedRow(where, _plain_row(row, where)) for where, row in rows]
-    if not found:
-        raise ValueError(f"dataset {dataset}: it has no rows")
-    return found
+    rows = good = 0
+    columns = _Columns(dataset)
+    for where, read in _places(dataset):
+        rows += 1
+        try:
+            row = _plain_row(read(), where)
+            columns.look_at(row)
+            made = make(NamedRow(where, rows - 1, _renamed(row, dataset, where)))
+        except ValueError as error:
+            if dataset.on_bad_row == "error":
+                columns.check()
+                raise
+            skipped.add(error)
+            continue
+        finally:
+            if rows == _LOOKED_AT:
+                columns.check()
+        good += 1
+        yield made
+    columns.check()
+    if not rows:
+        raise ValueError(f"dataset {dataset.path}: it has no rows")
+    if not good:
+        raise ValueError(f"dataset {dataset.path}: none of its {rows} rows can be used; the first: {skipped.first}")
 
 
 def from_text(value: Any, where: str) -> Any:
@@ -59,7 +95,41 @@ def from_text(value: Any, where: str) -> Any:
     Raises:
         ValueError: the text is not JSON.
     """
-    return plain(_json(value, where), where) if isinstance(value, str) else value
+    return plain(parse_json(value, where), where) if isinstance(value, str) else value
+
+
+def local_files(path: str) -> list[Path]:
+    """The files of rows that a path names: itself, or those that its pattern finds, by name. Empty if it names none."""
+    if _is_file(path):
+        return [Path(path)]
+    if not any(sign in path for sign in _SIGNS) or "\0" in path:
+        return []
+    return [Path(name) for name in sorted(glob.glob(path, recursive=True)) if _is_file(name)]
+
+
+def is_of_files(path: str) -> bool:
+    """Whether a name can only be that of files of rows: it ends as they do."""
+    return Path(path).suffix in SUFFIXES
+
+
+def _places(dataset: DatasetConfig) -> Iterator[tuple[str, Read]]:
+    """The rows of the part of the dataset that `split` names."""
+    part = parse_slice(dataset.split)
+    files = local_files(dataset.path)
+    if not files and not is_of_files(dataset.path):
+        yield from read_hub(dataset, part)
+        return
+    if not files:
+        raise ValueError(f"dataset {dataset.path!r:.300}: no such file")
+    if part.split != "train" or dataset.subset is not None or dataset.revision is not None:
+        raise ValueError(
+            f"dataset {dataset.path}: a file has no subset and no revision, and its only split is 'train', of which a "
+            "part can be named, as in train[:100]"
+        )
+    for file in files:
+        if file.suffix not in SUFFIXES:
+            raise ValueError(f"dataset {file}: a file of rows ends with {' or '.join(SUFFIXES)}")
+    yield from part.of(row for file in files for row in read_file(file))
 
 
 def _plain_row(row: Any, where: str) -> Row:
@@ -68,81 +138,34 @@ def _plain_row(row: Any, where: str) -> Row:
     return {str(key): plain(value, f"{where}: field {key!r:.100}") for key, value in row.items()}
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+def _renamed(row: Row, dataset: DatasetConfig, where: str) -> Row:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    for beginning, name in _COMPRESSED.items():
-        if content.startswith(beginning):
-            raise ValueError(f"{path} is compressed ({name}): unpack it")
-    if content.startswith(_UTF_16):
-        raise ValueError(f"{path} is UTF-16: save it as UTF-8")
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        if line.strip():
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                byte = line[error.start]
-                raise ValueError(f"{where}: not UTF-8 (byte 0x{byte:02x} at position {error.start})") from None
-            yield where, _json(text, where)
+        return rename(row, dataset.columns) if dataset.columns else row
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_without_doubles)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError(f"{where}: not usable JSON (nested too deeply)") from None
-    except ValueError as error:  # an integer of too many digits, or a key that comes twice
-        raise ValueError(f"{where}: not usable JSON ({str(error)[:_CHARACTERS]})") from None
+class _Columns:
+    """Refuses a map of columns that maps nothing: a name which none of the first rows has is a mistake."""
 
+    def __init__(self, dataset: DatasetConfig) -> None:
+        self._dataset = dataset
+        self._unseen = dict(dataset.columns)
+        self._columns: set[str] = set()
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        double = counts.most_common(1)[0][0]
-        raise ValueError(f"the key {double!r:.100} comes twice in one object")
-    return values
+    def look_at(self, row: Row) -> None:
+        if self._unseen:
+            self._columns |= row.keys()
+            self._unseen = {name: source for name, source in self._unseen.items() if not has(row, source)}
 
-
-def _read_parquet(path: Path) -> Iterable[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from map(_without_nulls, batch.to_pylist(maps_as_pydicts="strict"))
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"dataset {path}: not a whole Parquet file ({_first_line(error)})") from None
-
-
-def _read_hub(name: str, split: str) -> Iterable[Any]:
-    import datasets
-
-    try:
-        table = datasets.load_dataset(name, split=split)
-        yield from map(_without_nulls, table)
-    except Exception as error:
-        problem = f"{type(error).__name__}: {_first_line(error)}"
-        raise ValueError(
-            f"dataset {name}: no such file, and not a Hugging Face dataset that can be loaded ({problem})"
-        ) from None
-
-
-def _numbered(dataset: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    for number, row in enumerate(rows):
-        yield f"dataset {dataset} row {number}", row
-
-
-def _existing(dataset: str) -> Path:
-    if not _is_file(dataset):
-        raise ValueError(f"dataset {dataset!r:.300}: no such file")
-    return Path(dataset)
+    def check(self) -> None:
+        """Raise ValueError if rows have been looked at, and a column has not been seen in any of them."""
+        if self._unseen and self._columns:
+            name, source = next(iter(self._unseen.items()))
+            raise ValueError(
+                f"dataset {self._dataset.path}: no row so far has the column {source!r}, which columns.{name} names; "
+                f"there are {', '.join(map(repr, sorted(self._columns)))[:300]}"
+            )
 
 
 def _is_file(path: str) -> bool:
@@ -150,14 +173,3 @@ def _is_file(path: str) -> bool:
         return Path(path).is_file()
     except (OSError, ValueError):  # a part of it is too long, or holds a NUL byte
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_CHARACTERS]
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop every key whose value is null, at any depth."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

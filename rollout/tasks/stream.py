@@ -6,20 +6,28 @@ mixed by weight in a fixed pattern and not at random, so any stretch of the stre
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import overload
 
 from rollout.contracts import EnvironmentSpec
 from rollout.envs.registry import make_environment
 from rollout.tasks.config import TasksConfig, TaskSource
-from rollout.tasks.dataset import checked_task, dataset_tasks
+from rollout.tasks.dataset import checked_task, dataset_of, dataset_tasks
+from rollout.tasks.rows import Skipped
+from rollout.tasks.streamed import StreamedTasks, first_held_out
 from rollout.types import Split, Task
 
 PATTERN = 1000
 """Approximate number of positions after which the mixture repeats. Weights are rounded to thousandths of their sum."""
+NO_END = sys.maxsize
+"""The length of a stream that goes on for ever: there are no epochs where a dataset is read while it is used."""
 EVAL_SEED = 0
 """The seed of the held-out tasks. It is fixed, so that runs with different seeds can be compared."""
 
@@ -30,14 +38,17 @@ def task_stream(config: TasksConfig, split: Split, seed: int) -> TaskStream:
     Raises:
         ValueError: an environment is unknown, or a dataset is bad. The message names row and field.
     """
-    size = config.train_size if split == "train" else config.eval_size
-    return TaskStream([_source(s, seed, split) for s in config.sources], _pattern(config.sources), size)
+    pattern = even_pattern([source.weight for source in config.sources])
+    sources = [_source(source, seed, split, config.eval_size) for source in config.sources]
+    if any(isinstance(source, StreamedTasks) for source in sources):
+        return TaskStream(sources, pattern, NO_END)
+    return TaskStream(sources, pattern, config.train_size if split == "train" else config.eval_size)
 
 
 class TaskStream(Sequence[Task]):
     """`size` tasks. Environments generate theirs each time they are asked for."""
 
-    def __init__(self, sources: Sequence[_Generated | _Rows], pattern: Sequence[int], size: int) -> None:
+    def __init__(self, sources: Sequence[Tasks], pattern: Sequence[int], size: int) -> None:
         self._sources = sources
         self._pattern = pattern
         self._size = size
@@ -63,6 +74,20 @@ class TaskStream(Sequence[Task]):
         places = [self._place(index) for index in range(self._size)]
         return [self._sources[source].task(rank) for source, rank in places if rank < self._sources[source].distinct]
 
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What has been left out of each dataset so far, where something was."""
+        return [source.skipped for source in self._sources if source.skipped is not None and source.skipped.rows]
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over the tasks of all datasets that were read at the start: over what a position means."""
+        digest = hashlib.sha256()
+        for source in self._sources:
+            for task in source.tasks if isinstance(source, _Rows) else ():
+                digest.update(json.dumps([task.id, task.messages, task.payload, task.metadata]).encode())
+        return digest.hexdigest()[:16]
+
     def _place(self, index: int) -> tuple[int, int]:
         """Return the index of a position's source, and the number of that source's tasks before the position."""
         period, place = divmod(index, len(self._pattern))
@@ -81,6 +106,10 @@ class _Generated:
     def distinct(self) -> float:
         return math.inf
 
+    @property
+    def skipped(self) -> None:
+        """It has no rows."""
+
     def task(self, rank: int) -> Task:
         return checked_task(replace(self.spec.generate(rank, self.seed, self.split), source=self.label))
 
@@ -88,6 +117,7 @@ class _Generated:
 @dataclass(frozen=True, slots=True)
 class _Rows:
     tasks: Sequence[Task]
+    skipped: Skipped
 
     @property
     def distinct(self) -> float:
@@ -98,21 +128,30 @@ class _Rows:
         return self.tasks[rank % len(self.tasks)]
 
 
-def _source(source: TaskSource, seed: int, split: Split) -> _Generated | _Rows:
+Tasks = _Generated | _Rows | StreamedTasks
+
+
+def _source(source: TaskSource, seed: int, split: Split, eval_size: int) -> Tasks:
     spec = make_environment(source.environment)
-    if source.dataset is None:
+    dataset = dataset_of(source, split)
+    if dataset is None:
         return _Generated(spec, source.label, seed, split)
-    chosen = dataset_tasks(source, spec, split)
-    random.Random(f"{source.dataset}/{seed}").shuffle(chosen)
-    return _Rows(chosen)
+    if dataset.streaming and split == "train":
+        return StreamedTasks(source, dataset, spec, seed)
+    if dataset.streaming:
+        found = first_held_out(source, dataset, spec, eval_size)
+    else:
+        found = dataset_tasks(source, spec, split)
+    random.Random(f"{dataset.path}/{seed}").shuffle(found.tasks)
+    return _Rows(found.tasks, found.skipped)
 
 
-def _pattern(sources: Sequence[TaskSource]) -> list[int]:
+def even_pattern(weights: Sequence[float]) -> list[int]:
     """Return the index of the source for each place.
 
     Each source's places are spread as evenly as its share allows, so sources of equal weights alternate.
     """
-    total = sum(source.weight for source in sources)
-    counts = [max(1, round(PATTERN * source.weight / total)) for source in sources]
+    total = sum(weights)
+    counts = [max(1, round(PATTERN * weight / total)) for weight in weights]
     places = [((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count)]
     return [source for _, source in sorted(places)]

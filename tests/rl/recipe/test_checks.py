@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,10 +18,12 @@ from rl.paths import REPOSITORY
 from rl.recipe.check_sources import needs_sandbox, source_problems
 from rl.recipe.checks import cross_field_problems, remarks
 from rl.recipe.extensions import chosen_settings
+from rl.recipe.load import RecipeError
 from rl.recipe.overrides import expand_shorthands
 from rl.recipe.presets import fill_from_preset
 from rollout.contracts import EnvironmentSpec
 from rollout.envs.config import EnvironmentSettings
+from tests.support import recipe_of
 
 LIBRARIES = pytest.mark.skipif(
     find_spec("vllm") is None or find_spec("deepspeed") is None, reason="vLLM and DeepSpeed are not installed"
@@ -171,9 +174,9 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ),
         ({"run": {"device": "cuda"}, "inference": {"kv_cache_gib": 2.0}}, "inference.kv_cache_gib", "gpu_memory_util"),
         (
-            {"sft": {"dataset": "rows.csv", "optimizer": {"lr": 1e-3}}},
+            {"sft": {"dataset": "rows.txt", "optimizer": {"lr": 1e-3}}},
             "sft.dataset",
-            "sft.dataset=rows.csv cannot be read; use a .jsonl or .parquet file",
+            "sft.dataset=rows.txt cannot be read; use a .jsonl, .json, .csv, .tsv, .parquet, .arrow file, a folder or",
         ),
         (
             {"sft": {"dataset": "no.jsonl", "optimizer": {"lr": 1e-3}}},
@@ -381,6 +384,47 @@ def test_a_demonstration_that_cannot_be_read_is_told_before_anything_starts(tmp_
     rows.write_text('{"messages": [{"role": "user", "content": 3}]}\n', encoding="utf-8")
     ((key, text),) = found({"sft": {"dataset": str(rows), "optimizer": {"lr": 0.1}}})
     assert key == "sft.dataset" and "rows.jsonl:1: field 'messages'[0].content must be a text" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "words"),
+    [
+        ({"dataset": {"path": "a/b", "split": "train[:1]+test"}}, "dataset.split", "is no part of a split; write NAME"),
+        (
+            {"dataset": {"path": "a/b", "split": "train[:9%]", "streaming": True}},
+            "dataset.split",
+            "stream has no length",
+        ),
+        ({"dataset": "a/b", "eval_split": "test["}, "eval_split", "is no part of a split"),
+        ({"dataset": "data/*.jsonl"}, "dataset", "data/*.jsonl does not exist"),
+        ({"dataset": "./folder"}, "dataset", "./folder does not exist"),
+        ({"dataset": "rows.xlsx"}, "dataset", "cannot be read; use a .jsonl, .json"),
+    ],
+)
+def test_a_dataset_that_cannot_be_meant_is_told(source: dict[str, Any], key: str, words: str) -> None:
+    ((where, text),) = found({"tasks": {"sources": [{"environment": "python", **source}]}})
+    assert where == f"tasks.sources.0.{key}" and words in text
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            {"dataset": "a/b", "eval_dataset": "c/d", "eval_split": "test"},
+            "write that of eval_dataset into eval_dataset.sp",
+        ),
+        ({"eval_split": "test"}, "they need a `dataset` to train on"),
+        ({"dataset": {"path": "a/b", "colums": {}}}, "'tasks.sources.0.dataset.columns'"),
+        (
+            {"dataset": "a/b", "split": "test"},
+            "unknown key 'tasks.sources.0.split'; there are 'tasks.sources.N.dataset.sp",
+        ),
+    ],
+)
+def test_keys_of_datasets_that_do_not_go_together(tmp_path: Path, source: dict[str, Any], words: str) -> None:
+    made = {"model": str(TINY_MOE), "tasks": {"sources": [{"environment": "python", **source}]}}
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        recipe_of(tmp_path, {**made, "trainer": {"optimizer": {"lr": 1e-3}}})
 
 
 def test_names_of_models_and_datasets_that_exist_or_are_remote_pass(tmp_path: Path) -> None:

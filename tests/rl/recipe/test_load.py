@@ -18,6 +18,7 @@ from rl.paths import REPOSITORY
 from rl.recipe.load import RecipeError, load_recipe
 from rl.recipe.resolved import derived, own_settings, resolved_text, save_resolved
 from rollout.chat.config import Glm45Settings, RendererSettings
+from rollout.tasks.config import DatasetConfig
 
 SMALL = """\
 model:
@@ -106,7 +107,7 @@ def test_types_are_strict(recipe_file: Path) -> None:
 def test_missing_keys_point_at_their_section(recipe_file: Path) -> None:
     changed(recipe_file, "  optimizer:\n    lr: 1e-3\n", "")
     assert messages(recipe_file) == (f"{recipe_file}:13: trainer needs the key 'optimizer'",)
-    assert messages(recipe_file, "sft.steps=3")[0] == "override sft.steps=3: sft needs the key 'dataset'"
+    assert messages(recipe_file, "sft.steps=3")[0] == "override sft.steps=3: sft needs the key 'optimizer'"
     changed(recipe_file, "trainer:", "wandb: {}\nxtrainer:")
     assert messages(recipe_file)[0] == f"{recipe_file}:1: the recipe needs the key 'trainer'"
 
@@ -328,8 +329,8 @@ def test_paths_are_found_from_the_caller_then_the_repository(
         recipe_file, ["model=recipes/models/tiny-glm4-moe", "tasks.sources.0.dataset=rows.jsonl", supervised]
     )
     assert recipe.model.path == str(REPOSITORY / "recipes" / "models" / "tiny-glm4-moe")
-    assert recipe.sft is not None and recipe.sft.dataset == str(tmp_path / "rows.jsonl")
-    assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
+    assert recipe.sft is not None and recipe.sft.dataset == DatasetConfig(path=str(tmp_path / "rows.jsonl"))
+    assert recipe.tasks.sources[0].dataset == DatasetConfig(path=str(tmp_path / "rows.jsonl"))
 
 
 def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +342,7 @@ def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch
     recipe = load_recipe(recipe_file, overrides)
     assert recipe.model.path == str(tmp_path / "model")
     assert (recipe.run.dir, recipe.run.cache_dir) == (str(tmp_path / "run"), str(tmp_path / "cache"))
-    assert recipe.tasks.sources[0].dataset == str(tmp_path / "rows.jsonl")
+    assert recipe.tasks.sources[0].dataset == DatasetConfig(path=str(tmp_path / "rows.jsonl"))
 
 
 def test_the_resolved_recipe_loads_back_equal(recipe_file: Path, tmp_path: Path) -> None:

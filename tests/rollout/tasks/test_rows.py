@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rollout.tasks.rows import read_rows
+from tests.support import rows_of
 
 
 def parquet(path: Path, **columns: Any) -> str:
@@ -35,13 +35,13 @@ def jsonl(path: Path, content: bytes) -> str:
     ],
 )
 def test_lines_of_json(tmp_path: Path, content: bytes, values: list[Any]) -> None:
-    rows = read_rows(jsonl(tmp_path / "r.jsonl", content))
+    rows = rows_of(jsonl(tmp_path / "r.jsonl", content))
     assert [row.values for row in rows] == values
 
 
 def test_a_row_knows_its_line(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "r.jsonl", b'\n\n{"a": 1}\n\n{"a": 2}\n')
-    assert [row.where for row in read_rows(path)] == [f"{path}:3", f"{path}:5"]
+    assert [row.where for row in rows_of(path)] == [f"{path}:3", f"{path}:5"]
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_a_row_knows_its_line(tmp_path: Path) -> None:
 )
 def test_lines_that_cannot_be_read(tmp_path: Path, content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refused:
-        read_rows(jsonl(tmp_path / "r.jsonl", content))
+        rows_of(jsonl(tmp_path / "r.jsonl", content))
     assert len(str(refused.value)) < 700
 
 
 def test_parquet_in_any_folder(tmp_path: Path) -> None:
     (tmp_path / "run[1] *").mkdir()
     path = parquet(tmp_path / "run[1] *" / "t.parquet", a=[1, 2])
-    assert [(row.where, row.values) for row in read_rows(path)] == [
+    assert [(row.where, row.values) for row in rows_of(path)] == [
         (f"dataset {path} row 0", {"a": 1}),
         (f"dataset {path} row 1", {"a": 2}),
     ]
@@ -90,7 +90,7 @@ def test_parquet_values_become_plain(tmp_path: Path) -> None:
         null=pa.array([None], pa.string()),
         struct=[{"a": None, "b": [None, 1]}],
     )
-    (row,) = read_rows(path)
+    (row,) = rows_of(path)
     assert row.values == {
         "time": "2026-01-02T03:04:05",
         "day": "2026-01-02",
@@ -112,7 +112,7 @@ def test_parquet_values_become_plain(tmp_path: Path) -> None:
 )
 def test_parquet_that_cannot_be_used(tmp_path: Path, column: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=rf"dataset .*t\.parquet:? ?{reason}"):
-        read_rows(parquet(tmp_path / "t.parquet", a=column))
+        rows_of(parquet(tmp_path / "t.parquet", a=column))
 
 
 @pytest.mark.parametrize("size", [0, 10, 300, -1])
@@ -120,7 +120,7 @@ def test_a_torn_parquet_file_is_named(tmp_path: Path, size: int) -> None:
     path = Path(parquet(tmp_path / "t.parquet", a=list(range(100))))
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"dataset .*t\.parquet: not a whole Parquet file"):
-        read_rows(str(path))
+        rows_of(str(path))
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_a_torn_parquet_file_is_named(tmp_path: Path, size: int) -> None:
         ("absent.jsonl", "no such file"),
         ("absent.parquet", "no such file"),
         ("x" * 300 + ".jsonl", "no such file"),
-        ("a\0b.jsonl", "no such file"),
-        ("there.csv", r"ends with \.jsonl or \.parquet"),
+        ("there.txt", r"ends with \.jsonl or \.json or"),
+        ("*.txt", r"there\.txt: a file of rows ends with"),
     ],
 )
 def test_names_of_files(tmp_path: Path, name: str, reason: str) -> None:
-    (tmp_path / "there.csv").write_text("a\n1\n")
+    (tmp_path / "there.txt").write_text("a\n1\n")
     with pytest.raises(ValueError, match=reason):
-        read_rows(str(tmp_path / name))
+        rows_of(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "x" * 300, "a//b", "no such name"])
@@ -147,5 +147,5 @@ def test_a_hugging_face_name_that_cannot_be_loaded_is_told_in_a_line(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="not a Hugging Face dataset that can be loaded") as refused:
-        read_rows(name)
+        rows_of(name)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 800
