@@ -41,6 +41,8 @@ def _number(name: str, value: object) -> float:
 
 
 def succeeded(reward: float, parts: Mapping[str, float], rule: Mapping[str, float]) -> bool:
-    """Whether every value that `rule` names, a part or the total `reward`, is at least the rule's minimum for it."""
+    """Whether every value that `rule` names, a part or the total `reward`, is at least the rule's minimum for it. A
+    part that does not apply is left out; if none that is named applies, the trajectory is no success."""
     values = {**parts, TOTAL: reward}
-    return all(values[name] >= least for name, least in rule.items())
+    applying = [values[name] >= least for name, least in rule.items() if name in values]
+    return bool(applying) and all(applying)

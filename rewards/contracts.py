@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewards.host.host import Host
 from rewards.sandbox.sandbox import Sandbox
 from rewards.scorers.config import RewardSettings
 
@@ -19,16 +20,35 @@ class Ending:
     """A finished episode as plain JSON values.
 
     `answer` is the text of the last turn, None when the model gave none. `task` is the task's id, `payload` and
-    `metadata` are the task's, too. `messages` is the whole conversation in OpenAI form. `state` is the environment's
-    final state, None if it has none.
+    `metadata` are the task's, too. `messages` is the whole conversation in OpenAI form, of which the first `asked` are
+    the prompt. `state` is the environment's final state, None if it has none.
     """
 
     answer: str | None
     task: str = ""
     messages: Sequence[Mapping[str, Any]] = ()
+    asked: int = 0
     payload: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     state: Any = None
+    hosted: Hosted | None = None
+    """Where the environment lives, if it is plain Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """An object in another process: the process, and the object's name there."""
+
+    host: Host
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Reward parts by name, and what else a reward measured."""
+
+    parts: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reward:
@@ -38,11 +58,13 @@ class Reward:
     """The names of the parts that `score` returns. Weights and success rules may use them."""
     uses_sandbox: bool = False
     """Whether `score` needs a sandbox that isolates."""
+    may_abstain: bool = False
+    """Whether `score` may leave parts out, which then do not apply to the episode."""
 
     def __init__(self, settings: RewardSettings, sandbox: Sandbox) -> None:
         self.settings = settings
         self.sandbox = sandbox
 
-    async def score(self, ending: Ending) -> Mapping[str, float]:
+    async def score(self, ending: Ending) -> Mapping[str, float] | Scored:
         """Return the reward parts by name. They may be any finite numbers."""
         raise NotImplementedError

@@ -69,7 +69,7 @@ def settings_class(registry: Registry, name: str, base: type[Named]) -> type[Nam
         ValueError: there is no such extension, it cannot be imported, or its settings do not derive from `base`.
     """
     if _is_own(name):
-        settings = getattr(_attribute(name), "Settings", base)
+        settings = base.settings_of(_attribute(name))
     else:
         target = _entry(registry, name).settings
         settings = base if target is None else _attribute(target)

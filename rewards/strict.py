@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
 from pydantic import (
     BaseModel,
@@ -89,8 +89,17 @@ class Named(StrictModel):
 
     kind: ClassVar[str]
     shorthand: ClassVar[str | None] = "name"
+    adapter: ClassVar[str | None] = None
+    """The `module:attribute` of a class that is made in the place of the named code, and calls it; None: the code is
+    made itself."""
 
     name: str
+
+    @classmethod
+    def settings_of(cls, code: Any) -> type[Named]:
+        """The settings class of a user's code."""
+        settings: type[Named] = getattr(code, "Settings", cls)
+        return settings
 
     @model_validator(mode="wrap")
     @classmethod
@@ -100,4 +109,15 @@ class Named(StrictModel):
             if chosen is not cls:
                 # Validate as JSON, because strict mode accepts a list for a tuple only there.
                 return chosen.model_validate_json(json.dumps(data), strict=True, context=info.context)
-        return handler(data)
+        return handler(cls._with_tuples(data))
+
+    @classmethod
+    def _with_tuples(cls, data: Any) -> Any:
+        """The data with tuples where fields are tuples: a validator that wraps another one gets Python's values, also
+        of JSON, and strict mode then takes no list."""
+        if not isinstance(data, dict):
+            return data
+        tuples = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {
+            key: tuple(value) if key in tuples and isinstance(value, list) else value for key, value in data.items()
+        }

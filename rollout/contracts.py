@@ -21,6 +21,7 @@ from rollout.types import Completion, Message, SamplingParams, Split, Task, Toke
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from rewards.contracts import Hosted
     from rewards.sandbox.sandbox import Sandbox
     from rollout.envs.config import EnvironmentSettings
 
@@ -90,8 +91,16 @@ class Environment:
         """
         raise NotImplementedError("this environment has no rewards of its own: name some in tasks.sources.N.rewards")
 
+    async def open(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Begin the episode. Returns the messages that open the conversation: those of the task, or other ones."""
+        return messages
+
     def final_state(self) -> Any:
         """Return the episode's final state as JSON values, for rewards that look at it."""
+        return None
+
+    def hosted(self) -> Hosted | None:
+        """Where the environment lives, for rewards that look at it; None: in this process."""
         return None
 
     async def close(self) -> None:
@@ -110,6 +119,8 @@ class EnvironmentSpec:
     allowed unless the model forbids them. None: anything."""
     uses_sandbox: bool = False
     """Whether `make` needs a sandbox that isolates."""
+    may_abstain: bool = False
+    """Whether `Environment.score` may leave parts out, which then do not apply to the episode."""
 
     def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings

@@ -44,7 +44,7 @@ TIERS: dict[str, list[set[str]]] = {
         {"scorers"},
         {"contracts"},
         {"judge"},
-        {"sandbox"},
+        {"sandbox", "host"},
         {"compose"},
         {"extension"},
         {"errors", "strict"},

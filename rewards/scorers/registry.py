@@ -11,4 +11,6 @@ REWARDS: Registry = {
     ENVIRONMENT: Entry("rewards.contracts:Reward"),
     "code": Entry("rewards.scorers.code:CodeReward"),
     "state": Entry("rewards.scorers.state:StateReward"),
+    "judge": Entry("rewards.scorers.function:FunctionReward", "rewards.scorers.config:JudgeSettings"),
+    "http": Entry("rewards.scorers.function:FunctionReward", "rewards.scorers.config:HttpSettings"),
 }

@@ -129,7 +129,7 @@ class Session:
             self.watchdog.beat(f"{answer.arrivals} groups finished")
         self.step.arrivals, self.step.waiting_for = answer.arrivals, answer.waiting_for
         self.step.count_tasks(answer.counts)
-        self.step.values["tasks/skipped_rows"] = float(answer.skipped_rows)
+        self.step.values["rollout/skipped_rows"] = float(answer.skipped_rows)
 
     def waiting(self) -> str:
         """A sentence that says who waits for whom, as far as the driver knows."""

@@ -35,6 +35,8 @@ _METRICS = (
     Metric("reward/mean", "reward", "Mean reward of the step's trajectories (infrastructure failures left out)."),
     Metric("reward/std", "reward", "Standard deviation of those rewards."),
     Metric("reward/part/<name>", "reward", "Mean of one named part of the reward, before its weight."),
+    Metric("reward/metric/<name>", "value", "Mean of what a reward measured beside its part (`log_metric`, a judge)."),
+    Metric("reward/cost_usd", "USD", "What the judge's tokens for the step's trajectories cost."),
     Metric("policy/version", "count", "Weight version after the step; the cold-started policy is version 0."),
     Metric(
         "policy/verified_engines",
@@ -83,7 +85,7 @@ _METRICS = (
     Metric("moe/load_max_over_mean", "ratio", "Busiest expert's tokens over the mean; 1 is balanced. Worst layer."),
     Metric("optim/lr", "1/step", "Learning rate of the step."),
     Metric("optim/grad_norm", "norm", "Global gradient norm before clipping."),
-    Metric("tasks/skipped_rows", "count", "Rows of the training datasets that `on_bad_row: skip` has left out so far."),
+    Metric("rollout/skipped_rows", "count", "Rows of the training datasets that `on_bad_row: skip` left out so far."),
     Metric("perf/tokens_per_s", "tokens/s", "Trained tokens over the wall time of the step."),
     Metric("perf/trained_tokens", "tokens", "Tokens that carried loss in the step."),
     Metric("perf/sampled_tokens_per_s", "tokens/s", "Tokens the step's trajectories sampled over its wall time."),

@@ -54,7 +54,18 @@ def rollout_metrics(cards: Sequence[Card]) -> dict[str, float]:
         metrics[f"reward/part/{name}"] = statistics.fmean(
             t.reward_parts[name] for t in usable if name in t.reward_parts
         )
-    return metrics
+    return metrics | _measured_by_rewards(usable)
+
+
+def _measured_by_rewards(trajectories: Sequence[TrajectoryCard]) -> dict[str, float]:
+    """What rewards measured beside their parts: means over the trajectories that have it, and the sum of the costs."""
+    found: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for name, value in trajectory.metrics.items():
+            if name.startswith("reward/"):
+                found.setdefault(name.removeprefix("reward/"), []).append(value)
+    metrics = {f"reward/metric/{name}": statistics.fmean(found[name]) for name in sorted(found) if name != "cost_usd"}
+    return metrics | ({"reward/cost_usd": sum(found["cost_usd"])} if "cost_usd" in found else {})
 
 
 def success_share(trajectories: Iterable[TrajectoryCard]) -> float:

@@ -10,12 +10,16 @@ from itertools import islice
 from pathlib import Path
 
 from rewards.compose import TOTAL, check_parts
+from rewards.extension import load
 from rewards.sandbox.sandbox import Sandbox
+from rewards.scorers.config import FunctionSettings
+from rewards.scorers.function import lacking, wants_environment
 from rl.config import Recipe
 from rl.recipe.checks import Problem
 from rl.sft.config import ORACLE
 from rollout.agent.source import Source
 from rollout.contracts import Demonstrator
+from rollout.envs.plain import lives_in_a_process
 from rollout.envs.registry import make_environment
 from rollout.tasks.config import DatasetConfig, TaskSource
 from rollout.tasks.conversation import read_demonstration, read_tools
@@ -23,7 +27,7 @@ from rollout.tasks.dataset import dataset_of, dataset_tasks, every_task
 from rollout.tasks.files import SUFFIXES
 from rollout.tasks.rows import NamedRow, Skipped, from_rows, is_of_files, local_files
 from rollout.tasks.slices import parse_slice
-from rollout.types import Split
+from rollout.types import Split, Task
 
 OTHER_DATA = (".txt", ".xlsx", ".pkl", ".gz", ".zst", ".zip")
 """Suffixes of files of data that nothing here reads. No Hugging Face name has them, so such a name is a mistake."""
@@ -78,9 +82,22 @@ def _check_tasks(source: TaskSource, split: Split, dataset: DatasetConfig) -> No
     except ValueError:  # reported elsewhere
         return
     if dataset.streaming:
-        deque(islice(every_task(source, dataset, spec, Skipped(dataset.path)), FIRST_ROWS), maxlen=0)
+        tasks = list(islice(every_task(source, dataset, spec, Skipped(dataset.path)), FIRST_ROWS))
     else:
-        dataset_tasks(source, spec, split)
+        tasks = dataset_tasks(source, spec, split).tasks
+    for text in _lacking(source, tasks[0]):
+        raise ValueError(text)
+
+
+def _lacking(source: TaskSource, task: Task) -> Iterator[str]:
+    """For each reward function that asks for what such a task does not have, words that say so."""
+    for reward in source.rewards:
+        if isinstance(reward, FunctionSettings) and reward.target is None:
+            code = load({}, reward.name)
+            if wants_environment(code) and not lives_in_a_process(source.environment):
+                yield f"reward {reward.name}: it asks for 'environments', which environments in plain Python have only"
+            elif text := lacking(code, {**task.payload, **task.metadata}):
+                yield f"reward {reward.name}: {text}"
 
 
 def _check_demonstrations(dataset: DatasetConfig) -> None:
@@ -141,6 +158,8 @@ def _scoring(recipe: Recipe, config: TaskSource, key: str) -> Iterator[Problem]:
             f"{key}.weights gives 0 to every reward part of {config.label!r} ({', '.join(source.parts)}), so all its "
             "rewards are 0; raise one of them",
         )
+    if config.dataset is None:
+        yield from _undemanding(config, key)
     if not source.parts:
         yield Problem(
             f"{key}.rewards", f"{key}.rewards: environment {config.label!r} has no rewards of its own; name some"
@@ -151,6 +170,17 @@ def _scoring(recipe: Recipe, config: TaskSource, key: str) -> Iterator[Problem]:
             "sft.dataset",
             f"sft.dataset={ORACLE}: environment {config.label!r} has no scripted oracle; use a dataset",
         )
+
+
+def _undemanding(config: TaskSource, key: str) -> Iterator[Problem]:
+    """Check the rewards of generated tasks with the first of them. One that cannot be generated is told at the start of
+    a run."""
+    try:
+        task = make_environment(config.environment).generate(0, 0, "train")
+    except Exception:
+        return
+    for text in _lacking(config, task):
+        yield Problem(f"{key}.rewards", f"{key}.rewards: {text}")
 
 
 FETCHED = "models/"

@@ -48,6 +48,8 @@ def chosen_settings(kind: str, name: object) -> type[Named]:
 
 
 def locate_files(section: dict[str, Any], folders: tuple[Path, ...]) -> None:
-    """Make the file of a user's `file.py:attribute` absolute, in place."""
+    """Make the files of a user's `file.py:attribute` absolute, in place."""
     if isinstance(section.get("name"), str):
         section["name"] = located(section["name"], folders)
+    if isinstance(tools := section.get("tools"), list):
+        section["tools"] = [located(name, folders) if isinstance(name, str) else name for name in tools]

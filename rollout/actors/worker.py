@@ -69,7 +69,7 @@ class WorkerActor:
             self._chat = load_chat(spec.renderer, spec.model_path)
         self._spec, self._engines, self._buffer = spec, Engines(replicas), buffer
         sandbox = Sandbox(spec.sandbox)
-        self._sources = make_sources(spec.sources, sandbox)
+        self._sources = make_sources(spec.sources, sandbox, spec.rollout.workers)
         if any(source.uses_sandbox for source in self._sources.values()):
             sandbox.require()
         self._store = GroupWriter(spec.folder.trajectories, spec.trajectories)

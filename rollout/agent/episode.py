@@ -67,6 +67,8 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     """For people and rewards."""
+    asked: int = 0
+    """How many of the messages opened the conversation."""
     said: list[Message] = field(default_factory=list)
     """For the chat format: `History.messages`."""
     spans: list[Span] = field(default_factory=list)
@@ -100,9 +102,11 @@ class Episode:
             answer=answer,
             task=self.task.id,
             messages=self.messages,
+            asked=self.asked,
             payload=self.task.payload,
             metadata=self.task.metadata,
             state=environment.final_state(),
+            hosted=environment.hosted(),
         )
         with self.span("reward"):
             try:
@@ -116,7 +120,7 @@ class Episode:
                 ) from None
 
     async def _act(self, environment: Environment) -> tuple[StopReason, str | None]:
-        self._open(environment)
+        await self._open(environment)
         while True:
             turn, finished = await self._speak(environment)
             if not finished:
@@ -134,12 +138,14 @@ class Episode:
             if (stopped := self._go_on(shown, environment.tools)) is not None:
                 return stopped, None
 
-    def _open(self, environment: Environment) -> None:
-        self.messages += self.task.messages
-        self.said += self.task.messages
+    async def _open(self, environment: Environment) -> None:
+        opening = await environment.open(self.task.messages)
+        self.asked = len(opening)
+        self.messages += opening
+        self.said += opening
         self.state_key = environment.first_state_key
         config = self.agent.config
-        prompt = self.agent.open(self.task.messages, environment.tools)
+        prompt = self.agent.open(opening, environment.tools)
         if len(prompt) >= config.max_context:
             raise InfrastructureError(
                 f"the prompt of task {self.task.id} has {len(prompt)} tokens: raise "

@@ -129,7 +129,7 @@ async def _attempt(episode: Episode, source: Source, group_id: str, deadline: fl
         reward_parts=score.parts,
         turns=tuple(episode.turns),
         spans=tuple(episode.spans),
-        metrics=episode.metrics(),
+        metrics=episode.metrics() | dict(score.metrics),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewards.compose import compose, succeeded
-from rewards.contracts import Ending, Reward
+from rewards.contracts import Ending, Reward, Scored
+from rewards.errors import InfrastructureError
 from rewards.extension import make
 from rewards.sandbox.sandbox import Sandbox
 from rewards.scorers.registry import ENVIRONMENT, REWARDS
@@ -18,11 +20,12 @@ from rollout.types import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The total reward, its parts by name, and whether the source's rule calls it a success."""
+    """The total reward, its parts by name, whether the source's rule calls it a success, and what rewards measured."""
 
     reward: float
     parts: Mapping[str, float]
     success: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Source:
@@ -36,7 +39,9 @@ class Source:
         self._spec = make_environment(config.environment)
         chosen = [reward for reward in config.rewards if reward.name != ENVIRONMENT]
         self._own = len(config.rewards) - len(chosen)
-        self._rewards: list[Reward] = [make(REWARDS, reward.name, reward, sandbox) for reward in chosen]
+        self._rewards: list[Reward] = [
+            make(REWARDS, reward.adapter or reward.name, reward, sandbox) for reward in chosen
+        ]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -58,17 +63,47 @@ class Source:
 
         Raises:
             ValueError: a part is missing, not named by `parts`, or not a finite number.
+            InfrastructureError: no reward applies to the episode.
         """
         parts = dict(await environment.score(ending.answer)) if self._own else {}
-        for reward in self._rewards:
-            parts |= await reward.score(ending)
-        if set(parts) != set(self.parts):
-            raise ValueError(f"source {self.label!r} has rewards {sorted(parts)}, and announced {sorted(self.parts)}")
+        self._check(parts, self._spec.reward_parts * self._own, self._spec.may_abstain)
+        metrics: dict[str, float] = {}
+        for reward, found in zip(self._rewards, await self._scores(ending), strict=True):
+            scored = found if isinstance(found, Scored) else Scored(found)
+            self._check(scored.parts, reward.parts, reward.may_abstain)
+            parts |= scored.parts
+            metrics |= {f"reward/{name}": value for name, value in scored.metrics.items()}
+        if not parts:
+            raise InfrastructureError(f"none of the rewards {', '.join(self.parts)} applies to task {ending.task}")
         total = float(compose(parts, self._config.weights))
         parts = {name: float(value) for name, value in parts.items()}  # NumPy's numbers cannot be stored
-        return Score(reward=total, parts=parts, success=succeeded(total, parts, self._config.success))
+        success = succeeded(total, parts, self._config.success)
+        return Score(reward=total, parts=parts, success=success, metrics=metrics)
+
+    async def _scores(self, ending: Ending) -> Sequence[Mapping[str, float] | Scored]:
+        """What each reward says. They look at the episode at the same time; the first failure ends the others."""
+        if len(self._rewards) == 1:
+            return [await self._rewards[0].score(ending)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_scored(reward, ending)) for reward in self._rewards]
+        except* Exception as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    def _check(self, found: Mapping[str, float], announced: Sequence[str], may_abstain: bool) -> None:
+        if not set(found) <= set(announced) or not (may_abstain or set(found) == set(announced)):
+            raise ValueError(f"source {self.label!r} has rewards {sorted(found)}, and announced {sorted(announced)}")
 
 
-def make_sources(configs: Sequence[TaskSource], sandbox: Sandbox) -> dict[str, Source]:
-    """Return the sources of a recipe by their labels."""
-    return {config.label: Source(config, sandbox) for config in configs}
+async def _scored(reward: Reward, ending: Ending) -> Mapping[str, float] | Scored:
+    return await reward.score(ending)
+
+
+def make_sources(configs: Sequence[TaskSource], sandbox: Sandbox, workers: int = 1) -> dict[str, Source]:
+    """Return the sources of a recipe by their labels, for one of so many workers."""
+    shared = [
+        config.model_copy(update={"rewards": tuple(reward.shared_by(workers) for reward in config.rewards)})
+        for config in configs
+    ]
+    return {config.label: Source(config, sandbox) for config in shared}

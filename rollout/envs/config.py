@@ -15,6 +15,26 @@ class EnvironmentSettings(Named):
 
     kind: ClassVar[str] = "environment"
 
+    @classmethod
+    def settings_of(cls, code: Any) -> type[Named]:
+        """A class with `reset` is an environment in plain Python, as TRL has them; others are specifications."""
+        is_class = isinstance(code, type) and all(base.__name__ != "EnvironmentSpec" for base in code.__mro__)
+        if is_class and hasattr(code, "reset") and not hasattr(code, "Settings"):
+            return PlainSettings
+        return super().settings_of(code)
+
+
+class PlainSettings(EnvironmentSettings):
+    """Tools in plain Python: functions (`tools`), or a class of an environment, or both."""
+
+    adapter: ClassVar[str | None] = "rollout.envs.plain:PlainTasks"
+
+    tools: tuple[str, ...] = ()
+    """Functions that the model may call, as file.py:function or package.module:function. Their types and docstrings say
+    what the model is told of them."""
+    tool_timeout_s: float = Field(default=60.0, gt=0)
+    """How long a call may take. Then the model is told so."""
+
 
 class PythonSettings(EnvironmentSettings):
     max_observation: int = Field(default=400, ge=1)

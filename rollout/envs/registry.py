@@ -9,6 +9,7 @@ from rollout.envs.config import EnvironmentSettings
 ENVIRONMENTS: Registry = {
     "python": Entry("rollout.envs.python:PythonQuestions", "rollout.envs.config:PythonSettings"),
     "store": Entry("rollout.envs.store:StoreRequests"),
+    "tools": Entry("rollout.envs.plain:PlainTasks", "rollout.envs.config:PlainSettings"),
     "reasoning": Entry("rollout.envs.reasoning:ReasoningTasks", "rollout.envs.config:ReasoningSettings"),
 }
 
@@ -19,5 +20,5 @@ def make_environment(settings: EnvironmentSettings) -> EnvironmentSpec:
     Raises:
         ValueError: there is no such environment, or it cannot be imported or made.
     """
-    spec: EnvironmentSpec = make(ENVIRONMENTS, settings.name, settings)
+    spec: EnvironmentSpec = make(ENVIRONMENTS, settings.adapter or settings.name, settings)
     return spec

@@ -69,4 +69,4 @@ def test_own_rows_go_on_with_other_workers_where_they_were(tmp_path: Path, monke
     assert sorted(after) == list(range(len(after))), "every position was handed out"
     assert len(set(after.values())) == len(after), "and with it another task"
     assert {int(text.split()[1]) >= 1000 for text in after.values()} == {True, False}
-    assert second.column("tasks/skipped_rows")[-1] == 2
+    assert second.column("rollout/skipped_rows")[-1] == 2

@@ -1,0 +1,98 @@
+"""A reward that is a plain function in the signature of TRL's (`rewards.host.calling`), in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from rewards.contracts import Ending, Reward, Scored
+from rewards.extension import load
+from rewards.host.host import Host
+from rewards.sandbox.sandbox import Sandbox
+from rewards.scorers.config import FunctionSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class FunctionReward(Reward):
+    """The part that is called like the function. Where the function returns None, there is no such part."""
+
+    may_abstain = True
+    settings: FunctionSettings
+
+    def __init__(self, settings: FunctionSettings, sandbox: Sandbox) -> None:
+        super().__init__(settings, sandbox)
+        self.parts = (settings.part_name,)
+        self._target = settings.target or settings.name
+        made_from = None if settings.target is None else settings.model_dump(mode="json")
+        setup = {"operation": "setup", "target": self._target, "settings": made_from}
+        self._hosts = [Host(f"reward {settings.part_name}", setup) for _ in range(settings.processes)]
+        self._free: asyncio.Queue[Host] | None = None
+
+    async def score(self, ending: Ending) -> Scored:
+        request = {
+            "operation": "score",
+            "target": self._target,
+            "prompt": list(ending.messages[: ending.asked]),
+            "completion": self._completion(ending),
+            "columns": {**ending.payload, **ending.metadata},
+        }
+        if ending.hosted is not None and self.settings.target is None and wants_environment(load({}, self._target)):
+            request |= {"key": ending.hosted.key}
+            found = await ending.hosted.host.call(request, self.settings.deadline_s)
+        else:
+            async with self._host() as host:
+                found = await host.call(request | {"key": None}, self.settings.deadline_s)
+        parts = {} if found["value"] is None else {self.parts[0]: found["value"]}
+        return Scored(parts, found["metrics"])
+
+    def _completion(self, ending: Ending) -> Any:
+        said = list(ending.messages[ending.asked :])
+        if self.settings.completions == "messages":
+            return said
+        return next((m["content"] for m in reversed(said) if m["role"] == "assistant"), "")
+
+    @asynccontextmanager
+    async def _host(self) -> AsyncIterator[Host]:
+        """A process with a free place."""
+        if self._free is None:
+            self._free = asyncio.Queue()
+            places = self.settings.concurrency if self._is_asynchronous() else 1
+            for _ in range(places):
+                for host in self._hosts:
+                    self._free.put_nowait(host)
+        host = await self._free.get()
+        try:
+            yield host
+        finally:
+            self._free.put_nowait(host)
+
+    def _is_asynchronous(self) -> bool:
+        return self.settings.target is not None or is_asynchronous(load({}, self._target))
+
+
+def is_asynchronous(code: Callable[..., Any]) -> bool:
+    """Whether calling it gives something to wait for."""
+    return inspect.iscoroutinefunction(code) or inspect.iscoroutinefunction(getattr(type(code), "__call__", None))  # noqa: B004
+
+
+def wants_environment(code: Callable[..., Any]) -> bool:
+    """Whether a reward function looks at the environment."""
+    return "environments" in inspect.signature(code).parameters
+
+
+def lacking(code: Callable[..., Any], columns: Mapping[str, Any]) -> str | None:
+    """Say what a reward function asks for and would not get for a task with these columns; None if there is nothing."""
+    from rewards.host.calling import ABSENT, PASSED, missing
+
+    wanted = missing(code, {*columns, *PASSED})
+    if not wanted:
+        return None
+    if absent := [name for name in wanted if name in ABSENT]:
+        return f"it asks for {absent[0]!r}, which rewards do not get here: they know no tokens and no trainer"
+    there = ", ".join(map(repr, columns)) or "none"
+    return f"it asks for {wanted[0]!r}, which is no column of the task; there are {there}"

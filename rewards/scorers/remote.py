@@ -1,0 +1,74 @@
+"""What rewards have in common that ask somebody else: the rate of requests, and trying again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from rewards.errors import InfrastructureError
+
+Answer = TypeVar("Answer")
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+
+
+class Again(Exception):
+    """The request should be made again, after a time if the other side named one."""
+
+    def __init__(self, why: str, after_s: float | None = None) -> None:
+        super().__init__(why)
+        self.after_s = after_s
+
+
+class Remote:
+    """Makes requests at most so often, and makes those that failed again, each time after a longer pause."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._retries: int = settings["retries"]
+        rate = settings["requests_per_minute"]
+        self._interval_s = 0.0 if rate is None else 60.0 / rate
+        self._next = 0.0
+
+    async def __call__(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Return the answer to a request that raises `Again` when it should be repeated.
+
+        Raises:
+            InfrastructureError: it failed each time.
+        """
+        pause = FIRST_PAUSE_S
+        for tries in range(self._retries + 1):
+            await self._turn()
+            try:
+                return await request()
+            except Again as error:
+                if tries == self._retries:
+                    raise InfrastructureError(f"{error} ({tries + 1} tries)") from None
+                await asyncio.sleep(min(error.after_s or pause, LONGEST_PAUSE_S))
+                pause *= 2
+        raise AssertionError("the last try returns or raises")
+
+    async def _turn(self) -> None:
+        begin = max(self._next, time.monotonic())
+        self._next = begin + self._interval_s
+        await asyncio.sleep(begin - time.monotonic())
+
+
+def api_key(settings: Mapping[str, Any]) -> str | None:
+    """The key that the settings name. Raises InfrastructureError if the variable is not set."""
+    name = settings["api_key_env"]
+    if name is None:
+        return None
+    if not os.environ.get(name):
+        raise InfrastructureError(f"the environment variable {name} (api_key_env) is not set")
+    return os.environ[name]
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long the other side asks to wait; None if it does not say so in seconds."""
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
