@@ -230,7 +230,7 @@ case "$verb" in
     *)
         recipe=$verb
         case "$verb" in
-            test | check | model) recipe="" ;;
+            test | check | model | reward-test) recipe="" ;;
             plan) recipe=${2:-} && [[ -n $recipe ]] || die "plan needs a recipe: ./launch.sh plan RECIPE [key=value …]" ;;
         esac
         if [[ -n $recipe && ! -f $recipe ]]; then

@@ -68,3 +68,6 @@ class Reward:
     async def score(self, ending: Ending) -> Mapping[str, float] | Scored:
         """Return the reward parts by name. They may be any finite numbers."""
         raise NotImplementedError
+
+    async def close(self) -> None:
+        """Release what scoring has taken up."""

@@ -50,6 +50,10 @@ class FunctionReward(Reward):
         parts = {} if found["value"] is None else {self.parts[0]: found["value"]}
         return Scored(parts, found["metrics"])
 
+    async def close(self) -> None:
+        for host in self._hosts:
+            await host.close()
+
     def _completion(self, ending: Ending) -> Any:
         said = list(ending.messages[ending.asked :])
         if self.settings.completions == "messages":

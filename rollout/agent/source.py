@@ -67,6 +67,24 @@ class Source:
         """
         parts = dict(await environment.score(ending.answer)) if self._own else {}
         self._check(parts, self._spec.reward_parts * self._own, self._spec.may_abstain)
+        return await self._total(parts, ending)
+
+    @property
+    def kept_parts(self) -> tuple[str, ...]:
+        """The parts that `score_again` keeps."""
+        return self._spec.reward_parts * bool(self._own)
+
+    async def score_again(self, ending: Ending, before: Mapping[str, float]) -> Score:
+        """Score an episode whose environment is gone. The parts that the environment gave are kept from `before`.
+        Raises what `score` raises."""
+        return await self._total({name: before[name] for name in self.kept_parts if name in before}, ending)
+
+    async def close(self) -> None:
+        """End the processes of the rewards. They also end by themselves when this process does."""
+        for reward in self._rewards:
+            await reward.close()
+
+    async def _total(self, parts: dict[str, float], ending: Ending) -> Score:
         metrics: dict[str, float] = {}
         for reward, found in zip(self._rewards, await self._scores(ending), strict=True):
             scored = found if isinstance(found, Scored) else Scored(found)

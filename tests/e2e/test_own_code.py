@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,5 +57,14 @@ def test_a_page_runs(tmp_path: Path, page: str, parts: set[str], metric: str | N
         assert len(run.column(f"reward/metric/{metric}")) == 2
     scored = [one.group for one in read(tmp_path / "run")]
     assert {name for group in scored for t in group.usable for name in t.reward_parts} == parts
+    if page == "rewards.md":
+        again = subprocess.run(
+            ["./launch.sh", "reward-test", str(tmp_path / "run")],
+            cwd=REPOSITORY,
+            env=os.environ | {"SLUICE_VENV": sys.prefix},
+            capture_output=True,
+            text=True,
+        )
+        assert again.returncode == 0 and " 0 of them change, in 0 groups" in again.stdout, again
     if page == "tools.md":
         assert all(t.messages[0]["content"].endswith(" The lamp is on.") for group in scored for t in group.usable)

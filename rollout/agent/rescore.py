@@ -1,0 +1,92 @@
+"""Stored trajectories, scored again with the rewards that their sources have now. Needs no model and no environment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.contracts import Ending
+from rewards.errors import InfrastructureError
+from rollout.agent.source import Score, Source
+from rollout.store.reading import Stored
+from rollout.types import Group, Trajectory
+
+AT_ONCE = 64
+"""Trajectories that are scored at the same time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """A stored trajectory, and its score now or why there is none."""
+
+    before: Trajectory
+    now: Score | None
+    failure: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether its reward, a part of it or its success is another one."""
+        before, now = self.before, self.now
+        return now is not None and (now.reward, dict(now.parts), now.success) != (
+            before.reward,
+            dict(before.reward_parts),
+            before.success,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupAgain:
+    """A stored group with its usable members, scored again."""
+
+    stored: Stored
+    members: tuple[Again, ...]
+
+
+async def rescore(stored: Iterable[Stored], sources: Mapping[str, Source]) -> AsyncIterator[GroupAgain]:
+    """Score the usable members of each group whose source is in `sources`, in order. A failure is told, not scored."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def member(group: Group, trajectory: Trajectory) -> Again:
+        async with places:
+            try:
+                ending = ending_of(group, trajectory)
+                score = await sources[group.task.source].score_again(ending, trajectory.reward_parts)
+            except Exception as error:  # whatever a reward raises
+                return Again(before=trajectory, now=None, failure=f"{type(error).__name__}: {error}")
+        return Again(before=trajectory, now=score)
+
+    for one in stored:
+        if one.group.task.source in sources and one.group.usable:
+            members = await asyncio.gather(*(member(one.group, trajectory) for trajectory in one.group.usable))
+            yield GroupAgain(stored=one, members=tuple(members))
+
+
+def ending_of(group: Group, trajectory: Trajectory) -> Ending:
+    """The episode as its rewards saw it, but for the environment and its final state, which are not stored."""
+    return _StoredEnding(
+        answer=answer_of(trajectory),
+        task=group.task.id,
+        messages=trajectory.messages,
+        asked=len(group.task.messages),
+        payload=group.task.payload,
+        metadata=group.task.metadata,
+    )
+
+
+def answer_of(trajectory: Trajectory) -> str | None:
+    """The answer as `Episode.act` returned it."""
+    said = [message for message in trajectory.messages if message["role"] == "assistant"]
+    if not said or trajectory.stop_reason not in ("answered", "environment") or said[-1].get("tool_calls"):
+        return None
+    return str(said[-1]["content"])
+
+
+def _not_stored(_: Any) -> Any:
+    raise InfrastructureError("it looks at the environment's final state, which is not stored")
+
+
+class _StoredEnding(Ending):
+    __slots__ = ()
+    state = property(_not_stored, lambda *_: None)
