@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import zip_longest
 from operator import attrgetter
 from typing import Any, overload
 
@@ -119,6 +120,8 @@ class TrajectoryCard(Light):
     turns: Turns
     samples: tuple[SampleCard, ...]
     error: str | None
+    vote: str | None = None
+    """Of an evaluation: a key of its answer, equal for equal answers; None where it gave none."""
 
     @property
     def trained_tokens(self) -> int:
@@ -160,22 +163,23 @@ def samples_of(group: Group) -> list[Sample]:
     return [sample for member in group.trajectories for sample in member.samples]
 
 
-def card_of(group: Group, address: Address, reference: Any = None) -> Card:
-    """Return the card of a group that lies at `address`."""
+def card_of(group: Group, address: Address, reference: Any = None, votes: Sequence[str | None] = ()) -> Card:
+    """Return the card of a group that lies at `address`. `votes` has one for each trajectory, or is empty."""
     samples = iter(_sample_cards(samples_of(group)))
     return Card(
         id=group.id,
         task_id=group.task.id,
         source=group.task.source,
         trajectories=tuple(
-            _trajectory_card(member, tuple(next(samples) for _ in member.samples)) for member in group.trajectories
+            _trajectory_card(member, tuple(next(samples) for _ in member.samples), vote)
+            for member, vote in zip_longest(group.trajectories, votes)
         ),
         address=address,
         reference=reference,
     )
 
 
-def _trajectory_card(member: Trajectory, samples: tuple[SampleCard, ...]) -> TrajectoryCard:
+def _trajectory_card(member: Trajectory, samples: tuple[SampleCard, ...], vote: str | None) -> TrajectoryCard:
     return TrajectoryCard(
         stop_reason=member.stop_reason,
         outcome=member.outcome,
@@ -186,6 +190,7 @@ def _trajectory_card(member: Trajectory, samples: tuple[SampleCard, ...]) -> Tra
         turns=Turns(member.turns),
         samples=samples,
         error=None if member.error is None else member.error[:ERROR_CHARACTERS],
+        vote=vote,
     )
 
 

@@ -134,6 +134,11 @@ class EnvironmentSpec:
         """Make an episode of `task`."""
         raise NotImplementedError
 
+    def vote(self, answer: str) -> str | None:
+        """What an answer says, as a text that is equal for answers that say the same; None for nothing. Evaluations
+        count it (maj@k)."""
+        return " ".join(answer.split()) or None
+
 
 @runtime_checkable
 class Demonstrator(Protocol):

@@ -29,6 +29,7 @@ from rl.driver.session import STALE, Session, StepRecord
 from rl.driver.waiting import ProcessFailure
 from rl.exitcodes import NOTHING_STARTED, STALLED
 from rl.observe.console import Console, duration
+from rl.observe.evaluation import ALL, Evaluation
 from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.tracking import Tracker
@@ -254,6 +255,7 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
             "trained tokens": f"{summary['trained_tokens']:,}",
             "oldest trained token": f"{summary['staleness_max']} versions",
             "engine/trainer |Δlogprob|": f"{summary['mismatch_logprob_abs_mean'] or 0.0:.1e}",
+            **_gain(session),
         },
         places={
             "run directory": str(session.directory.path),
@@ -265,10 +267,20 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> Non
     )
 
 
+def _gain(session: Session) -> dict[str, str]:
+    """How sure the difference between the first and the last evaluation is."""
+    first, last = session.directory.evaluation(0), session.directory.evaluation(session.progress.step)
+    try:
+        found = Evaluation.load(last).against(Evaluation.load(first))
+    except ValueError:  # of an earlier version of Sluice, or deleted
+        return {}
+    return {f"after − before, {name}" if name != ALL else "after − before": str(found[name]) for name in found}
+
+
 def _labelled(success: Mapping[str, float]) -> dict[str, float]:
     """`eval/success/python` becomes "held-out success, python"."""
     return {
         name.replace("eval/success", "held-out success").replace("/", ", "): value
         for name, value in success.items()
-        if name.startswith("eval/success")
+        if name == "eval/success" or name.startswith("eval/success/")
     }

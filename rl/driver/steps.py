@@ -12,7 +12,7 @@ from rl.driver.health import check_eval_failures
 from rl.driver.session import Session
 from rl.driver.turns import Colocated
 from rl.driver.waiting import ProcessFailure
-from rl.observe.stepstats import eval_metrics
+from rl.observe.evaluation import Evaluation
 from rl.recipe.adapters import pushes_adapter
 from rl.rundir.checkpoint import ADAPTER, MODEL
 from rl.rundir.runstate import read_buffer, write_state
@@ -111,7 +111,7 @@ def take(run: Session) -> list[Card]:
 
 
 def evaluate(run: Session) -> dict[str, float]:
-    """Evaluate the version that the engines hold now on the held-out tasks, and return the metrics (`eval_metrics`).
+    """Evaluate the version that the engines hold now on the held-out tasks, and return the metrics.
 
     Raises:
         TooManyFailures: infrastructure failures left too few trajectories to judge.
@@ -125,7 +125,9 @@ def evaluate(run: Session) -> dict[str, float]:
         started = run.calls.start_each(workers, "evaluate", arguments)
         cards = run.calls.wait(started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
     check_eval_failures(cards, recipe.rollout.failure_share_limit)
-    values = eval_metrics(cards)
+    evaluation = Evaluation.of_cards(cards, run.progress.version)
+    evaluation.save(run.directory.evaluation(run.progress.step))
+    values = evaluation.metrics()
     run.log(values)
     return values
 

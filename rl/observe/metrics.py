@@ -102,7 +102,11 @@ _METRICS = (
     Metric("memory/driver_rss_mb", "MB", "Resident memory of the driver process."),
     Metric("memory/trainer_left_mb", "MiB", "Tensors that the fullest trainer rank keeps on its GPU during rollouts."),
     Metric("memory/trainer_rss_mb", "MB", "Largest resident memory among the trainer ranks."),
-    Metric("eval/success", "share", "Held-out trajectories that solved their task (infrastructure failures left out)."),
+    Metric("eval/success", "share", "Success on a held-out task, mean over tasks (infrastructure failures left out)."),
+    Metric("eval/success_low", "share", "Lower end of its interval of 95 % (tasks drawn again)."),
+    Metric("eval/success_high", "share", "Upper end of that interval."),
+    Metric("eval/pass/<k>", "share", "pass@k: that one of k samples is a success, without bias."),
+    Metric("eval/majority/<k>", "share", "maj@k: success of the answer that most of k samples give."),
     Metric("eval/success/<source>", "share", "The same, of one task source."),
     Metric("eval/infra_share", "share", "Held-out trajectories lost to an infrastructure failure."),
 )

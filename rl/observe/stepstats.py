@@ -73,20 +73,6 @@ def success_share(trajectories: Iterable[TrajectoryCard]) -> float:
     return _share(t.success for t in trajectories if t.success is not None)
 
 
-def eval_metrics(cards: Sequence[Card]) -> dict[str, float]:
-    """Held-out success, over all tasks and per task source, and the share of trajectories that infrastructure failures
-    lost. Success leaves those out."""
-    everything = [t for card in cards for t in card.trajectories]
-    usable: dict[str, list[TrajectoryCard]] = {}
-    for card in cards:
-        if card.usable:
-            usable.setdefault(card.source, []).extend(card.usable)
-    metrics = {"eval/infra_share": _share(t.outcome == "infra_error" for t in everything)}
-    if usable:
-        metrics["eval/success"] = success_share(everything)
-    return metrics | {f"eval/success/{name}": success_share(usable[name]) for name in sorted(usable)}
-
-
 def staleness(cards: Sequence[Card], version: int) -> tuple[float, int]:
     """Mean and maximum age, in versions, of the trainable tokens when they train policy version `version`."""
     counts: Counter[int] = Counter()

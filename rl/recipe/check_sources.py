@@ -18,7 +18,7 @@ from rl.config import Recipe
 from rl.recipe.checks import Problem
 from rl.sft.config import ORACLE
 from rollout.agent.source import Source
-from rollout.contracts import Demonstrator
+from rollout.contracts import Demonstrator, EnvironmentSpec
 from rollout.envs.plain import lives_in_a_process
 from rollout.envs.registry import make_environment
 from rollout.tasks.config import DatasetConfig, TaskSource
@@ -175,8 +175,12 @@ def _scoring(recipe: Recipe, config: TaskSource, key: str) -> Iterator[Problem]:
 def _undemanding(config: TaskSource, key: str) -> Iterator[Problem]:
     """Check the rewards of generated tasks with the first of them. One that cannot be generated is told at the start of
     a run."""
+    spec = make_environment(config.environment)
+    if type(spec).generate is EnvironmentSpec.generate:
+        yield Problem(f"{key}.dataset", f"{key}.dataset: environment {config.label!r} generates no tasks: name rows")
+        return
     try:
-        task = make_environment(config.environment).generate(0, 0, "train")
+        task = spec.generate(0, 0, "train")
     except Exception:
         return
     for text in _lacking(config, task):

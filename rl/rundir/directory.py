@@ -1,6 +1,7 @@
 """The run directory: where its files lie, and which run may use it.
 
-    config.yaml  metrics.jsonl  summary.json  ledger.log  trajectories/  checkpoints/  merged/  logs/  wandb/  run.lock
+    config.yaml  metrics.jsonl  summary.json  ledger.log  run.lock
+    trajectories/  checkpoints/  evaluations/  merged/  logs/  wandb/
 
 `RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
 time (an exclusive lock, which the kernel drops however the run ends). A `RunDir` deletes nothing but a directory in
@@ -22,6 +23,7 @@ from rollout.store.reading import FOLDER
 from rollout.store.shared import LOCK_NAME
 
 CHECKPOINTS = "checkpoints"
+EVALUATIONS = "evaluations"
 
 
 class RunDir:
@@ -42,6 +44,10 @@ class RunDir:
         self.merged = path / "merged"
         """The model that a finished run with an adapter leaves: its base with the adapter merged into it."""
         self._lock = lock
+
+    def evaluation(self, step: int) -> Path:
+        """The file of the evaluation after a step, 0 before the first one."""
+        return self.path / EVALUATIONS / f"step-{step:06d}.json"
 
     @classmethod
     def open(cls, path: Path, *, resume: Resume, run_id: str) -> Self:

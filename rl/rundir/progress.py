@@ -15,7 +15,7 @@ class Progress:
 
     `mismatch_sum` is the sum of |engine logprob - trainer logprob| over the `mismatch_tokens` tokens that were sampled
     by the very version that was being trained. `eval_before` and `eval_after` are the evaluations before the first and
-    after the last step, as `rl.observe.stepstats.eval_metrics` returns them; their values are shares (0 to 1).
+    after the last step, as `rl.observe.evaluation` gives them; their values are shares (0 to 1).
     """
 
     stage: str = ""

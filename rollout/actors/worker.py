@@ -101,7 +101,11 @@ class WorkerActor:
         """
         async with self._evaluating:
             group = await self._group(group_id, task, self._spec.evaluation.rollout(self._spec.rollout))
-        return card_of(*await self._kept(group, "eval"))
+        from rollout.agent.rescore import answer_of
+
+        group, address = await self._kept(group, "eval")
+        source = self._sources[task.source]
+        return card_of(group, address, votes=[source.vote(answer_of(one)) for one in group.trajectories])
 
     async def seal(self) -> None:
         """Seal what this worker has written so far, for people to open."""

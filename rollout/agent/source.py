@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -78,6 +79,11 @@ class Source:
         """Score an episode whose environment is gone. The parts that the environment gave are kept from `before`.
         Raises what `score` raises."""
         return await self._total({name: before[name] for name in self.kept_parts if name in before}, ending)
+
+    def vote(self, answer: str | None) -> str | None:
+        """A key of what an answer says, equal for answers that say the same; None for none."""
+        said = None if answer is None else self._spec.vote(answer)
+        return None if said is None else hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()[:16]
 
     async def close(self) -> None:
         """End the processes of the rewards. They also end by themselves when this process does."""

@@ -74,6 +74,9 @@ class ReasoningTasks(EnvironmentSpec):
     def make(self, task: Task, sandbox: Sandbox) -> ReasoningEpisode:
         return ReasoningEpisode(self._family, self._entry(task.payload["number"]), self._settings)
 
+    def vote(self, answer: str) -> str | None:
+        return answer_in(answer, self._settings.answer)
+
     @property
     def _what(self) -> str:
         return f"{self.name}/{self._settings.family}"

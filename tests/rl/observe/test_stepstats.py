@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rl.driver.health import Diverged, check_eval_failures, check_finite
+from rl.observe.evaluation import Evaluation
 from rl.observe.metrics import check_names
-from rl.observe.stepstats import eval_metrics, learner_metrics, rollout_metrics, staleness
+from rl.observe.stepstats import learner_metrics, rollout_metrics, staleness
 from rl.rundir.progress import Progress
 from rollout.buffer.buffer import TooManyFailures
 from rollout.cards import Card
@@ -126,26 +127,12 @@ def test_staleness_counts_sampled_tokens_of_usable_members_only() -> None:
     assert staleness([], version=5) == (0.0, 0)
 
 
-def test_held_out_success_is_given_per_source() -> None:
-    groups = [
-        group(trajectory(1.0, (0,)), source="python"),
-        group(trajectory(0.5, (0,)), trajectory(1.0, (0,)), source="store"),
-    ]
-    values = eval_metrics(groups)
-    check_names(values)
-    assert values == {
-        "eval/success": pytest.approx(2 / 3),
-        "eval/success/python": 1.0,
-        "eval/success/store": 0.5,
-        "eval/infra_share": 0.0,
-    }
-
-
 def test_an_evaluation_that_infrastructure_spoiled_is_no_success_of_zero() -> None:
     spoiled = group(trajectory(None, (), error="no answer"), source="python")
     half = [spoiled, group(trajectory(1.0, (0,)), source="store")]
-    assert eval_metrics(half) == {"eval/success": 1.0, "eval/success/store": 1.0, "eval/infra_share": 0.5}
-    assert eval_metrics([spoiled]) == {"eval/infra_share": 1.0}
+    values = Evaluation.of_cards(half, 3).metrics()
+    assert (values["eval/success"], values["eval/success/store"], values["eval/infra_share"]) == (1.0, 1.0, 0.5)
+    assert Evaluation.of_cards([spoiled], 3).metrics() == {"eval/infra_share": 1.0}
     check_eval_failures(half, limit=0.5)
     earlier = group(trajectory(None, (), error="refused"), source="python")
     with pytest.raises(TooManyFailures, match=r"2 of 3 .*\(rollout.failure_share_limit is 0.5\); .* no answer$"):

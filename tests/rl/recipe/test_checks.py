@@ -23,6 +23,7 @@ from rl.recipe.overrides import expand_shorthands
 from rl.recipe.presets import fill_from_preset
 from rollout.contracts import EnvironmentSpec
 from rollout.envs.config import EnvironmentSettings
+from rollout.types import Split, Task
 from tests.support import recipe_of
 
 LIBRARIES = pytest.mark.skipif(
@@ -299,7 +300,14 @@ def test_a_file_that_is_no_table_is_refused_whatever_it_is_called(tmp_path: Path
     assert key == "sft.dataset" and "cannot be read" in text
 
 
-class Silent(EnvironmentSpec):
+class Generating(EnvironmentSpec):
+    """An environment that could generate tasks."""
+
+    def generate(self, index: int, seed: int, split: Split) -> Task:
+        raise RuntimeError("it is not asked for one here")
+
+
+class Silent(Generating):
     """An environment that scores, but has no scripted oracle."""
 
     reward_parts = ("said",)
@@ -312,7 +320,7 @@ class Broken(Silent):
         raise ValueError("no table of rooms")
 
 
-class Unscored(EnvironmentSpec):
+class Unscored(Generating):
     """An environment without rewards of its own."""
 
 
@@ -399,10 +407,12 @@ def test_a_demonstration_that_cannot_be_read_is_told_before_anything_starts(tmp_
         ({"dataset": "data/*.jsonl"}, "dataset", "data/*.jsonl does not exist"),
         ({"dataset": "./folder"}, "dataset", "./folder does not exist"),
         ({"dataset": "rows.xlsx"}, "dataset", "cannot be read; use a .jsonl, .json"),
+        ({"environment": "tools"}, "dataset", "environment 'tools' generates no tasks: name rows"),
     ],
 )
 def test_a_dataset_that_cannot_be_meant_is_told(source: dict[str, Any], key: str, words: str) -> None:
-    ((where, text),) = found({"tasks": {"sources": [{"environment": "python", **source}]}})
+    told = found({"tasks": {"sources": [{"environment": "python", **source}]}})
+    where, text = told[0]
     assert where == f"tasks.sources.0.{key}" and words in text
 
 
