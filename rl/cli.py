@@ -14,6 +14,7 @@ HELP = ("-h", "--help")
 TRAIN = "rl.verbs.train:train"
 VERBS: Mapping[str, str] = {
     "plan": "rl.verbs.plan:plan",
+    "eval": "rl.verbs.evaluate:evaluate",
     "reward-test": "rl.verbs.reward_test:reward_test",
     "new": "rl.verbs.new:new",
     "test": "rl.verbs.develop:test",

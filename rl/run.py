@@ -30,9 +30,11 @@ from rl.driver.health import check_finite
 from rl.driver.session import Session
 from rl.driver.steps import (
     await_engines,
+    begin_evaluation,
     checkpoint,
     due,
     evaluate,
+    finish_evaluation,
     forget_result,
     merge,
     open_gate,
@@ -89,6 +91,7 @@ def reinforcement(run: Session, model: str) -> str:
         cards = take(run)
         to_trainer(run)
         learn(run, cards)
+        finish_evaluation(run)
         publish(run, verify=due(progress.step, recipe.weight_sync.verify_every))
         open_gate(run)
         run.end_step(cards)
@@ -97,7 +100,9 @@ def reinforcement(run: Session, model: str) -> str:
         if due(progress.step, recipe.checkpoint.every) or last:
             checkpoint(run)
         if due(progress.step, recipe.eval.every) and not last:
-            evaluate(run)
+            begin_evaluation(run)
+            if recipe.placement == "colocated":  # the trainer needs the engines' devices
+                finish_evaluation(run)
     return finish(run)
 
 

@@ -20,7 +20,7 @@ TIERS: dict[str, list[set[str]]] = {
     "rl": [
         {"cli"},
         {"verbs"},
-        {"run"},
+        {"run", "evaluate"},
         {"stages"},
         {"sft"},
         {"driver", "launch"},

@@ -148,8 +148,8 @@ class Cluster:
             for i, (place, gpus) in enumerate(places)
         ]
 
-    def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle) -> None:
-        """Start one actor per rollout worker."""
+    def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle | None) -> None:
+        """Start one actor per rollout worker. Without a buffer they can only evaluate."""
         place = Place(cpus=1) if self.device == "cuda" else Place()
         self.workers = [
             self.spawn(WorkerActor, f"worker-{i}", place, spec, engines, buffer) for i in range(spec.rollout.workers)

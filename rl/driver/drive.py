@@ -62,8 +62,9 @@ TOLD = ("trajectories_per_step", "tokens_per_step_max", "gate_groups", "object_s
 """What is told at the start of the batch arithmetic. The resolved recipe has all of it."""
 
 
-def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
-    """Open a session, run `train` in it, and close it whatever happens. Returns the exit code."""
+def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None], *, trains: bool = True) -> int:
+    """Open a session, run `train` in it, and close it whatever happens. Returns the exit code. `trains` says whether
+    there are trainers."""
     console = Console(steps=recipe.run.steps)
     path = Path(recipe.run.dir or f"runs/{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
@@ -84,7 +85,7 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
             if isinstance(error, UnfitChat):
                 directory.discard()
             return NOTHING_STARTED
-        ending = _run(session, train)
+        ending = _run(session, train, trains)
         summary = session.summary(ending.reason)
         try:
             session.metrics.close()
@@ -92,7 +93,7 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None]) -> int:
         finally:
             session.cluster.close()
         session.tracker.finish(ending.code, summary, deadline_s=UPLOAD_S if ending.code == 0 else TRACKER_S)
-        _report(session, ending, summary)
+        _report(session, ending, summary, trains)
         if ending.code == NOTHING_STARTED:
             directory.discard()
     return ending.code
@@ -106,7 +107,7 @@ class Ending:
     reason: str
 
 
-def _run(session: Session, train: Callable[[Session], None]) -> Ending:
+def _run(session: Session, train: Callable[[Session], None], trains: bool) -> Ending:
     """Start or join Ray, and train. Every exception becomes an `Ending`."""
     cluster, recipe = session.cluster, session.recipe
 
@@ -125,7 +126,11 @@ def _run(session: Session, train: Callable[[Session], None]) -> Ending:
             hardware = cluster.connect(recipe.run.ray_address, object_store_bytes(recipe))
         cluster.calls.stop.check()
         missing = missing_hardware(
-            recipe, cpus=hardware.cpus, gpus=hardware.gpus, largest_node_gpus=hardware.largest_node_gpus
+            recipe,
+            cpus=hardware.cpus,
+            gpus=hardware.gpus,
+            largest_node_gpus=hardware.largest_node_gpus,
+            trains=trains,
         )
         if missing:
             return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
@@ -239,12 +244,15 @@ def _check_base(recipe: Recipe, progress: Progress) -> None:
         )
 
 
-def _report(session: Session, ending: Ending, summary: Mapping[str, Any]) -> None:
+def _report(session: Session, ending: Ending, summary: Mapping[str, Any], trains: bool) -> None:
     """Print how the run ended. (Programs should read summary.json.)"""
     if ending.code != 0:
         session.console.error(ending.reason)
         if ending.code != NOTHING_STARTED:
             session.console.note(f"summary: {session.directory.summary}")
+        return
+    if not trains:
+        session.console.settings({"evaluation": str(session.directory.evaluation(0))})
         return
     session.console.summary(
         f"finished in {duration(summary['wall_s'])}",

@@ -61,6 +61,15 @@ class StepRecord:
         self.stale_before = self.ledger_counts.get(STALE, 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluating:
+    """An evaluation under way: of which step and version, and its calls."""
+
+    step: int
+    version: int
+    started: Started
+
+
 @dataclass(slots=True)
 class Session:
     """One run: its recipe, its processes, and where it writes and reports. Wall time counts from `started`."""
@@ -82,6 +91,7 @@ class Session:
     buffer_began: Started = field(default_factory=dict)
     held_out: Sequence[Task] = ()
     """The tasks of every evaluation, once they have been read."""
+    evaluating: Evaluating | None = None
     turns: Split = field(default_factory=Split)
     first_segment: int = 0
     """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
@@ -135,10 +145,11 @@ class Session:
         """A sentence that says who waits for whom, as far as the driver knows."""
         return f"{self.calls.waiting_for()}. The buffer, when it last answered: {self.step.waiting_for}"
 
-    def log(self, values: dict[str, float]) -> None:
-        """Log metrics under the number of the last finished step."""
-        self.metrics.log(self.progress.step, values)
-        self.tracker.log(self.progress.step, values)
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        """Log metrics under the number of a step, of the last finished one unless another is named."""
+        step = self.progress.step if step is None else step
+        self.metrics.log(step, values)
+        self.tracker.log(step, values)
 
     def end_step(self, cards: list[Card]) -> None:
         """Write the step's metrics and console line, then begin the next step."""
@@ -198,6 +209,7 @@ class Session:
             "checkpoint": str(saved) if saved is not None else None,
             "adapter": str(saved / ADAPTER) if saved is not None and self.recipe.lora is not None else None,
             "hf_export": self._exported(saved),
+            "best": str(self.directory.best) if self.directory.best.is_dir() else None,
         }
 
 

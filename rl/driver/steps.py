@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rl.driver.health import check_eval_failures
-from rl.driver.session import Session
+from rl.driver.session import Evaluating, Session
 from rl.driver.turns import Colocated
 from rl.driver.waiting import ProcessFailure
 from rl.observe.evaluation import Evaluation
 from rl.recipe.adapters import pushes_adapter
+from rl.rundir.best import keep_best
 from rl.rundir.checkpoint import ADAPTER, MODEL
 from rl.rundir.runstate import read_buffer, write_state
 from rl.weights.publish import PublishError
@@ -110,26 +111,45 @@ def take(run: Session) -> list[Card]:
                 return list(answer.cards)
 
 
-def evaluate(run: Session) -> dict[str, float]:
-    """Evaluate the version that the engines hold now on the held-out tasks, and return the metrics.
+def begin_evaluation(run: Session) -> None:
+    """Begin to evaluate the version that the engines hold now, beside the rollouts and the next step of the trainer.
+    `finish_evaluation` has to come before the next push, so that the evaluation is of one version."""
+    cluster, version = run.cluster, run.progress.version
+    tasks = run.held_out = run.held_out or _held_out(run)
+    # Requests are named by position, because tasks of a dataset may share an id, and requests must not.
+    arguments = [(f"eval-{version}-{position}", task) for position, task in enumerate(tasks)]
+    workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
+    started = run.calls.background(run.calls.start_each(workers, "evaluate", arguments))
+    run.evaluating = Evaluating(step=run.progress.step, version=version, started=started)
+
+
+def finish_evaluation(run: Session) -> dict[str, float]:
+    """Wait for the evaluation that was begun, log it under the step that it is of, and keep that step's model if it is
+    the best so far. Returns the metrics; empty where none was begun.
 
     Raises:
         TooManyFailures: infrastructure failures left too few trajectories to judge.
     """
-    recipe, cluster = run.recipe, run.cluster
-    tasks = run.held_out = run.held_out or _held_out(run)
-    # Requests are named by position, because tasks of a dataset may share an id, and requests must not.
-    arguments = [(f"eval-{run.progress.version}-{position}", task) for position, task in enumerate(tasks)]
-    workers = [cluster.workers[position % len(cluster.workers)] for position in range(len(tasks))]
-    with run.phase(f"evaluating {len(tasks)} held-out tasks"), run.timed("eval"):
-        started = run.calls.start_each(workers, "evaluate", arguments)
-        cards = run.calls.wait(started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
-    check_eval_failures(cards, recipe.rollout.failure_share_limit)
-    evaluation = Evaluation.of_cards(cards, run.progress.version)
-    evaluation.save(run.directory.evaluation(run.progress.step))
+    if run.evaluating is None:
+        return {}
+    begun, run.evaluating = run.evaluating, None
+    with run.phase(f"evaluating {len(begun.started)} held-out tasks"), run.timed("eval"):
+        cards = run.calls.wait(begun.started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
+    check_eval_failures(cards, run.recipe.rollout.failure_share_limit)
+    evaluation = Evaluation.of_cards(cards, begun.version)
+    evaluation.save(run.directory.evaluation(begun.step))
     values = evaluation.metrics()
-    run.log(values)
+    run.log(values, begun.step)
+    if "eval/success" in values:
+        saved = run.checkpoints.of_step(begun.step)
+        keep_best(run.directory.best, saved, begun.step, values["eval/success"])
     return values
+
+
+def evaluate(run: Session) -> dict[str, float]:
+    """Evaluate the version that the engines hold now, and return the metrics, as `finish_evaluation` does."""
+    begin_evaluation(run)
+    return finish_evaluation(run)
 
 
 def _held_out(run: Session) -> list[Task]:

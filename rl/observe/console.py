@@ -10,7 +10,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Self, TextIO
@@ -110,6 +110,12 @@ class Console:
             self._print(Text.assemble("  ", (name.ljust(column - 2), "dim"), first))
             for line in others:
                 self._print(Text(" " * column + line))
+
+    def table(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Print rows that have the same columns, below their names."""
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]} if rows else {}
+        for row in ({name: name for name in widths}, *rows) if rows else ():
+            self._print(Text("  " + "  ".join(f"{row[name]:<{width}}" for name, width in widths.items()).rstrip()))
 
     def note(self, text: str) -> None:
         self._say(Text(text))

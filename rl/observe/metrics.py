@@ -97,7 +97,7 @@ _METRICS = (
     Metric("time/generate_s", "s", "Time an average trajectory spent waiting for the engine (beside the other times)."),
     Metric("time/environment_s", "s", "Time an average trajectory spent in its environment, tools and rewards."),
     Metric("time/checkpoint_s", "s", "Writing the checkpoint and export that were due after the step before this one."),
-    Metric("time/eval_s", "s", "The evaluation that was due after the step before this one."),
+    Metric("time/eval_s", "s", "What was waited for the evaluation that was due after the step before this one."),
     Metric("time/left_s", "s", "Estimate of what is left of the run, from the recent steps, evaluations, checkpoints."),
     Metric("memory/driver_rss_mb", "MB", "Resident memory of the driver process."),
     Metric("memory/trainer_left_mb", "MiB", "Tensors that the fullest trainer rank keeps on its GPU during rollouts."),

@@ -30,18 +30,21 @@ def resolve_device(recipe: Recipe, gpus: int) -> Device:
     return recipe.run.device
 
 
-def wants(recipe: Recipe) -> Wants:
-    """The hardware that the recipe wants on `cuda`."""
+def wants(recipe: Recipe, *, trains: bool = True) -> Wants:
+    """The hardware that the recipe wants on `cuda`; without a trainer where it does not train."""
     inference = recipe.inference
+    ranks = recipe.trainer.ranks if trains else 0
     return Wants(
-        trainer_gpus=recipe.trainer.ranks,
+        trainer_gpus=ranks,
         inference_gpus=inference.replicas * inference.tensor_parallel,
-        cpus=recipe.trainer.ranks + inference.replicas + recipe.rollout.workers,
+        cpus=ranks + inference.replicas + recipe.rollout.workers,
         shared=recipe.placement == "colocated",
     )
 
 
-def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus: int | None = None) -> list[str]:
+def missing_hardware(
+    recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus: int | None = None, trains: bool = True
+) -> list[str]:
     """Lines that say what the recipe wants, what is here and how to shrink it; empty when it can start.
 
     `cpus` and `gpus` count those of all machines together. `largest_node_gpus` counts the GPUs of the machine with the
@@ -53,7 +56,7 @@ def missing_hardware(recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus:
     if unfit := [problem.text for problem in gpu_problems(recipe)]:
         return [*unfit, "GPUs are seen here, so run.device=auto means cuda"]
     too_wide = _too_wide(recipe, largest_node_gpus)
-    wanted = wants(recipe)
+    wanted = wants(recipe, trains=trains)
     if gpus >= wanted.gpus and cpus >= wanted.cpus:
         return too_wide
     inference = recipe.inference

@@ -52,6 +52,10 @@ class CheckpointStore:
         self._clear_hidden()
         return final
 
+    def of_step(self, step: int) -> Path:
+        """Where the checkpoint of a step is, if there is one."""
+        return self._final(step)
+
     def all(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return self.steps(self._root)

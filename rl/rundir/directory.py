@@ -1,7 +1,7 @@
 """The run directory: where its files lie, and which run may use it.
 
     config.yaml  metrics.jsonl  summary.json  ledger.log  run.lock
-    trajectories/  checkpoints/  evaluations/  merged/  logs/  wandb/
+    trajectories/  checkpoints/  evaluations/  best/  merged/  logs/  wandb/
 
 `RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
 time (an exclusive lock, which the kernel drops however the run ends). A `RunDir` deletes nothing but a directory in
@@ -41,6 +41,8 @@ class RunDir:
         self.trajectories = path / FOLDER
         self.checkpoints = path / CHECKPOINTS
         self.logs = path / "logs"
+        self.best = path / "best"
+        """The model with the best evaluation among those of checkpoints (rl.rundir.best)."""
         self.merged = path / "merged"
         """The model that a finished run with an adapter leaves: its base with the adapter merged into it."""
         self._lock = lock

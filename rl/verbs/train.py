@@ -20,8 +20,8 @@ def train(argv: Sequence[str]) -> int:
     recipe = read_recipe(argv)
     if recipe is None:
         return NOTHING_STARTED
-    if lacking := _lacking(recipe):
-        return refuse("\n".join(lacking))
+    if missing := lacking(recipe):
+        return refuse("\n".join(missing))
     from rl.processes.guardian import run_guarded
     from rl.processes.tree import new_run_id
 
@@ -36,19 +36,19 @@ def train(argv: Sequence[str]) -> int:
     return run_guarded(driver, run_id=run_id)
 
 
-def _lacking(recipe: Recipe) -> list[str]:
+def lacking(recipe: Recipe, *, trains: bool = True) -> list[str]:
     """Sentences that say why the recipe cannot run on this machine. Empty when it can. Nothing is started yet."""
     from rl.recipe.check_sources import needs_sandbox
     from rl.recipe.hardware import missing_hardware, resolve_device
     from rl.recipe.machine import cpu_count, environment_error, gpu_names, sandbox_error
 
-    lacking = []
+    found = []
     # An existing cluster's devices are only known once connected to it; the driver asks the same question there.
     if recipe.run.ray_address is None:
         gpus = len(gpu_names())
-        lacking += missing_hardware(recipe, cpus=cpu_count(), gpus=gpus)
+        found += missing_hardware(recipe, cpus=cpu_count(), gpus=gpus, trains=trains)
         wrong = environment_error(resolve_device(recipe, gpus))
-        lacking += [wrong] if wrong and not lacking else []
+        found += [wrong] if wrong and not found else []
     isolated = recipe.sandbox.kind == "bubblewrap" and needs_sandbox(recipe)
     unsafe = sandbox_error(recipe.sandbox) if isolated else None
-    return [*lacking, unsafe] if unsafe else lacking
+    return [*found, unsafe] if unsafe else found

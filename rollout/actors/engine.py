@@ -54,11 +54,12 @@ class InferenceActor:
         self._desk = Desk(self.generate)
 
     async def start(self, settings: EngineSettings) -> None:
-        """Build the engine; it refuses to sample until the first push."""
+        """Build the engine. It refuses to sample until the first push, unless it loads a model's own weights."""
         with settling_in():
             from rollout.engine.inference import Inference
 
-            self._engine = await Inference.start(settings, replica=self._replica)
+            version = 0 if settings.load_format == "auto" else None
+            self._engine = await Inference.start(settings, replica=self._replica, version=version)
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
         """Sample one completion."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -57,7 +58,7 @@ class WorkerActor:
     """
 
     def __init__(
-        self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle
+        self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle | None
     ) -> None:
         enter_role(role, logs_dir)
         spec.folder.check(role)
@@ -67,7 +68,8 @@ class WorkerActor:
             from rollout.chat.registry import load_chat
 
             self._chat = load_chat(spec.renderer, spec.model_path)
-        self._spec, self._engines, self._buffer = spec, Engines(replicas), buffer
+        self._spec, self._engines = spec, Engines(replicas)
+        self._buffer: Any = buffer
         sandbox = Sandbox(spec.sandbox)
         self._sources = make_sources(spec.sources, sandbox, spec.rollout.workers)
         if any(source.uses_sandbox for source in self._sources.values()):
@@ -80,6 +82,7 @@ class WorkerActor:
 
     async def run(self) -> None:
         """Run all slots for ever. Each waits for a task, runs and stores its group, and hands its card over."""
+        assert self._buffer is not None, "a worker without a buffer evaluates only"
         async with asyncio.TaskGroup() as slots:
             for _ in range(self._spec.rollout.groups_per_worker):
                 slots.create_task(self._slot())

@@ -13,6 +13,8 @@ import pytest
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
+from rl.observe.evaluation import Evaluation
+from rollout.store import read
 from tests.e2e.harness import REPOSITORY, launch
 from tests.support import environment
 
@@ -80,5 +82,13 @@ def test_shrunk_its_whole_path_runs(tmp_path: Path, cold_start: Path) -> None:
     assert run.summary["trained_tokens"] > 0 and run.summary["mismatch_logprob_abs_mean"] < 1e-5
     assert run.column("policy/verified_engines") == [2.0, 2.0], "both engines, after every step, the last one too"
     assert len(run.column("eval/success")) == 3
+    evaluations = [Evaluation.load(path) for path in sorted((run.directory / "evaluations").iterdir())]
+    assert [one.version for one in evaluations] == [0, 1, 2], "each is of one version, also the one beside a step"
+    assert {*evaluations[0].samples} == {*evaluations[2].samples} and "after − before" in run.output
+    for stored in read(run.directory):
+        if stored.split == "eval":
+            version = int(stored.group.id.split("-")[1])
+            assert {int(v) for t in stored.group.usable for s in t.samples for v in s.sampled_versions()} == {version}
+    assert (Path(run.summary["best"]) / "hf" / "config.json").is_file()
     assert "supervised cold start 5/5" in run.output
     assert run.leftovers == ()

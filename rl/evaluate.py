@@ -1,0 +1,42 @@
+"""The driver of `./launch.sh eval`: engines that load a model's own weights, workers that play the held-out tasks, and
+no trainer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from rl.config import Recipe
+from rl.driver import specs
+from rl.driver.drive import drive
+from rl.driver.session import Session
+from rl.driver.steps import await_engines, evaluate
+from rl.observe.evaluation import Evaluation
+
+
+def run(recipe: Recipe, run_id: str, against: Evaluation | None) -> int:
+    """Run the driver to its end and return the exit code (rl.driver.drive)."""
+    return drive(recipe, run_id, partial(evaluate_model, against=against), trains=False)
+
+
+def evaluate_model(run: Session, against: Evaluation | None) -> None:
+    """Evaluate the recipe's model, print a table, and compare it with another evaluation of the same tasks."""
+    recipe, cluster, calls = run.recipe, run.cluster, run.calls
+    cluster.start_engines(recipe.inference)
+    cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, None)
+    settings = replace(specs.engine_settings(recipe, cluster.device), load_format="auto", adapters=None)
+    run.engines_started = calls.background(calls.start(cluster.engines, "start", settings))
+    await_engines(run)
+    run.progress.eval_after = evaluate(run)
+    calls.ask_all(cluster.workers, "seal", what="sealing the trajectories")
+    found = Evaluation.load(run.directory.evaluation(0))
+    run.console.table(found.table())
+    if found.lost:
+        run.console.warn(f"{found.lost} of {found.trajectories} trajectories were lost to infrastructure failures")
+    if against is None:
+        return
+    compared = found.against(against)
+    for name, comparison in compared.items():
+        run.console.note(f"difference, {name}: {comparison}")
+    if not compared:
+        run.console.warn("the other evaluation has no task of these: nothing could be compared")

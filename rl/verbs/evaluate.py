@@ -1,0 +1,122 @@
+"""`eval`: evaluate a model on a recipe's held-out tasks.
+
+    ./launch.sh eval RECIPE [model=DIRECTORY] [against=RUN|FILE] [key=value …]
+
+The model is a directory that `from_pretrained` loads, or a PEFT adapter, which is merged into its base first. `against`
+names an evaluation to compare with, task by task: its file, or the run whose last one it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl.exitcodes import NOTHING_STARTED
+from rl.paths import REPOSITORY
+from rl.verbs.absent import is_file, no_such
+from rl.verbs.usage import read_recipe, refuse
+
+if TYPE_CHECKING:
+    from rl.config import Recipe
+    from rl.observe.evaluation import Evaluation
+
+ADAPTER_CONFIG = "adapter_config.json"
+MERGE = """
+import sys
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+adapter, target = sys.argv[1:]
+model = AutoPeftModelForCausalLM.from_pretrained(adapter, torch_dtype="auto")
+model.merge_and_unload().save_pretrained(target)
+AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path).save_pretrained(target)
+"""
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Evaluate. `argv` is the recipe's path and what follows it."""
+    if not argv:
+        return refuse("eval needs a recipe: ./launch.sh eval RECIPE [model=DIRECTORY] [against=RUN] [key=value …]")
+    if not is_file(argv[0]):
+        return refuse(no_such(argv[0]))
+    own = [argument for argument in argv[1:] if argument.startswith("against=")]
+    overrides = [argument for argument in argv[1:] if argument not in own]
+    try:
+        against = other_evaluation(own[-1].removeprefix("against=")) if own else None
+        overrides = [merged(argument) for argument in overrides]
+    except ValueError as error:
+        return refuse(str(error))
+    recipe = read_recipe([argv[0], "run.dir=null", *overrides])
+    if recipe is None:
+        return NOTHING_STARTED
+    return _run(only_evaluating(recipe), against)
+
+
+def only_evaluating(recipe: Recipe) -> Recipe:
+    """The recipe without its trainer."""
+    run = recipe.run if recipe.run.dir else recipe.run.model_copy(update={"name": f"eval-{recipe.run.name}"})
+    return recipe.model_copy(update={"run": run, "sft": None, "lora": None, "placement": "split", "resume": "never"})
+
+
+def other_evaluation(name: str) -> Evaluation:
+    """The evaluation that `against` names. Raises ValueError if it names none."""
+    from rl.observe.evaluation import Evaluation
+    from rl.rundir.directory import EVALUATIONS
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = sorted((path / EVALUATIONS).glob("step-*.json"))
+        if not found:
+            raise ValueError(f"against={name}: there is no evaluation in it")
+        path = found[-1]
+    return Evaluation.load(path)
+
+
+def merged(override: str) -> str:
+    """The override, with a model that is an adapter replaced by its base with the adapter merged into it.
+
+    Raises:
+        ValueError: the two cannot be merged; the message says why.
+    """
+    name, _, value = override.partition("=")
+    adapter = Path(value).expanduser()
+    if name not in ("model", "model.path") or not (adapter / ADAPTER_CONFIG).is_file():
+        return override
+    digest = hashlib.sha256()
+    for file in sorted(adapter.glob("adapter_*")):
+        digest.update(file.read_bytes())
+    target = REPOSITORY / "runs" / "cache" / f"merged-{digest.hexdigest()[:16]}"
+    if not target.is_dir():
+        base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        print(f"merging the adapter {adapter} into {base} …", flush=True)
+        partial = target.with_name(f".{target.name}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", MERGE, str(adapter), str(partial)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode != 0:
+            why = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"{override}: the adapter cannot be merged into {base}: {why}")
+        partial.rename(target)
+    return f"{name}={target}"
+
+
+def _run(recipe: Recipe, against: Evaluation | None) -> int:
+    from rl.processes.guardian import run_guarded
+    from rl.processes.tree import new_run_id
+    from rl.verbs.train import lacking
+
+    if missing := lacking(recipe, trains=False):
+        return refuse("\n".join(missing))
+    run_id = new_run_id()
+
+    def driver() -> int:
+        from rl.evaluate import run
+
+        return run(recipe, run_id, against)
+
+    return run_guarded(driver, run_id=run_id)
