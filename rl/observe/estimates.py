@@ -114,7 +114,7 @@ def estimate(values: Sequence[float], bounds: tuple[float, float] = (0.0, 1.0)) 
     mean = float(drawn_from.mean())
     if np.ptp(drawn_from) == 0.0:
         low, high = bounds
-        reach = _wilson_reach(len(drawn_from)) * (high - low)
+        reach = _wilson_reach(len(drawn_from)) * max(abs(low), abs(high))
         return Estimate(mean, max(low, mean - reach), min(high, mean + reach), len(drawn_from))
     rng = np.random.default_rng(_SEED)
     means = drawn_from[rng.integers(0, len(drawn_from), (DRAWS, len(drawn_from)))].mean(axis=1)

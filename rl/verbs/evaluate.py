@@ -51,7 +51,7 @@ def evaluate(argv: Sequence[str]) -> int:
         overrides = [merged(argument) for argument in overrides]
     except ValueError as error:
         return refuse(str(error))
-    recipe = read_recipe([argv[0], "run.dir=null", *overrides])
+    recipe = read_recipe([argv[0], "run.dir=null", "trainer.expert_parallel=1", *overrides])
     if recipe is None:
         return NOTHING_STARTED
     return _run(only_evaluating(recipe), against)
