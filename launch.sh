@@ -231,7 +231,7 @@ case "$verb" in
         recipe=$verb
         case "$verb" in
             test | check | model | reward-test) recipe="" ;;
-            plan | eval) recipe=${2:-} && [[ -n $recipe ]] || die "$verb needs a recipe: ./launch.sh $verb RECIPE [key=value …]" ;;
+            plan | eval | rollout | play) recipe=${2:-} && [[ -n $recipe ]] || die "$verb needs a recipe: ./launch.sh $verb RECIPE [key=value …]" ;;
         esac
         if [[ -n $recipe && ! -f $recipe ]]; then
             if command -v python3 >/dev/null; then # of any version: this needs the standard library only

@@ -15,6 +15,8 @@ TRAIN = "rl.verbs.train:train"
 VERBS: Mapping[str, str] = {
     "plan": "rl.verbs.plan:plan",
     "eval": "rl.verbs.evaluate:evaluate",
+    "rollout": "rl.verbs.rollout:rollout",
+    "play": "rl.verbs.play:play",
     "reward-test": "rl.verbs.reward_test:reward_test",
     "new": "rl.verbs.new:new",
     "test": "rl.verbs.develop:test",

@@ -12,14 +12,16 @@ from rl.driver.drive import drive
 from rl.driver.session import Session
 from rl.driver.steps import await_engines, evaluate
 from rl.observe.evaluation import Evaluation
+from rl.observe.transcript import transcript
+from rollout.store import read
 
 
-def run(recipe: Recipe, run_id: str, against: Evaluation | None) -> int:
-    """Run the driver to its end and return the exit code (rl.driver.drive)."""
-    return drive(recipe, run_id, partial(evaluate_model, against=against), trains=False)
+def run(recipe: Recipe, run_id: str, against: Evaluation | None, shows: bool) -> int:
+    """Run the driver to its end and return the exit code (rl.driver.drive). `shows` says to print the episodes."""
+    return drive(recipe, run_id, partial(evaluate_model, against=against, shows=shows), trains=False)
 
 
-def evaluate_model(run: Session, against: Evaluation | None) -> None:
+def evaluate_model(run: Session, against: Evaluation | None, shows: bool) -> None:
     """Evaluate the recipe's model, print a table, and compare it with another evaluation of the same tasks."""
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     cluster.start_engines(recipe.inference)
@@ -29,6 +31,10 @@ def evaluate_model(run: Session, against: Evaluation | None) -> None:
     await_engines(run)
     run.progress.eval_after = evaluate(run)
     calls.ask_all(cluster.workers, "seal", what="sealing the trajectories")
+    if shows:
+        for stored in read(run.directory.path):
+            for trajectory in stored.group.trajectories:
+                run.console.note(f"\n{transcript(stored.group, trajectory)}\n")
     found = Evaluation.load(run.directory.evaluation(0))
     run.console.table(found.table())
     if found.lost:

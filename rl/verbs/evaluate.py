@@ -42,24 +42,34 @@ def evaluate(argv: Sequence[str]) -> int:
     """Evaluate. `argv` is the recipe's path and what follows it."""
     if not argv:
         return refuse("eval needs a recipe: ./launch.sh eval RECIPE [model=DIRECTORY] [against=RUN] [key=value …]")
-    if not is_file(argv[0]):
-        return refuse(no_such(argv[0]))
     own = [argument for argument in argv[1:] if argument.startswith("against=")]
-    overrides = [argument for argument in argv[1:] if argument not in own]
     try:
         against = other_evaluation(own[-1].removeprefix("against=")) if own else None
-        overrides = [merged(argument) for argument in overrides]
+    except ValueError as error:
+        return refuse(str(error))
+    return run_without_trainer([argument for argument in argv if argument not in own], "eval", against=against)
+
+
+def run_without_trainer(
+    argv: Sequence[str], name: str, *, against: Evaluation | None = None, shows: bool = False
+) -> int:
+    """Play a recipe's held-out tasks in a run that is called `name` and has no trainer. `argv` is the recipe's path and
+    overrides."""
+    if not is_file(argv[0]):
+        return refuse(no_such(argv[0]))
+    try:
+        overrides = [merged(argument) for argument in argv[1:]]
     except ValueError as error:
         return refuse(str(error))
     recipe = read_recipe([argv[0], "run.dir=null", "trainer.expert_parallel=1", *overrides])
     if recipe is None:
         return NOTHING_STARTED
-    return _run(only_evaluating(recipe), against)
+    return _run(without_trainer(recipe, name), against, shows)
 
 
-def only_evaluating(recipe: Recipe) -> Recipe:
+def without_trainer(recipe: Recipe, name: str) -> Recipe:
     """The recipe without its trainer."""
-    run = recipe.run if recipe.run.dir else recipe.run.model_copy(update={"name": f"eval-{recipe.run.name}"})
+    run = recipe.run if recipe.run.dir else recipe.run.model_copy(update={"name": f"{name}-{recipe.run.name}"})
     return recipe.model_copy(update={"run": run, "sft": None, "lora": None, "placement": "split", "resume": "never"})
 
 
@@ -105,7 +115,7 @@ def merged(override: str) -> str:
     return f"{name}={target}"
 
 
-def _run(recipe: Recipe, against: Evaluation | None) -> int:
+def _run(recipe: Recipe, against: Evaluation | None, shows: bool) -> int:
     from rl.processes.guardian import run_guarded
     from rl.processes.tree import new_run_id
     from rl.verbs.train import lacking
@@ -117,6 +127,6 @@ def _run(recipe: Recipe, against: Evaluation | None) -> int:
     def driver() -> int:
         from rl.evaluate import run
 
-        return run(recipe, run_id, against)
+        return run(recipe, run_id, against, shows)
 
     return run_guarded(driver, run_id=run_id)

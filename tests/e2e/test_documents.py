@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ELSEWHERE = {
     "./launch.sh recipes/quickstart.yaml": "the fixture `quickstart` runs it, with fewer steps",
     "SLUICE_DEVICE=cpu ./launch.sh recipes/quickstart.yaml": "the same on a machine with GPUs: tests/test_launch.py",
+    "./launch.sh eval recipes/quickstart.yaml model=ADAPTER against=runs/eval-quickstart-…": "tests/e2e/test_eval.py",
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
     "./launch.sh model smollm2-135m": "downloads 93 MB: tests/rl/verbs/test_model.py",
@@ -38,6 +39,10 @@ SHORT = {
     "./launch.sh recipes/quickstart.yaml run.steps=4 run.dir=runs/mine": (
         f"run.dir={{temp}}/run run.cache_dir={{cache}} {SMALLEST}",
         "finished in",
+    ),
+    "./launch.sh eval recipes/quickstart.yaml model=runs/quickstart-…/best/hf eval.samples_per_task=4": (
+        "model={temp}/quickstart/best/hf run.dir={temp}/eval tasks.eval_size=4",
+        "maj@4",
     ),
     "./launch.sh recipes/quickstart.yaml run.dir=DIR resume=auto": (
         "run.dir={temp}/quickstart run.cache_dir={cache} run.steps=20",

@@ -20,7 +20,7 @@ def test_it_knows_the_verbs() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("plam", "did you mean 'plan'?"),
+        ("plann", "did you mean 'plan'?"),
         ("doctr", "did you mean 'doctor'?"),
         ("chekc", "did you mean 'check'?"),
         ("recipes/quickstar.yaml", "did you mean 'recipes/quickstart.yaml'?"),
@@ -43,8 +43,8 @@ def test_the_message(name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_launch_tells_it_without_an_environment(tmp_path: Path) -> None:
-    script = [sys.executable, "-S", str(REPOSITORY / "rl" / "verbs" / "absent.py"), "plam"]
+    script = [sys.executable, "-S", str(REPOSITORY / "rl" / "verbs" / "absent.py"), "plann"]
     ended = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode and "did you mean 'plan'?" in ended.stderr
-    ended = subprocess.run(["./launch.sh", "plam"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    ended = subprocess.run(["./launch.sh", "plann"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and "did you mean 'plan'?" in ended.stderr
