@@ -11,6 +11,7 @@ from rl.driver import specs
 from rl.driver.drive import drive
 from rl.driver.session import Session
 from rl.driver.steps import await_engines, evaluate
+from rl.observe.console import Console
 from rl.observe.evaluation import Evaluation
 from rl.observe.transcript import transcript
 from rollout.store import read
@@ -35,14 +36,18 @@ def evaluate_model(run: Session, against: Evaluation | None, shows: bool) -> Non
         for stored in read(run.directory.path):
             for trajectory in stored.group.trajectories:
                 run.console.note(f"\n{transcript(stored.group, trajectory)}\n")
-    found = Evaluation.load(run.directory.evaluation(0))
-    run.console.table(found.table())
+    tell(run.console, Evaluation.load(run.directory.evaluation(0)), against)
+
+
+def tell(console: Console, found: Evaluation, against: Evaluation | None) -> None:
+    """Print an evaluation as a table, and how it differs from another one."""
+    console.table(found.table())
     if found.lost:
-        run.console.warn(f"{found.lost} of {found.trajectories} trajectories were lost to infrastructure failures")
+        console.warn(f"{found.lost} of {found.trajectories} trajectories were lost to infrastructure failures")
     if against is None:
         return
     compared = found.against(against)
     for name, comparison in compared.items():
-        run.console.note(f"difference, {name}: {comparison}")
+        console.note(f"difference, {name}: {comparison}")
     if not compared:
-        run.console.warn("the other evaluation has no task of these: nothing could be compared")
+        console.warn("the other evaluation has no task of these: nothing could be compared")

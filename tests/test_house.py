@@ -20,6 +20,7 @@ TIERS: dict[str, list[set[str]]] = {
     "rl": [
         {"cli"},
         {"verbs"},
+        {"evaluate_endpoint"},
         {"run", "evaluate"},
         {"stages"},
         {"sft"},

@@ -1,18 +1,21 @@
 """`eval`: evaluate a model on a recipe's held-out tasks.
 
     ./launch.sh eval RECIPE [model=DIRECTORY] [against=RUN|FILE] [key=value …]
+    ./launch.sh eval RECIPE endpoint=URL served=NAME [key_env=VARIABLE] [against=RUN|FILE] [key=value …]
 
-The model is a directory that `from_pretrained` loads, or a PEFT adapter, which is merged into its base first. `against`
-names an evaluation to compare with, task by task: its file, or the run whose last one it is.
+The model is a directory that `from_pretrained` loads, or a PEFT adapter, which is merged into its base first; or a
+model that somebody serves under a name behind an OpenAI-compatible endpoint, which starts no engine. `against` names an
+evaluation to compare with, task by task: its file, or the run whose last one it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from rl.config import Recipe
     from rl.observe.evaluation import Evaluation
 
+OWN = ("against", "endpoint", "served", "key_env")
+"""Arguments of the verb itself. The others are the recipe's."""
 ADAPTER_CONFIG = "adapter_config.json"
 MERGE = """
 import sys
@@ -42,12 +47,44 @@ def evaluate(argv: Sequence[str]) -> int:
     """Evaluate. `argv` is the recipe's path and what follows it."""
     if not argv:
         return refuse("eval needs a recipe: ./launch.sh eval RECIPE [model=DIRECTORY] [against=RUN] [key=value …]")
-    own = [argument for argument in argv[1:] if argument.startswith("against=")]
+    own = dict(argument.split("=", 1) for argument in argv[1:] if argument.partition("=")[0] in OWN)
+    others = [argument for argument in argv if argument.partition("=")[0] not in OWN]
     try:
-        against = other_evaluation(own[-1].removeprefix("against=")) if own else None
+        against = other_evaluation(own["against"]) if "against" in own else None
     except ValueError as error:
         return refuse(str(error))
-    return run_without_trainer([argument for argument in argv if argument not in own], "eval", against=against)
+    if "endpoint" in own:
+        return _run_endpoint(others, own, against)
+    if "served" in own or "key_env" in own:
+        return refuse("served and key_env belong to an endpoint: endpoint=URL")
+    return run_without_trainer(others, "eval", against=against)
+
+
+def _run_endpoint(argv: Sequence[str], own: Mapping[str, str], against: Evaluation | None) -> int:
+    if "served" not in own:
+        return refuse("endpoint needs the name of the model that it serves: served=NAME")
+    key = own.get("key_env")
+    if key is not None and not os.environ.get(key):
+        return refuse(f"key_env={key}: this environment variable is not set")
+    if not is_file(argv[0]):
+        return refuse(no_such(argv[0]))
+    recipe = read_recipe([argv[0], "run.dir=null", *argv[1:]])
+    if recipe is None:
+        return NOTHING_STARTED
+    from rl.processes.guardian import run_guarded
+    from rl.processes.tree import new_run_id
+    from rl.recipe.check_sources import needs_sandbox
+    from rl.recipe.machine import sandbox_error
+
+    if needs_sandbox(recipe) and (unsafe := sandbox_error(recipe.sandbox)):
+        return refuse(unsafe)
+
+    def driver() -> int:
+        from rl.evaluate_endpoint import run
+
+        return run(without_trainer(recipe, "eval"), own["endpoint"], own["served"], key and os.environ[key], against)
+
+    return run_guarded(driver, run_id=new_run_id())
 
 
 def run_without_trainer(
