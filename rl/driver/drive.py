@@ -28,6 +28,7 @@ from rl.driver.health import Diverged
 from rl.driver.session import STALE, Session, StepRecord
 from rl.driver.waiting import ProcessFailure
 from rl.exitcodes import NOTHING_STARTED, STALLED
+from rl.observe.alerts import Alerts
 from rl.observe.console import Console, duration
 from rl.observe.evaluation import ALL, Evaluation
 from rl.observe.forecast import Forecast
@@ -86,6 +87,8 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None], *, trai
                 directory.discard()
             return NOTHING_STARTED
         ending = _run(session, train, trains)
+        if ending.code not in (0, NOTHING_STARTED):
+            session.tracker.alert("the run stalled" if ending.code == STALLED else "the run ended", ending.reason)
         summary = session.summary(ending.reason)
         try:
             session.metrics.close()
@@ -201,6 +204,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         progress=progress,
         started=now - progress.wall_s,
         step=StepRecord(started=now, ledger_counts=counts, stale_before=counts.get(STALE, 0)),
+        alerts=Alerts(recipe.alerts, lambda title, text: session.alert(title, text)),
         forecast=Forecast(recipe.run.steps, {"checkpoint": recipe.checkpoint.every, "eval": recipe.eval.every}),
     )
     return session

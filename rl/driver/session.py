@@ -20,6 +20,7 @@ from rl.config import Recipe
 from rl.driver.cluster import Cluster
 from rl.driver.turns import Split
 from rl.driver.waiting import Calls, Started
+from rl.observe.alerts import Alerts
 from rl.observe.console import Console
 from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
@@ -87,6 +88,7 @@ class Session:
     started: float
     step: StepRecord
     forecast: Forecast
+    alerts: Alerts
     engines_started: Started = field(default_factory=dict)
     buffer_began: Started = field(default_factory=dict)
     held_out: Sequence[Task] = ()
@@ -141,6 +143,11 @@ class Session:
         self.step.count_tasks(answer.counts)
         self.step.values["rollout/skipped_rows"] = float(answer.skipped_rows)
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell of a danger to the run."""
+        self.console.warn(f"{title}: {text}")
+        self.tracker.alert(title, text)
+
     def waiting(self) -> str:
         """A sentence that says who waits for whom, as far as the driver knows."""
         return f"{self.calls.waiting_for()}. The buffer, when it last answered: {self.step.waiting_for}"
@@ -165,6 +172,7 @@ class Session:
         values["time/left_s"] = self.forecast.left_after(self.progress.step, values)
         self.log(values)
         self.console.step(self.progress.step, values)
+        self.alerts.step(self.progress.step, values)
         self.step.begin()
 
     @property

@@ -36,6 +36,12 @@ class _Log:
 
 
 @dataclass(frozen=True, slots=True)
+class _Alert:
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Finish:
     exit_code: int
     summary: dict[str, Any]
@@ -75,7 +81,7 @@ class Tracker:
         self._lock = threading.Lock()
         self._failed = False
         self._busy_since: float | None = None
-        self._queue: queue.SimpleQueue[_Log | _Finish] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Log | _Alert | _Finish] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if self.mode != "disabled":
             self._busy_since = time.monotonic()
@@ -92,6 +98,11 @@ class Tracker:
             self._give_up(f"no answer for {self._deadline_s:.0f} s")
         if self.active:
             self._queue.put(_Log(step, dict(values)))
+
+    def alert(self, title: str, text: str) -> None:
+        """Hand over an alert, which wandb sends to those who asked for alerts, and return at once."""
+        if self.active:
+            self._queue.put(_Alert(title, text))
 
     def finish(self, exit_code: int, summary: Mapping[str, Any], *, deadline_s: float = 30.0) -> None:
         """End the wandb run and its service process. Gives up after `deadline_s`. Idempotent."""
@@ -118,7 +129,10 @@ class Tracker:
                 self._busy_since = time.monotonic()
                 if isinstance(item, _Finish):
                     return self._end(run, item)
-                run.log({STEP_KEY: item.step} | item.values)
+                if isinstance(item, _Alert):
+                    run.alert(title=item.title, text=item.text)
+                else:
+                    run.log({STEP_KEY: item.step} | item.values)
                 self._busy_since = None
         except (Exception, SystemExit) as error:
             # Everything is caught here, because a failure inside wandb must not stop a run.

@@ -92,6 +92,8 @@ def test_an_offline_run_is_recorded_resumed_under_its_id_and_leaves_no_process(t
             (1, 0.25, 1.0),
             (2, 0.5, 1.0),
         ]
+        (alert,) = [record.alert for record in written if record.HasField("alert")]
+        assert (alert.title, alert.text) == ("entropy", "step 2: it is 0")
         (ended,) = [record.exit for record in written if record.HasField("exit")]
         assert ended.exit_code == 0
         summaries = [values_of(record.summary.update) for record in written if record.HasField("summary")]

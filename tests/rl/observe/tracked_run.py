@@ -24,6 +24,7 @@ def main(name: str, folder: Path) -> None:
     tracker = Tracker(CONFIG, folder, name="quickstart", recipe={"seed": 1}, warn=warnings.append, deadline_s=call_s)
     for step in (1, 2):
         tracker.log(step, {"reward/mean": step / 4, "reward/part/tests": 1.0})
+    tracker.alert("entropy", "step 2: it is 0")
     while name == "forever":
         time.sleep(1)
     if name == "log_later":
