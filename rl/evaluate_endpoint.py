@@ -26,7 +26,7 @@ from rollout.store.writing import GroupWriter
 from rollout.tasks.stream import EVAL_SEED, task_stream
 from rollout.types import Task
 
-LIMITS = {"retries": 3, "requests_per_minute": None}
+LIMITS = {"retries": 3, "requests_per_minute": None, "deadline_s": 600.0}
 REQUEST_S = 120.0
 
 

@@ -63,8 +63,8 @@ async def score_one(
     given |= {"log_metric": lambda name, value: logged.__setitem__(str(name), float(value)), "log_extra": _ignore}
     if environment is not None:
         given["environments"] = [environment]
-    if lacking := missing(code, given):
-        raise ValueError(f"it takes {', '.join(map(repr, lacking))}, and the task has only {', '.join(columns)}")
+    # A row that lacks a column has a null there. That some row has it is checked before a run begins.
+    given |= {name: [None] for name in missing(code, given)}
     return _one_number(await run(code, **select(code, given))), logged
 
 
@@ -91,7 +91,7 @@ async def call_tool(code: Callable[..., Any], arguments: Mapping[str, Any], run:
         return _text(await run(code, **arguments))
     except InfrastructureError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a parser of arguments leaves so
         return f"error: {type(error).__name__}: {error}"
 
 

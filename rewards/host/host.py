@@ -55,6 +55,16 @@ class Host:
             CodeFailed: the code raised an exception.
             InfrastructureError: the process ended meanwhile, or did not answer in time, and then it is ended.
         """
+        return await asyncio.shield(self.begin(request, deadline_s))
+
+    def begin(self, request: Mapping[str, Any], deadline_s: float) -> asyncio.Task[Any]:
+        """Begin a call. It ends with an answer or at its deadline, also when nobody waits for it any more: otherwise a
+        process that hangs would be given to the next caller."""
+        call = asyncio.create_task(self._call(request, deadline_s))
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())  # so that nobody misses it
+        return call
+
+    async def _call(self, request: Mapping[str, Any], deadline_s: float) -> Any:
         process = await self._running()
         try:
             async with asyncio.timeout(deadline_s):
@@ -62,11 +72,6 @@ class Host:
         except TimeoutError:
             process.kill()
             raise InfrastructureError(f"{self._what} took longer than {deadline_s:g} s") from None
-
-    @property
-    def generation(self) -> int:
-        """The id of the process that runs now. What lives in it is lost when the id changes. 0: none was started."""
-        return self._process.pid if self._process is not None and not self._process.ended else 0
 
     async def close(self) -> None:
         """End the process."""
@@ -83,7 +88,7 @@ class Host:
                 except TimeoutError:
                     self._process.kill()
                     raise InfrastructureError(f"{self._what} did not start within {START_S:g} s") from None
-                except CodeFailed:
+                except BaseException:  # a process that was set up in part must not be used
                     self._process.kill()
                     raise
             return self._process
@@ -107,7 +112,7 @@ class _Process:
         with theirs:
             path = os.pathsep.join([str(_REPOSITORY), *filter(None, sys.path)])
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "rewards.host.serve", str(theirs.fileno())),
+                *(sys.executable, "-P", "-m", "rewards.host.serve", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
@@ -115,10 +120,6 @@ class _Process:
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         return cls(what, process, reader, writer)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     async def ask(self, request: Mapping[str, Any]) -> Any:
         if self.ended:
@@ -137,6 +138,8 @@ class _Process:
 
     def kill(self) -> None:
         """End the process, and those that it started unless they have left its group."""
+        if self.ended:  # its id may be another process's by now
+            return
         self.ended = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

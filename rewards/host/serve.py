@@ -16,13 +16,13 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rewards.errors import InfrastructureError
 from rewards.extension import load
-from rewards.host.calling import call_tool, score_one, select
+from rewards.host.calling import call_tool, missing, score_one, select
 from rewards.host.host import HEADER, framed
 
 STUCK = 16
@@ -58,13 +58,19 @@ class Server:
             self._functions[target] = code if settings is None else code(settings)
 
     async def score(
-        self, target: str, prompt: Any, completion: Any, columns: dict[str, Any], key: str | None
+        self,
+        target: str,
+        prompt: Any,
+        completion: Any,
+        columns: dict[str, Any],
+        key: str | None,
+        deadline_s: float | None,
     ) -> dict[str, Any]:
-        """Let a reward function score one completion."""
+        """Let a reward function score one completion. The deadline ends this call alone, unless the code blocks the
+        main thread: then the host ends the process."""
         environment = None if key is None else self._object(key)
-        value, metrics = await score_one(
-            self._function(target), prompt, completion, columns, environment=environment, run=self._run
-        )
+        scoring = score_one(self._function(target), prompt, completion, columns, environment=environment, run=self._run)
+        value, metrics = await self._within(deadline_s, scoring)
         return {"value": value, "metrics": metrics}
 
     async def tool(self, target: str, name: str, arguments: dict[str, Any], deadline_s: float) -> str:
@@ -78,15 +84,17 @@ class Server:
     async def reset(self, key: str, columns: dict[str, Any]) -> Any:
         """Begin an episode. Returns what the environment shows first."""
         method = self._object(key).reset
-        return await self._run(method, **select(method, columns))
+        given = columns | dict.fromkeys(missing(method, columns))  # a row without a column has a null there
+        return await self._run(method, **select(method, given))
 
     async def act(self, key: str, name: str, arguments: dict[str, Any], deadline_s: float) -> str:
         """Call a method of an environment as a tool."""
         return await self._call(getattr(self._object(key), name), name, arguments, deadline_s)
 
-    async def reward(self, key: str) -> Any:
+    async def reward(self, key: str, deadline_s: float) -> float | None:
         """The reward that an environment gives by itself."""
-        return await self._run(self._object(key).get_reward)
+        value = await self._within(deadline_s, self._run(self._object(key).get_reward))
+        return None if value is None else float(value)
 
     async def drop(self, key: str) -> None:
         """Forget an environment, after a last word to it if it listens."""
@@ -99,10 +107,18 @@ class Server:
             async with asyncio.timeout(deadline_s):
                 return await call_tool(code, arguments, self._run)
         except TimeoutError:
-            self._stuck += not inspect.iscoroutinefunction(code)
-            if self._stuck == STUCK:
+            if self._stuck >= STUCK:
                 raise InfrastructureError(f"{STUCK} calls are stuck in their threads, the last one of {name}") from None
             return f"error: {name} took longer than {deadline_s:g} s"
+
+    async def _within(self, deadline_s: float | None, work: Awaitable[Any]) -> Any:
+        try:
+            async with asyncio.timeout(deadline_s) as limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise InfrastructureError(f"it took longer than {deadline_s:g} s") from None
 
     def _object(self, key: str) -> Any:
         if key not in self._objects:
@@ -119,15 +135,32 @@ class Server:
         if self._pool is None or inspect.iscoroutinefunction(code):
             result = code(*arguments, **named)
         else:
-            result = await asyncio.get_running_loop().run_in_executor(self._pool, lambda: code(*arguments, **named))
+            result = await self._in_thread(self._pool, lambda: code(*arguments, **named))
         return await result if inspect.isawaitable(result) else result
 
+    async def _in_thread(self, pool: ThreadPoolExecutor, code: Callable[[], Any]) -> Any:
+        work = asyncio.get_running_loop().run_in_executor(pool, code)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not work.done():
+                self._stuck += 1
+                work.add_done_callback(self._unstick)
+            raise
+
+    def _unstick(self, work: asyncio.Future[Any]) -> None:
+        self._stuck -= 1
+        if not work.cancelled():
+            work.exception()  # nobody else looks at it
+
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._connection.makefile("rb") as requests:
-            while len(header := requests.read(HEADER)) == HEADER:
-                request = json.loads(requests.read(int.from_bytes(header)))
-                loop.call_soon_threadsafe(self._begin, request)
-        os._exit(0)
+        try:
+            with self._connection.makefile("rb") as requests:
+                while len(header := requests.read(HEADER)) == HEADER:
+                    request = json.loads(requests.read(int.from_bytes(header)))
+                    loop.call_soon_threadsafe(self._begin, request)
+        finally:  # the other side is gone, perhaps in the middle of a request
+            os._exit(0)
 
     def _begin(self, request: dict[str, Any]) -> None:
         task = asyncio.get_running_loop().create_task(self._answer(**request))
@@ -150,4 +183,7 @@ class Server:
 if __name__ == "__main__":
     fd = int(sys.argv[1])
     os.set_inheritable(fd, False)
-    asyncio.run(Server(socket.socket(fileno=fd)).serve())
+    try:
+        asyncio.run(Server(socket.socket(fileno=fd)).serve())
+    except SystemExit as left:  # of code in the main thread; threads may still be busy
+        os._exit(left.code if isinstance(left.code, int) else 1)

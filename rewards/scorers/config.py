@@ -52,12 +52,22 @@ class FunctionSettings(RewardSettings):
     def part_name(self) -> str:
         return self.part or self.name.rpartition(":")[2]
 
+    @property
+    def call_deadline_s(self) -> float | None:
+        """The deadline that the process itself sets a call; None where the called code sets one."""
+        return self.deadline_s
+
+    @property
+    def longest_s(self) -> float:
+        """How long a call may take with all its waiting."""
+        return self.deadline_s
+
 
 class _RemoteSettings(FunctionSettings):
     """A reward that somebody else computes."""
 
     deadline_s: float = Field(default=180.0, gt=0)
-    """How long one completion may take, all tries together."""
+    """How long one completion may take, all tries together, without the wait for its turn."""
     timeout_s: float = Field(default=60.0, gt=0)
     """How long one request may take."""
     retries: int = Field(default=3, ge=0)
@@ -67,9 +77,20 @@ class _RemoteSettings(FunctionSettings):
     api_key_env: str | None = None
     """The environment variable with the key that requests carry as a bearer token; null: none."""
 
+    @property
+    def call_deadline_s(self) -> float | None:
+        return None
+
+    @property
+    def longest_s(self) -> float:
+        waits = 0.0 if self.requests_per_minute is None else 60.0 * self.concurrency / self.requests_per_minute
+        return self.deadline_s + waits * (self.retries + 1)
+
     def shared_by(self, workers: int) -> RewardSettings:
-        rate = self.requests_per_minute
-        return self if rate is None else self.model_copy(update={"requests_per_minute": rate / workers})
+        if self.requests_per_minute is None:
+            return self
+        rate = self.requests_per_minute / (workers * self.processes)
+        return self.model_copy(update={"requests_per_minute": rate})
 
 
 class JudgeSettings(_RemoteSettings):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from typing import Any
 
 from rewards.contracts import Ending, Reward, Scored
 from rewards.extension import load
@@ -14,8 +13,8 @@ from rewards.host.host import Host
 from rewards.sandbox.sandbox import Sandbox
 from rewards.scorers.config import FunctionSettings
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+MARGIN_S = 10.0
+"""How much later than a call's own deadline its process is given up, with the other calls in it."""
 
 
 class FunctionReward(Reward):
@@ -40,15 +39,30 @@ class FunctionReward(Reward):
             "prompt": list(ending.messages[: ending.asked]),
             "completion": self._completion(ending),
             "columns": {**ending.payload, **ending.metadata},
+            "deadline_s": self.settings.call_deadline_s,
         }
-        if ending.hosted is not None and self.settings.target is None and wants_environment(load({}, self._target)):
+        if ending.hosted is not None and self.settings.target is None and takes_environment(load({}, self._target)):
             request |= {"key": ending.hosted.key}
-            found = await ending.hosted.host.call(request, self.settings.deadline_s)
+            found = await ending.hosted.host.call(request, self.settings.deadline_s + MARGIN_S)
         else:
-            async with self._host() as host:
-                found = await host.call(request | {"key": None}, self.settings.deadline_s)
+            found = await self._in_own_process(request | {"key": None})
         parts = {} if found["value"] is None else {self.parts[0]: found["value"]}
         return Scored(parts, found["metrics"])
+
+    async def _in_own_process(self, request: dict[str, Any]) -> Any:
+        """Call the function in a process with a free place. The place is free again when the call has ended, and not
+        when nobody waits for it any more."""
+        many = self._is_asynchronous()
+        if self._free is None:
+            self._free = asyncio.Queue()
+            for _ in range(self.settings.concurrency if many else 1):
+                for host in self._hosts:
+                    self._free.put_nowait(host)
+        free, host = self._free, await self._free.get()
+        # Alone in its process, a call ends with the process; among others it ends by itself, if it can.
+        call = host.begin(request, self.settings.longest_s + MARGIN_S if many else self.settings.deadline_s)
+        call.add_done_callback(lambda _: free.put_nowait(host))
+        return await asyncio.shield(call)
 
     async def close(self) -> None:
         for host in self._hosts:
@@ -60,21 +74,6 @@ class FunctionReward(Reward):
             return said
         return next((m["content"] for m in reversed(said) if m["role"] == "assistant"), "")
 
-    @asynccontextmanager
-    async def _host(self) -> AsyncIterator[Host]:
-        """A process with a free place."""
-        if self._free is None:
-            self._free = asyncio.Queue()
-            places = self.settings.concurrency if self._is_asynchronous() else 1
-            for _ in range(places):
-                for host in self._hosts:
-                    self._free.put_nowait(host)
-        host = await self._free.get()
-        try:
-            yield host
-        finally:
-            self._free.put_nowait(host)
-
     def _is_asynchronous(self) -> bool:
         return self.settings.target is not None or is_asynchronous(load({}, self._target))
 
@@ -84,12 +83,18 @@ def is_asynchronous(code: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(code) or inspect.iscoroutinefunction(getattr(type(code), "__call__", None))  # noqa: B004
 
 
-def wants_environment(code: Callable[..., Any]) -> bool:
-    """Whether a reward function looks at the environment."""
+def takes_environment(code: Callable[..., Any]) -> bool:
+    """Whether a reward function can look at the environment."""
     return "environments" in inspect.signature(code).parameters
 
 
-def lacking(code: Callable[..., Any], columns: Mapping[str, Any]) -> str | None:
+def wants_environment(code: Callable[..., Any]) -> bool:
+    """Whether a reward function must have the environment."""
+    parameter = inspect.signature(code).parameters.get("environments")
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def lacking(code: Callable[..., Any], columns: Collection[str]) -> str | None:
     """Say what a reward function asks for and would not get for a task with these columns; None if there is nothing."""
     from rewards.host.calling import ABSENT, PASSED, missing
 
@@ -98,5 +103,5 @@ def lacking(code: Callable[..., Any], columns: Mapping[str, Any]) -> str | None:
         return None
     if absent := [name for name in wanted if name in ABSENT]:
         return f"it asks for {absent[0]!r}, which rewards do not get here: they know no tokens and no trainer"
-    there = ", ".join(map(repr, columns)) or "none"
+    there = ", ".join(map(repr, sorted(columns))) or "none"
     return f"it asks for {wanted[0]!r}, which is no column of the task; there are {there}"

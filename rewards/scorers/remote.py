@@ -28,6 +28,7 @@ class Remote:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._retries: int = settings["retries"]
+        self._deadline_s: float = settings["deadline_s"]
         rate = settings["requests_per_minute"]
         self._interval_s = 0.0 if rate is None else 60.0 / rate
         self._next = 0.0
@@ -36,18 +37,24 @@ class Remote:
         """Return the answer to a request that raises `Again` when it should be repeated.
 
         Raises:
-            InfrastructureError: it failed each time.
+            InfrastructureError: it failed each time, or all tries together took longer than `deadline_s`. To wait for a
+                turn is not counted.
         """
-        pause = FIRST_PAUSE_S
+        pause, left_s = FIRST_PAUSE_S, self._deadline_s
         for tries in range(self._retries + 1):
             await self._turn()
+            begin = time.monotonic()
             try:
-                return await request()
+                async with asyncio.timeout(left_s):
+                    return await request()
+            except TimeoutError:
+                raise InfrastructureError(f"it took longer than {self._deadline_s:g} s ({tries + 1} tries)") from None
             except Again as error:
                 if tries == self._retries:
                     raise InfrastructureError(f"{error} ({tries + 1} tries)") from None
                 await asyncio.sleep(min(error.after_s or pause, LONGEST_PAUSE_S))
                 pause *= 2
+            left_s -= time.monotonic() - begin
         raise AssertionError("the last try returns or raises")
 
     async def _turn(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from rl.recipe.checks import Problem
 from rl.sft.config import ORACLE
 from rollout.agent.source import Source
 from rollout.contracts import Demonstrator, EnvironmentSpec
-from rollout.envs.plain import lives_in_a_process
+from rollout.envs.plain import lacking_for_reset, lives_in_a_process
 from rollout.envs.registry import make_environment
 from rollout.tasks.config import DatasetConfig, TaskSource
 from rollout.tasks.conversation import read_demonstration, read_tools
@@ -85,18 +85,21 @@ def _check_tasks(source: TaskSource, split: Split, dataset: DatasetConfig) -> No
         tasks = list(islice(every_task(source, dataset, spec, Skipped(dataset.path)), FIRST_ROWS))
     else:
         tasks = dataset_tasks(source, spec, split).tasks
-    for text in _lacking(source, tasks[0]):
+    for text in _lacking(source, tasks):
         raise ValueError(text)
 
 
-def _lacking(source: TaskSource, task: Task) -> Iterator[str]:
-    """For each reward function that asks for what such a task does not have, words that say so."""
+def _lacking(source: TaskSource, tasks: Sequence[Task]) -> Iterator[str]:
+    """For each function that asks for what none of these tasks has, words that say so."""
+    columns = {name for task in tasks for name in (*task.payload, *task.metadata)}
+    if text := lacking_for_reset(source.environment, columns):
+        yield text
     for reward in source.rewards:
         if isinstance(reward, FunctionSettings) and reward.target is None:
             code = load({}, reward.name)
             if wants_environment(code) and not lives_in_a_process(source.environment):
                 yield f"reward {reward.name}: it asks for 'environments', which environments in plain Python have only"
-            elif text := lacking(code, {**task.payload, **task.metadata}):
+            elif text := lacking(code, columns):
                 yield f"reward {reward.name}: {text}"
 
 
@@ -183,7 +186,7 @@ def _undemanding(config: TaskSource, key: str) -> Iterator[Problem]:
         task = spec.generate(0, 0, "train")
     except Exception:
         return
-    for text in _lacking(config, task):
+    for text in _lacking(config, [task]):
         yield Problem(f"{key}.rewards", f"{key}.rewards: {text}")
 
 

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,22 @@ def sft_fingerprint(recipe: Recipe) -> str:
     files = [*import_closure([*STAGE, *_named_modules(recipe)]), *_model_files(Path(recipe.model.path))]
     if recipe.sft.shown_by_oracle:
         keys["tasks"] = recipe.tasks.model_dump(mode="json", exclude={"eval_size", "train_size"})
-    files += [file for one in recipe.sft.datasets for file in local_files(one.dataset.path)]
+    rows = [one.dataset for one in recipe.sft.datasets]
+    if recipe.sft.shown_by_oracle:
+        rows = [source.dataset for source in recipe.tasks.sources if source.dataset is not None]
+    files += [file for dataset in rows for file in _rows_files(dataset.path)]
     digest.update(json.dumps(keys, sort_keys=True).encode())
     for path in files:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _rows_files(path: str) -> list[Path]:
+    """The files of a dataset on this machine: those that it names, or all of its folder."""
+    files = local_files(path)
+    if not files and os.path.isdir(path):
+        files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    return files
 
 
 def import_closure(modules: Iterable[str]) -> list[Path]:

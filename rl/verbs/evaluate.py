@@ -32,12 +32,19 @@ OWN = ("against", "endpoint", "served", "key_env")
 """Arguments of the verb itself. The others are the recipe's."""
 ADAPTER_CONFIG = "adapter_config.json"
 MERGE = """
+import glob
 import sys
 from peft import AutoPeftModelForCausalLM
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
 adapter, target = sys.argv[1:]
 model = AutoPeftModelForCausalLM.from_pretrained(adapter, torch_dtype="auto")
+there = {name.replace(".default.", ".") for name in model.state_dict() if ".lora_" in name}
+written = {name for file in glob.glob(f"{adapter}/adapter_model*.safetensors") for name in safe_open(file, "pt").keys()}
+if lost := sorted(written ^ there):
+    sys.exit(f"PEFT finds no place for {len(lost)} weights, or no weights for places, as {lost[0]}; "
+             "evaluate the merged model that the run has left")
 model.merge_and_unload().save_pretrained(target)
 AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path).save_pretrained(target)
 """

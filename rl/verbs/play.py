@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,8 @@ LONG_S = 1e8
 """A person may take this long."""
 
 
-class Left(Exception):
-    """The person has left the game."""
+class Left(BaseException):
+    """The person has left the game: no failure, which an agent loop would keep as text."""
 
 
 def play(argv: Sequence[str], ask: Callable[[str], str] = input) -> int:
@@ -45,7 +46,7 @@ def play(argv: Sequence[str], ask: Callable[[str], str] = input) -> int:
         return NOTHING_STARTED
     try:
         asyncio.run(_play(recipe, ask))
-    except Left:
+    except (Left, KeyboardInterrupt):
         print()
     except ValueError as error:
         return refuse(str(error))
@@ -71,8 +72,6 @@ async def _play(recipe: Recipe, ask: Callable[[str], str]) -> None:
         agent = Agent(chat=chat, engine=person, config=config, seed=recipe.run.seed)
         seated: Any = Seated(sources[task.source], person)
         trajectory = await run_agent(agent, seated, task, f"play-{number}", f"play-{number}/0")
-        if person.left:
-            raise Left
         print(f"\n{ending(trajectory)}\n")
 
 
@@ -98,7 +97,6 @@ class Person:
         self._chat, self._ask, self._thinking = chat, ask, thinking
         self._seen = 0
         self.tools: list[str] = []
-        self.left = False
 
     async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
         """Show what is new, and return what the person says, as tokens of the chat format."""
@@ -110,10 +108,9 @@ class Person:
         print(self._chat.decode(ids[self._seen if self._seen < len(ids) else 0 :]))
         while True:
             try:
-                message = said(await asyncio.to_thread(self._lines), self.tools)
+                message = said(await _in_daemon(self._lines), self.tools)
                 break
             except EOFError:
-                self.left = True
                 raise Left from None
             except ValueError as error:
                 print(f"({error})")
@@ -132,6 +129,21 @@ class Person:
         while line.endswith("\\"):
             line = f"{line[:-1]}\n{self._ask('… ')}"
         return line
+
+
+async def _in_daemon(work: Callable[[], str]) -> str:
+    """Wait for work in a thread that the end of the program does not wait for."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[str] = loop.create_future()
+
+    def run() -> None:
+        try:
+            loop.call_soon_threadsafe(done.set_result, work())
+        except Exception as error:
+            loop.call_soon_threadsafe(done.set_exception, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
 
 
 def said(line: str, tools: Sequence[str]) -> Message:

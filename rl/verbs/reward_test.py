@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rewards.compose import TOTAL, check_parts
 from rewards.errors import one_line
 from rewards.sandbox.sandbox import Sandbox
 from rl.config import Recipe
@@ -42,7 +43,7 @@ def reward_test(argv: Sequence[str]) -> int:
     named = [argument for argument in argv[1:] if "=" not in argument]
     try:
         recipe = _recipe(run, named, [argument for argument in argv[1:] if "=" in argument])
-        found = asyncio.run(_score(run, recipe))
+        found = asyncio.run(_score(run, recipe, kept=bool(named)))
     except RecipeError as error:
         return refuse(str(error))
     except ValueError as error:
@@ -62,9 +63,14 @@ def _recipe(run: Path, named: Sequence[str], overrides: Sequence[str]) -> Recipe
     return load_recipe(run / CONFIG, [*overrides, *chosen], checks=False)
 
 
-async def _score(run: Path, recipe: Recipe) -> list[GroupAgain]:
+async def _score(run: Path, recipe: Recipe, kept: bool) -> list[GroupAgain]:
+    """`kept`: other rewards are asked than the run had, so its weights and success rules may name parts of its own."""
     sandbox = Sandbox(recipe.sandbox)
     sources = make_sources(recipe.tasks.sources, sandbox)
+    for config in recipe.tasks.sources:
+        for name in ("weights", "success") if not kept else ():
+            parts = (*sources[config.label].parts, TOTAL)
+            check_parts(getattr(config, name), parts)
     if any(source.uses_sandbox for source in sources.values()):
         sandbox.require()
     try:

@@ -57,7 +57,7 @@ class EndpointEngine:
     """The engine (`rollout.contracts.Engine`): each completion is a request."""
 
     def __init__(self, base_url: str, model: str, *, api_key: str | None, timeout_s: float, limits: Mapping[str, Any]):
-        """`limits` are the `retries` and `requests_per_minute` of `rewards.scorers.remote`."""
+        """`limits` are the `retries`, `requests_per_minute` and `deadline_s` of `rewards.scorers.remote`."""
         self._where, self._model = base_url, model
         self._client = openai.AsyncOpenAI(
             base_url=base_url, api_key=api_key or "none", timeout=timeout_s, max_retries=0

@@ -69,10 +69,17 @@ def ending_of(group: Group, trajectory: Trajectory) -> Ending:
         answer=answer_of(trajectory),
         task=group.task.id,
         messages=trajectory.messages,
-        asked=len(group.task.messages),
+        asked=_asked(group, trajectory),
         payload=group.task.payload,
         metadata=group.task.metadata,
     )
+
+
+def _asked(group: Group, trajectory: Trajectory) -> int:
+    """How many messages opened the conversation: an environment may have added some to those of the task."""
+    said = [place for place, message in enumerate(trajectory.messages) if message["role"] == "assistant"]
+    turns = len(trajectory.turns)
+    return said[-turns] if 0 < turns <= len(said) else len(group.task.messages)
 
 
 def answer_of(trajectory: Trajectory) -> str | None:

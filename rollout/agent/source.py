@@ -96,7 +96,8 @@ class Source:
             scored = found if isinstance(found, Scored) else Scored(found)
             self._check(scored.parts, reward.parts, reward.may_abstain)
             parts |= scored.parts
-            metrics |= {f"reward/{name}": value for name, value in scored.metrics.items()}
+            for name, value in scored.metrics.items():  # two judges both have costs
+                metrics[f"reward/{name}"] = metrics.get(f"reward/{name}", 0.0) + value
         if not parts:
             raise InfrastructureError(f"none of the rewards {', '.join(self.parts)} applies to task {ending.task}")
         total = float(compose(parts, self._config.weights))

@@ -54,6 +54,8 @@ def _typed(value: Any, schema: Schema) -> Any:
     GLM-4.5 writes strings without quotes, so 42 may be meant as a string. To a JSON schema 1.0 is an integer.
     """
     kind = schema.get("type")
+    if value is None and schema.get("nullable"):
+        return None
     if kind == "string" and not isinstance(value, str):
         return json.dumps(value)
     if kind == "integer" and isinstance(value, float) and value.is_integer():
@@ -62,6 +64,8 @@ def _typed(value: Any, schema: Schema) -> Any:
 
 
 def _mistake(key: str, value: Any, schema: Schema) -> str | None:
+    if value is None and schema.get("nullable"):
+        return None
     error = next(iter(jsonschema.Draft202012Validator(schema).iter_errors(value)), None)
     if error is None:
         return None

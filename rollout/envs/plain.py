@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
 from rewards.contracts import Hosted
 from rewards.extension import load
+from rewards.host.calling import missing
 from rewards.host.host import Host
 from rewards.sandbox.sandbox import Sandbox
 from rollout.contracts import Environment, EnvironmentSpec, ToolCall, ToolSpec
@@ -28,8 +29,8 @@ ONLY_TOOLS = "tools"
 NO_TOOLS = ("reset", "get_reward", "close")
 MARGIN_S = 30.0
 """How much later than a tool's own deadline its whole process is given up."""
-START_S = 600.0
-"""How long an instance may take to be made and reset. The deadline of the trajectory usually comes first."""
+START_S = 120.0
+"""How long an instance may take to be made, and to be reset. Then the process is given up."""
 
 
 class PlainTasks(EnvironmentSpec):
@@ -44,8 +45,13 @@ class PlainTasks(EnvironmentSpec):
         self.deadline_s = settings.tool_timeout_s
         code: type | None = None if self.target is None else load({}, self.target)
         self.functions = {target.rpartition(":")[2]: target for target in settings.tools}
+        methods = _methods(code)
+        names = [*(target.rpartition(":")[2] for target in settings.tools), *methods]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two tools are called {twice!r}: the model could call one of them only; rename one")
         described = [tool_of(name, load({}, target)) for name, target in self.functions.items()]
-        described += [tool_of(name, method) for name, method in _methods(code).items()]
+        described += [tool_of(name, method) for name, method in methods.items()]
         self.tools = tuple(described)
         self.reward_parts = (code.__name__,) if code is not None and hasattr(code, "get_reward") else ()
         self._host = Host(
@@ -87,7 +93,7 @@ class PlainEpisode(Environment):
     async def score(self, answer: str | None) -> dict[str, float]:
         if not self._spec.reward_parts:
             return {}
-        value = await self._ask("reward", self._spec.deadline_s + MARGIN_S)
+        value = await self._ask("reward", self._spec.deadline_s + MARGIN_S, deadline_s=self._spec.deadline_s)
         return {} if value is None else {self._spec.reward_parts[0]: value}
 
     def hosted(self) -> Hosted | None:
@@ -99,6 +105,14 @@ class PlainEpisode(Environment):
 
     async def _ask(self, operation: str, within_s: float, **arguments: Any) -> Any:
         return await self._host.call({"operation": operation, "key": self._key, **arguments}, within_s)
+
+
+def lacking_for_reset(settings: EnvironmentSettings, columns: Collection[str]) -> str | None:
+    """Say what `reset` asks for and would not get from rows with these columns; None if there is nothing."""
+    if not lives_in_a_process(settings):
+        return None
+    wanted = missing(MethodType(load({}, settings.name).reset, object()), {*columns, "prompt"})
+    return f"reset asks for {wanted[0]!r}, which no row has" if wanted else None
 
 
 def lives_in_a_process(settings: EnvironmentSettings) -> bool:
@@ -122,6 +136,7 @@ def tool_of(name: str, code: Callable[..., Any]) -> ToolSpec:
             f"tool {name!r} cannot be described to the model: {why}; give it types, and a docstring with a line for "
             "each parameter under `Args:`"
         ) from None
+    described["function"]["name"] = name  # a decorator or an alias may have left another one
     described["function"].pop("return", None)  # chat formats show what the model has to give
     described["function"]["parameters"].setdefault("properties", {})
     described["function"]["parameters"].setdefault("required", [])

@@ -81,10 +81,10 @@ class TaskStream(Sequence[Task]):
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over the tasks of all datasets that were read at the start: over what a position means."""
+        """16 hex digits over what a position means: over the tasks of all datasets, of a streamed one the first."""
         digest = hashlib.sha256()
         for source in self._sources:
-            for task in source.tasks if isinstance(source, _Rows) else ():
+            for task in () if isinstance(source, _Generated) else source.first():
                 digest.update(json.dumps([task.id, task.messages, task.payload, task.metadata]).encode())
         return digest.hexdigest()[:16]
 
@@ -118,6 +118,10 @@ class _Generated:
 class _Rows:
     tasks: Sequence[Task]
     skipped: Skipped
+
+    def first(self) -> Sequence[Task]:
+        """The tasks that the digest is about."""
+        return self.tasks
 
     @property
     def distinct(self) -> float:

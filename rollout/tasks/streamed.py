@@ -21,6 +21,8 @@ from rollout.types import Task
 
 AHEAD = 256
 """Tasks that the thread reads ahead."""
+FIRST = 100
+"""Tasks by which a resumed run knows the dataset again."""
 NEIGHBOURS = 1000
 """Tasks among which the next one is drawn."""
 ROW_S = 120.0
@@ -55,6 +57,10 @@ class StreamedTasks:
             self._next += 1
             if self._next > rank:
                 return task
+
+    def first(self) -> list[Task]:
+        """The first FIRST tasks, as the rows come, read once more."""
+        return list(islice(self._trained(Skipped(self._dataset.path)), FIRST))
 
     def _take(self) -> Task:
         try:

@@ -38,6 +38,20 @@ async def slowly(completions, **kwargs):
     return [1.0]
 
 
+def for_some(completions, answer, **kwargs):
+    return [None if answer[0] is None else 1.0]
+
+
+async def slow_for(completions, seconds, **kwargs):
+    await asyncio.sleep(seconds[0])
+    return [1.0]
+
+
+def hangs_for(completions, seconds, **kwargs):
+    time.sleep(seconds[0])
+    return [1.0]
+
+
 def sometimes(completions, **kwargs):
     return [None]
 
@@ -166,6 +180,10 @@ def test_none_says_that_it_does_not_apply(file: Path) -> None:
     assert parts(reward(file, "sometimes"), ending()) == [{}]
 
 
+def test_a_row_that_lacks_a_column_has_a_none_there(file: Path) -> None:
+    assert parts(reward(file, "for_some"), ending(answer="4"), ending(hint=1)) == [{"for_some": 1.0}, {}]
+
+
 def test_what_it_logs_is_kept(file: Path) -> None:
     (found,) = score(reward(file, "logs"), ending())
     assert found.metrics == {"length": 7.0}
@@ -210,7 +228,6 @@ def test_what_is_no_reward_is_a_failure(file: Path, what: str, reason: str) -> N
         ("raises", "reward raises: KeyError: 'no such thing'"),
         ("crashes", "the process of reward crashes ended by SIGSEGV"),
         ("leaves", "the process of reward leaves ended with exit code 3"),
-        ("accuracy", "it takes 'answer', and the task has only hint"),
     ],
 )
 def test_code_that_fails_is_a_failure_that_is_named(file: Path, name: str, reason: str) -> None:
@@ -233,6 +250,39 @@ def test_a_hang_is_ended_with_all_that_it_started(file: Path) -> None:
     while left := [p for p in psutil.Process().children(recursive=True) if p not in before and p.status() != "zombie"]:
         assert time.monotonic() < end, left
         time.sleep(0.05)
+
+
+def test_a_slow_call_does_not_harm_those_beside_it(file: Path) -> None:
+    made = reward(file, "slow_for", deadline_s=2.0)
+
+    async def work() -> list[object]:
+        await made.score(ending(seconds=0.0))
+        return await asyncio.gather(*(made.score(ending(seconds=s)) for s in (60.0, 1.0, 1.0)), return_exceptions=True)
+
+    slow, *others = asyncio.run(closing(made, work()))
+    assert "took longer than 2 s" in str(slow) and all(isinstance(one, Scored) for one in others)
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_still_ended(file: Path) -> None:
+    """Its process would otherwise hang for ever, and take the next calls along."""
+    made = reward(file, "hangs_for", deadline_s=4.0)
+
+    async def work() -> Scored:
+        await made.score(ending(seconds=0.0))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(made.score(ending(seconds=1000.0)), 0.5)
+        return await made.score(ending(seconds=0.0))
+
+    assert asyncio.run(closing(made, work())).parts == {"hangs_for": 1.0}
+
+
+def test_a_file_of_any_name_in_the_working_directory_is_no_obstacle(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rewards.py", "rl.py", "json.py", "asyncio.py"):
+        (file.parent / name).write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(file.parent)
+    assert parts(reward(file, "accuracy"), ending("4", answer="4")) == [{"accuracy": 1.0}]
 
 
 def test_a_crash_fails_one_episode_and_the_next_is_scored(file: Path) -> None:

@@ -128,11 +128,18 @@ def test_a_judge_that_gives_no_grade_is_asked_again_and_is_never_a_zero(text: st
     with service(lambda number, _: (200, graded(text if number < 2 else "GRADE: 5"))) as (url, asked):
         (found,) = scored(judge(url, retries=2))
     assert found.parts == {"judge": 0.5} and found.metrics["judge_calls"] == len(asked) == 3
+    assert [len(content["messages"]) for _, content, _ in asked] == [2, 4, 6], "it is told what its reply lacks"
     with (
         service(lambda *_: (200, graded(text))) as (url, _),
         pytest.raises(InfrastructureError, match=r"reward judge: .*the judge gave .* \(1 tries\)"),
     ):
         scored(judge(url, retries=0))
+
+
+@pytest.mark.parametrize("text", ["GRADE: <8>", "GRADE: [8]", "**Grade**: 8", "GRADE: 8 out of 10", "GRADE: 8 (good)"])
+def test_grades_are_written_in_several_ways(text: str) -> None:
+    with service(lambda *_: (200, graded(text))) as (url, _):
+        assert scored(judge(url))[0].parts == {"judge": 0.8}
 
 
 def test_the_last_grade_counts() -> None:
@@ -166,8 +173,9 @@ def test_a_key_that_is_not_there_is_named() -> None:
 
 def test_requests_come_no_faster_than_their_rate() -> None:
     with service(lambda *_: (200, graded("GRADE: 5"))) as (url, asked):
-        settings = judge(url, requests_per_minute=240.0).shared_by(2)
+        settings = judge(url, requests_per_minute=480.0, processes=2).shared_by(2)
         assert isinstance(settings, JudgeSettings) and settings.requests_per_minute == 120.0
+        settings = settings.model_copy(update={"processes": 1, "deadline_s": 1.5})
         assert len(scored(settings, count=5)) == 5
     assert asked[-1][2] - asked[0][2] >= 4 * 0.5 - 0.4, "four waits of half a second, and the way here"
 

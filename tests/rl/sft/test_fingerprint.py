@@ -125,3 +125,12 @@ def test_a_closure_follows_imports_within_the_package_of_what_is_named(tmp_path:
     assert import_closure([str(tmp_path / "entry.py")]) == sorted(
         [tmp_path / "entry.py", REPOSITORY / "rewards" / "errors.py"]
     )
+
+
+def test_the_files_of_a_folder_count(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(json.dumps({"messages": TALK}) + "\n", encoding="utf-8")
+    first = sft_fingerprint(recipe(tmp_path, folder))
+    (folder / "train.jsonl").write_text(json.dumps({"messages": TALK[:1] * 2}) + "\n", encoding="utf-8")
+    assert sft_fingerprint(recipe(tmp_path, folder)) != first

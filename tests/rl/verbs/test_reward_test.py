@@ -139,6 +139,8 @@ def test_the_model_and_the_rows_need_not_be_there(run: Path, capsys: pytest.Capt
         (["mine.py:lenght"], "'mine.py' cannot be imported|mine.py has no 'lenght'; did you mean 'length'"),
         (["nothing"], "there is no 'nothing': Sluice has 'code', 'environment', 'http', 'judge', 'state'"),
         (["tasks.x=1"], "unknown key 'tasks.x'"),
+        (["tasks.sources.0.weights.lenght=0.0"], "there is no reward part 'lenght'"),
+        (["tasks.sources.0.success.lenght=1.0"], "there is no reward part 'lenght'"),
     ],
 )
 def test_what_is_no_reward_is_refused(

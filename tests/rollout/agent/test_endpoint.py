@@ -39,7 +39,7 @@ def played(*replies: Reply, retries: int = 0) -> tuple[Trajectory, list[Any]]:
     with service(lambda number, _: replies[min(number, len(replies) - 1)]) as (url, asked):
 
         async def play() -> Trajectory:
-            limits = {"retries": retries, "requests_per_minute": None}
+            limits = {"retries": retries, "requests_per_minute": None, "deadline_s": 60.0}
             engine = EndpointEngine(f"{url}/v1", "m", api_key="k", timeout_s=20, limits=limits)
             config = RolloutConfig(
                 max_context=CONTEXT, infra_retries=0, max_turns=4, sampling=SamplingConfig(max_tokens=50)

@@ -18,6 +18,7 @@ from rl.recipe.extensions import chosen_settings
 from rollout.agent.source import Source
 from rollout.contracts import Environment, ToolCall
 from rollout.envs.config import EnvironmentSettings, PlainSettings
+from rollout.envs.plain import lacking_for_reset
 from rollout.tasks.config import TaskSource
 from rollout.types import Task
 
@@ -79,6 +80,33 @@ def service() -> None:
 def dies() -> None:
     """End the process."""
     os._exit(4)
+
+
+def look_up(where: str | None = None, count: int | None = None) -> str:
+    """
+    Look something up.
+
+    Args:
+        where: Where.
+        count: How many.
+    """
+    return repr((where, count))
+
+
+def plain_decorator(function):
+    def inner(a: int) -> int:
+        """
+        Do it.
+
+        Args:
+            a: A number.
+        """
+        return function(a)
+
+    return inner
+
+
+renamed = plain_decorator(lambda a: a + 1)
 
 
 def undescribed(x: int) -> int:
@@ -229,6 +257,27 @@ def test_what_the_policy_did_not_cause_is_a_failure(file: Path, name: str, reaso
         result(source(file, "tools", name), name)
 
 
+def test_null_is_given_where_it_may_be(file: Path) -> None:
+    made = source(file, "tools", "look_up")
+    assert result(made, "look_up", where=None, count=None) == "(None, None)"
+    assert result(made, "look_up", where="x") == "('x', None)"
+
+
+def test_a_tool_is_called_by_the_name_that_the_recipe_gives(file: Path) -> None:
+    made = source(file, "tools", "renamed")
+    assert [tool["function"]["name"] for tool in made.make(task()).tools] == ["renamed"]
+    assert result(made, "renamed", a=1) == "2"
+    with pytest.raises(ValueError, match="two tools are called 'add'"):
+        source(file, "tools", "add", "add")
+
+
+def test_what_reset_asks_for_must_be_a_column(file: Path) -> None:
+    settings = PlainSettings(name=f"{file}:Counter")
+    assert lacking_for_reset(settings, {"start"}) is None
+    assert lacking_for_reset(settings, {"begin"}) == "reset asks for 'start', which no row has"
+    assert lacking_for_reset(PlainSettings(name="tools"), set()) is None
+
+
 def test_a_function_that_cannot_be_described_is_refused(file: Path) -> None:
     with pytest.raises(ValueError, match=r"tool 'undescribed' cannot be described to the model: .*docstring"):
         source(file, "tools", "undescribed")
@@ -319,6 +368,18 @@ def test_an_episode_whose_process_ended_is_lost_and_the_next_one_is_played(file:
         return str(await again.call(ToolCall(name="look")))
 
     assert played(made, play, start=1) == "3"
+
+
+def test_calls_that_were_only_slow_are_not_counted_as_stuck(file: Path) -> None:
+    made = source(file, "tools", "block", tool_timeout_s=0.1)
+
+    async def play(episode: Environment) -> str:
+        for _ in range(20):
+            await episode.call(ToolCall(name="block", arguments={"seconds": 0.15}))
+            await asyncio.sleep(0.1)
+        return str(await episode.call(ToolCall(name="block", arguments={"seconds": 0.0})))
+
+    assert played(made, play) == "blocked"
 
 
 def test_threads_that_are_stuck_end_the_process_at_last(file: Path) -> None:

@@ -116,6 +116,12 @@ def test_a_stream_that_gives_nothing_is_told(tmp_path: Path, monkeypatch: pytest
         stream(write(tmp_path / "r.jsonl", row(0)))[0]
 
 
+def test_a_resumed_run_knows_the_first_rows_again(tmp_path: Path) -> None:
+    first = stream(write(tmp_path / "r.jsonl", *(row(i) for i in range(50)))).digest
+    assert stream(str(tmp_path / "r.jsonl")).digest == first
+    assert stream(write(tmp_path / "r.jsonl", *(row(i) for i in range(1, 51)))).digest != first
+
+
 def test_neighbours_are_shuffled_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamed, "NEIGHBOURS", 10)
     order = list(neighbours_shuffled(range(100), random.Random(0)))  # type: ignore[arg-type]
