@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from rewards.sandbox.sandbox import Sandbox
+from rewards.scorers.remote import Remote
 from rl.config import Recipe
 from rl.driver.health import check_eval_failures
 from rl.evaluate import tell
@@ -26,8 +27,9 @@ from rollout.store.writing import GroupWriter
 from rollout.tasks.stream import EVAL_SEED, task_stream
 from rollout.types import Task
 
-LIMITS = {"retries": 3, "requests_per_minute": None, "deadline_s": 600.0}
+RETRIES = 3
 REQUEST_S = 120.0
+ALL_TRIES_S = 600.0
 
 
 def run(recipe: Recipe, endpoint: str, served: str, api_key: str | None, against: Evaluation | None) -> int:
@@ -35,7 +37,8 @@ def run(recipe: Recipe, endpoint: str, served: str, api_key: str | None, against
     folder = Path(recipe.run.dir or f"runs/{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     with Console(steps=1) as console:
         with console.phase(f"evaluating {served} at {endpoint}"):
-            engine = EndpointEngine(endpoint, served, api_key=api_key, timeout_s=REQUEST_S, limits=LIMITS)
+            remote = Remote(retries=RETRIES, requests_per_minute=None, deadline_s=ALL_TRIES_S)
+            engine = EndpointEngine(endpoint, served, remote, api_key=api_key, timeout_s=REQUEST_S)
             cards = asyncio.run(_play(recipe, engine, folder))
         found = Evaluation.of_cards(cards, 0)
         path = folder / EVALUATIONS / "step-000000.json"

@@ -50,12 +50,15 @@ class Server:
         await asyncio.Event().wait()
 
     async def setup(self, target: str | None, settings: dict[str, Any] | None, threads: bool) -> None:
-        """Import the code that will be called. With `settings` it makes the function from them."""
+        """Import the code that will be called. With `settings` it is a class that makes the function from them; their
+        class is its attribute `Settings`."""
         if threads:
             self._pool = ThreadPoolExecutor(THREADS)
         if target is not None:
             code = load({}, target)
-            self._functions[target] = code if settings is None else code(settings)
+            if settings is not None:
+                code = code(code.Settings.model_validate_json(json.dumps(settings)))
+            self._functions[target] = code
 
     async def score(
         self,

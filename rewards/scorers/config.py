@@ -63,7 +63,7 @@ class FunctionSettings(RewardSettings):
         return self.deadline_s
 
 
-class _RemoteSettings(FunctionSettings):
+class RemoteSettings(FunctionSettings):
     """A reward that somebody else computes."""
 
     deadline_s: float = Field(default=180.0, gt=0)
@@ -93,7 +93,7 @@ class _RemoteSettings(FunctionSettings):
         return self.model_copy(update={"requests_per_minute": rate})
 
 
-class JudgeSettings(_RemoteSettings):
+class JudgeSettings(RemoteSettings):
     """A language model behind an OpenAI-compatible endpoint that grades the conversation."""
 
     target: ClassVar[str | None] = "rewards.scorers.judge:Judge"
@@ -121,7 +121,7 @@ class JudgeSettings(_RemoteSettings):
         return self
 
 
-class HttpSettings(_RemoteSettings):
+class HttpSettings(RemoteSettings):
     """A service that gets prompts, completions and columns as JSON, and answers with a list of rewards."""
 
     target: ClassVar[str | None] = "rewards.scorers.http:HttpReward"

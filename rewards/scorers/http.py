@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 
-from rewards.scorers.remote import Again, Remote, api_key, retry_after_s
+from rewards.scorers.config import HttpSettings
+from rewards.scorers.remote import Again, api_key, remote_of, retry_after_s
 
 _CHARACTERS = 200
 
@@ -21,12 +22,14 @@ _CHARACTERS = 200
 class HttpReward:
     """The reward, as a function in TRL's signature."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    Settings = HttpSettings
+
+    def __init__(self, settings: HttpSettings) -> None:
         key = api_key(settings)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._url: str = settings["url"]
-        self._client = httpx.AsyncClient(timeout=settings["timeout_s"], headers=headers, limits=httpx.Limits())
-        self._remote = Remote(settings)
+        self._url = settings.url
+        self._client = httpx.AsyncClient(timeout=settings.timeout_s, headers=headers, limits=httpx.Limits())
+        self._remote = remote_of(settings)
 
     async def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[Any]:
         given = {name: value for name, value in columns.items() if not callable(value) and name != "environments"}

@@ -16,7 +16,8 @@ from typing import Any
 
 import openai
 
-from rewards.scorers.remote import Again, Remote, api_key, retry_after_s
+from rewards.scorers.config import JudgeSettings
+from rewards.scorers.remote import Again, api_key, remote_of, retry_after_s
 
 _GRADE = re.compile(
     r"^[\W_]*GRADE[*_\s]*:[*_\s<\[(]*(-?\d+(?:\.\d+)?)[*_\s>\])]*(?:(?:/|out of)\s*\d+)?[\W_]*(?:\(.*)?$",
@@ -38,15 +39,17 @@ GRADE: and a number from {low:g} to {high:g}"""
 class Judge:
     """The reward, as a function in TRL's signature."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    Settings = JudgeSettings
+
+    def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
         self._client = openai.AsyncOpenAI(
-            base_url=settings["base_url"],
+            base_url=settings.base_url,
             api_key=api_key(settings) or "none",
-            timeout=settings["timeout_s"],
+            timeout=settings.timeout_s,
             max_retries=0,  # `Remote` counts them
         )
-        self._remote = Remote(settings)
+        self._remote = remote_of(settings)
 
     async def __call__(
         self, prompts: list[Any], completions: list[Any], log_metric: Any, **columns: Any
@@ -61,10 +64,10 @@ class Judge:
                 log_metric(name, value)
 
     def _question(self, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> list[Any]:
-        low, high = self._settings["low"], self._settings["high"]
+        low, high = self._settings.low, self._settings.high
         mark = f"=== {secrets.token_hex(8)} ==="
         named = {**columns, "low": f"{low:g}", "high": f"{high:g}"}
-        rubric = _NAME.sub(lambda found: str(named.get(found[1], found[0])), self._settings["rubric"])
+        rubric = _NAME.sub(lambda found: str(named.get(found[1], found[0])), self._settings.rubric)
         shown = completion if isinstance(completion, str) else _text([*prompt, *completion])
         asked = _text(prompt) if isinstance(completion, str) else ""
         return [
@@ -76,33 +79,33 @@ class Judge:
         settings = self._settings
         try:
             reply = await self._client.chat.completions.create(
-                model=settings["model"],
+                model=settings.model,
                 messages=messages,
-                max_tokens=settings["max_tokens"],
-                temperature=settings["temperature"],
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
             )
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             response = getattr(error, "response", None)
             after = None if response is None else retry_after_s(response.headers)
-            raise Again(f"the judge at {settings['base_url']}: {type(error).__name__} {error}", after) from error
+            raise Again(f"the judge at {settings.base_url}: {type(error).__name__} {error}", after) from error
         spent["judge_calls"] += 1
         if reply.usage is not None:
             spent["judge_input_tokens"] += reply.usage.prompt_tokens
             spent["judge_output_tokens"] += reply.usage.completion_tokens
             spent["cost_usd"] += (
-                reply.usage.prompt_tokens * settings["usd_per_million_input"]
-                + reply.usage.completion_tokens * settings["usd_per_million_output"]
+                reply.usage.prompt_tokens * settings.usd_per_million_input
+                + reply.usage.completion_tokens * settings.usd_per_million_output
             ) / 1e6
         text = (reply.choices[0].message.content or "") if reply.choices else ""
         try:
-            return (self._number(text) - settings["low"]) / (settings["high"] - settings["low"])
+            return (self._number(text) - settings.low) / (settings.high - settings.low)
         except Again:  # the same question would get the same reply
-            once_more = _ONCE_MORE.format(low=settings["low"], high=settings["high"])
+            once_more = _ONCE_MORE.format(low=settings.low, high=settings.high)
             messages += [{"role": "assistant", "content": text}, {"role": "user", "content": once_more}]
             raise
 
     def _number(self, text: str) -> float:
-        low, high = self._settings["low"], self._settings["high"]
+        low, high = self._settings.low, self._settings.high
         grades = _GRADE.findall(text)
         if not grades:
             raise Again(f"the judge gave no grade: {text[-100:]!r}")

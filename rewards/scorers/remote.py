@@ -6,9 +6,10 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rewards.errors import InfrastructureError
+from rewards.scorers.config import RemoteSettings
 
 Answer = TypeVar("Answer")
 FIRST_PAUSE_S = 0.5
@@ -26,11 +27,9 @@ class Again(Exception):
 class Remote:
     """Makes requests at most so often, and makes those that failed again, each time after a longer pause."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._retries: int = settings["retries"]
-        self._deadline_s: float = settings["deadline_s"]
-        rate = settings["requests_per_minute"]
-        self._interval_s = 0.0 if rate is None else 60.0 / rate
+    def __init__(self, *, retries: int, requests_per_minute: float | None, deadline_s: float) -> None:
+        self._retries, self._deadline_s = retries, deadline_s
+        self._interval_s = 0.0 if requests_per_minute is None else 60.0 / requests_per_minute
         self._next = 0.0
 
     async def __call__(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -63,9 +62,18 @@ class Remote:
         await asyncio.sleep(begin - time.monotonic())
 
 
-def api_key(settings: Mapping[str, Any]) -> str | None:
+def remote_of(settings: RemoteSettings) -> Remote:
+    """What makes the requests of a reward with these settings."""
+    return Remote(
+        retries=settings.retries,
+        requests_per_minute=settings.requests_per_minute,
+        deadline_s=settings.deadline_s,
+    )
+
+
+def api_key(settings: RemoteSettings) -> str | None:
     """The key that the settings name. Raises InfrastructureError if the variable is not set."""
-    name = settings["api_key_env"]
+    name = settings.api_key_env
     if name is None:
         return None
     if not os.environ.get(name):

@@ -56,13 +56,13 @@ class EndpointChat:
 class EndpointEngine:
     """The engine (`rollout.contracts.Engine`): each completion is a request."""
 
-    def __init__(self, base_url: str, model: str, *, api_key: str | None, timeout_s: float, limits: Mapping[str, Any]):
-        """`limits` are the `retries`, `requests_per_minute` and `deadline_s` of `rewards.scorers.remote`."""
+    def __init__(self, base_url: str, model: str, remote: Remote, *, api_key: str | None, timeout_s: float) -> None:
+        """`remote` makes the requests."""
         self._where, self._model = base_url, model
         self._client = openai.AsyncOpenAI(
             base_url=base_url, api_key=api_key or "none", timeout=timeout_s, max_retries=0
         )
-        self._remote = Remote(limits)
+        self._remote = remote
 
     async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
         """Raises EngineError if the endpoint refuses, or fails each time."""

@@ -159,7 +159,8 @@ def test_the_family_exports(extended: Extended) -> None:
 def test_the_run_ends_like_any_other(extended: Extended) -> None:
     assert extended.run.leftovers == () and extended.run.summary["steps"] == STEPS
     assert math.isfinite(extended.run.summary["eval_success_after"])
-    assert set(extended.run.summary["eval_after"]) == {"eval/infra_share", "eval/success", "eval/success/AskAgain"}
+    named = {"eval/infra_share", "eval/success", "eval/success_low", "eval/success_high", "eval/success/AskAgain"}
+    assert set(extended.run.summary["eval_after"]) == named
 
 
 def usable(extended: Extended) -> list[Trajectory]:

@@ -204,6 +204,7 @@ def test_groups_go_to_the_engine_with_the_least_to_do_and_leave_one_that_died(cl
         return running
 
     async def run() -> None:
+        await asyncio.gather(busy(first), busy(second))  # one that has not started yet gets no group
         engines = Engines([first, second])
         clients = [EngineClient(engines, f"g{i}", 10, timeout_s=100) for i in range(3)]
         running = []

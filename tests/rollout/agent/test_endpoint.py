@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rewards.scorers.remote import Remote
 from rollout.agent.config import RolloutConfig, SamplingConfig
 from rollout.agent.endpoint import CONTEXT, EndpointChat, EndpointEngine
 from rollout.agent.episode import Agent
@@ -39,8 +40,8 @@ def played(*replies: Reply, retries: int = 0) -> tuple[Trajectory, list[Any]]:
     with service(lambda number, _: replies[min(number, len(replies) - 1)]) as (url, asked):
 
         async def play() -> Trajectory:
-            limits = {"retries": retries, "requests_per_minute": None, "deadline_s": 60.0}
-            engine = EndpointEngine(f"{url}/v1", "m", api_key="k", timeout_s=20, limits=limits)
+            remote = Remote(retries=retries, requests_per_minute=None, deadline_s=60.0)
+            engine = EndpointEngine(f"{url}/v1", "m", remote, api_key="k", timeout_s=20)
             config = RolloutConfig(
                 max_context=CONTEXT, infra_retries=0, max_turns=4, sampling=SamplingConfig(max_tokens=50)
             )
