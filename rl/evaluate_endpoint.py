@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 
@@ -34,6 +35,7 @@ ALL_TRIES_S = 600.0
 
 def run(recipe: Recipe, endpoint: str, served: str, api_key: str | None, against: Evaluation | None) -> int:
     """Evaluate the served model and return the exit code."""
+    logging.getLogger("rollout").setLevel(logging.ERROR)  # failures are counted, and the last one is told
     folder = Path(recipe.run.dir or f"runs/{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     with Console(steps=1) as console:
         with console.phase(f"evaluating {served} at {endpoint}"):
