@@ -275,6 +275,7 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any], trains
             "checkpoint": str(summary["checkpoint"]),
             **({"adapter": str(summary["adapter"])} if summary["adapter"] else {}),
             "Hugging Face export": str(summary["hf_export"]),
+            "look further": f"./launch.sh rollout {session.directory.config} model={summary['hf_export']}",
         },
     )
 
