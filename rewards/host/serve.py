@@ -38,6 +38,8 @@ class Server:
         self._connection = connection
         self._functions: dict[str, Callable[..., Any]] = {}
         self._objects: dict[str, Any] = {}
+        self._given_up: set[str] = set()
+        """Environments that were dropped before they were made."""
         self._pool: ThreadPoolExecutor | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._stuck = 0
@@ -81,8 +83,13 @@ class Server:
         return await self._call(self._function(target), name, arguments, deadline_s)
 
     async def make(self, key: str, target: str) -> None:
-        """Make an environment."""
-        self._objects[key] = await self._run(load({}, target))
+        """Make an environment, unless it was given up meanwhile."""
+        made = await self._run(load({}, target))
+        if key in self._given_up:
+            self._given_up.discard(key)
+            await self._leave(made)
+        else:
+            self._objects[key] = made
 
     async def reset(self, key: str, columns: dict[str, Any]) -> Any:
         """Begin an episode. Returns what the environment shows first."""
@@ -101,9 +108,14 @@ class Server:
 
     async def drop(self, key: str) -> None:
         """Forget an environment, after a last word to it if it listens."""
-        forgotten = self._objects.pop(key, None)
-        if hasattr(forgotten, "close"):
-            await self._run(forgotten.close)
+        if key in self._objects:
+            await self._leave(self._objects.pop(key))
+        else:
+            self._given_up.add(key)
+
+    async def _leave(self, environment: Any) -> None:
+        if hasattr(environment, "close"):
+            await self._run(environment.close)
 
     async def _call(self, code: Callable[..., Any], name: str, arguments: dict[str, Any], deadline_s: float) -> str:
         try:

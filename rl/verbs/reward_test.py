@@ -12,7 +12,7 @@ import asyncio
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rewards.compose import TOTAL, check_parts
@@ -50,6 +50,8 @@ def reward_test(argv: Sequence[str]) -> int:
         return refuse(one_line(str(error), _CHARACTERS * 4))
     if not found:
         return refuse(f"{run} has no finished groups that could be scored")
+    for text in _unknown_parts(recipe, found):
+        print(text)
     print("\n".join(report(found)))
     return FAILED if any(member.failure for group in found for member in group.members) else 0
 
@@ -78,6 +80,16 @@ async def _score(run: Path, recipe: Recipe, kept: bool) -> list[GroupAgain]:
     finally:
         for source in sources.values():
             await source.close()
+
+
+def _unknown_parts(recipe: Recipe, groups: Sequence[GroupAgain]) -> Iterator[str]:
+    """Remarks on weights and success rules of the run that name no part of the rewards which were asked now."""
+    parts = {name for group in groups for m in group.members if m.now is not None for name in m.now.parts}
+    for source in recipe.tasks.sources:
+        strange = sorted({*source.weights, *source.success} - parts - {TOTAL})
+        if parts and strange:
+            names = ", ".join(strange)
+            yield f"source {source.label!r}: no reward gives {names}, which its weights or success rule name"
 
 
 def report(groups: Sequence[GroupAgain]) -> list[str]:

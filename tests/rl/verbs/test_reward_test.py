@@ -113,6 +113,8 @@ def test_other_rewards_and_weights(
     out = told(capsys)
     assert "g1-0 · t0 · not trained reward 0.5 0.5 → 0 0 g1-1" in out, "the part says nothing of it, before and now"
     assert "g1-1 · t1 · not trained reward 0.25 1 → 1 1 abstains – – → 1 1" in out
+    assert reward_test([str(run), "mine.py:abstains", "tasks.sources.0.success={length: 1.0}"]) == 1
+    assert "no reward gives length, which its weights or success rule name" in told(capsys)
     assert "abstains – → 1" in out and "groups whose rewards differ: 1 → 0 of 2" in out
 
 

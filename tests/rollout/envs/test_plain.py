@@ -155,6 +155,24 @@ class Counter:
         raise AssertionError("no tool")
 
 
+class Slow:
+    open = 0
+
+    def __init__(self):
+        time.sleep(1.0)
+        Slow.open += 1
+
+    def reset(self, **kwargs):
+        pass
+
+    def close(self):
+        Slow.open -= 1
+
+    def count(self) -> int:
+        """Count those that are open."""
+        return Slow.open
+
+
 class Silent:
     def reset(self, **kwargs):
         assert kwargs["prompt"][-1]["role"] == "user"
@@ -380,6 +398,21 @@ def test_calls_that_were_only_slow_are_not_counted_as_stuck(file: Path) -> None:
         return str(await episode.call(ToolCall(name="block", arguments={"seconds": 0.0})))
 
     assert played(made, play) == "blocked"
+
+
+def test_an_environment_that_is_given_up_while_it_is_made_is_closed(file: Path) -> None:
+    made = source(file, "Slow", rewards=("reached",))
+
+    async def play(episode: Environment) -> str:
+        await episode.open(task().messages)
+        other = made.make(task())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(other.open(task().messages), 0.3)
+        await other.close()
+        await asyncio.sleep(1.5)
+        return str(await episode.call(ToolCall(name="count")))
+
+    assert played(made, play) == "1"
 
 
 def test_threads_that_are_stuck_end_the_process_at_last(file: Path) -> None:
