@@ -182,6 +182,8 @@ def _undemanding(config: TaskSource, key: str) -> Iterator[Problem]:
     if type(spec).generate is EnvironmentSpec.generate:
         yield Problem(f"{key}.dataset", f"{key}.dataset: environment {config.label!r} generates no tasks: name rows")
         return
+    if not any(isinstance(reward, FunctionSettings) and reward.target is None for reward in config.rewards):
+        return
     try:
         task = spec.generate(0, 0, "train")
     except Exception:

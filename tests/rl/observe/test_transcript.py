@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl.observe.transcript import transcript
 from rollout.types import Group, Task, Trajectory
+from tests.support import lost_trajectory
 
 CALL = {"type": "function", "function": {"name": "get", "arguments": {"name": "é"}}}
 TASK = Task(id="t-1", environment="store", source="store", messages=({"role": "user", "content": "Where?"},))
@@ -41,14 +42,5 @@ def test_who_said_what_and_how_it_ended() -> None:
 
 
 def test_a_failure_says_why() -> None:
-    lost = Trajectory(
-        task_id="t-1",
-        group_id="g",
-        samples=(),
-        messages=(),
-        stop_reason="aborted",
-        outcome="infra_error",
-        reward=None,
-        error="try 1: the engine\ndied",
-    )
+    lost = lost_trajectory("try 1: the engine\ndied")
     assert transcript(group(lost), lost).endswith("failed: try 1: the engine\\ndied")

@@ -11,7 +11,7 @@ from rl.recipe.resolved import save_resolved
 from rl.verbs.reward_test import reward_test
 from rollout.store.segments import Segment
 from rollout.types import Group, StopReason, Task, Trajectory
-from tests.support import MODEL, recipe_of
+from tests.support import MODEL, lost_trajectory, recipe_of
 
 CODE = """
 def length(completions, limit, **kwargs):
@@ -44,18 +44,6 @@ def trajectory(said: str | None, reward: float, stop: StopReason = "answered") -
     )
 
 
-FAILED = Trajectory(
-    task_id="t",
-    group_id="g",
-    samples=(),
-    messages=(),
-    stop_reason="aborted",
-    outcome="infra_error",
-    reward=None,
-    error="x",
-)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of two groups: in one all rewards are equal, in the other one member was lost."""
@@ -72,7 +60,10 @@ def run(tmp_path: Path) -> Path:
     }
     save_resolved(recipe_of(tmp_path, made), directory / "config.yaml")
     segment = Segment(directory / "trajectories")
-    members = ((trajectory("aa", 0.5), trajectory("aa", 0.5)), (trajectory("a", 0.25), trajectory("aaaa", 1.0), FAILED))
+    members = (
+        (trajectory("aa", 0.5), trajectory("aa", 0.5)),
+        (trajectory("a", 0.25), trajectory("aaaa", 1.0), lost_trajectory("x")),
+    )
     for number, of_group in enumerate(members):
         messages = ({"role": "user", "content": "Say a."},)
         task = Task(id=f"t{number}", environment="tools", source="tools", messages=messages, metadata={"limit": 4})
