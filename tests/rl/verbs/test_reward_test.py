@@ -60,10 +60,8 @@ def run(tmp_path: Path) -> Path:
     }
     save_resolved(recipe_of(tmp_path, made), directory / "config.yaml")
     segment = Segment(directory / "trajectories")
-    members = (
-        (trajectory("aa", 0.5), trajectory("aa", 0.5)),
-        (trajectory("a", 0.25), trajectory("aaaa", 1.0), lost_trajectory("x")),
-    )
+    lost = lost_trajectory("x")
+    members = ((trajectory("aa", 0.5), trajectory("aa", 0.5)), (trajectory("a", 0.25), trajectory("aaaa", 1.0), lost))
     for number, of_group in enumerate(members):
         messages = ({"role": "user", "content": "Say a."},)
         task = Task(id=f"t{number}", environment="tools", source="tools", messages=messages, metadata={"limit": 4})
