@@ -13,7 +13,7 @@ from rl.corrections.config import CorrectionSettings
 from rl.driver.config import RunConfig
 from rl.learner.config import LoraConfig, ModelConfig, TrainerConfig
 from rl.losses.config import KlConfig, LossSettings
-from rl.observe.config import AlertsConfig, WandbConfig
+from rl.observe.config import AlertsConfig, ShownConfig, TensorBoardConfig, WandbConfig
 from rl.rundir.config import CheckpointConfig, Resume
 from rl.sft.config import SftConfig
 from rollout.agent.config import EvalConfig, RolloutConfig
@@ -54,4 +54,6 @@ class Recipe(StrictModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     trajectories: TrajectoriesConfig = TrajectoriesConfig()
     wandb: WandbConfig = WandbConfig()
+    tensorboard: TensorBoardConfig = TensorBoardConfig()
+    shown: ShownConfig = ShownConfig()
     alerts: AlertsConfig = AlertsConfig()

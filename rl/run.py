@@ -28,6 +28,7 @@ from rl.driver import specs
 from rl.driver.drive import drive
 from rl.driver.health import check_finite
 from rl.driver.session import Session
+from rl.driver.shown import show
 from rl.driver.steps import (
     await_engines,
     begin_evaluation,
@@ -176,8 +177,8 @@ def learn(run: Session, cards: list[Card]) -> None:
     if stats is not None:
         run.step.values |= learner_metrics(stats, lr, progress.version)
         run.step.values["memory/trainer_rss_mb"] = max(answer["rss_mb"] for answer in answers)
-    run.step.values |= rollout_metrics(cards) | counts
-    run.step.values |= {"staleness/mean": mean_age, "staleness/max": float(oldest)}
+    run.step.values |= rollout_metrics(cards) | counts | {"staleness/mean": mean_age, "staleness/max": float(oldest)}
+    show(run, cards, rows)
     ids = [card.id for card in cards]
     run.step.count_tasks(run.calls.ask(run.buffer, "mark_trained", ids, progress.step, what="writing the ledger"))
 

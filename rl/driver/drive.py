@@ -33,7 +33,7 @@ from rl.observe.console import Console, duration
 from rl.observe.evaluation import ALL, Evaluation
 from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
-from rl.observe.tracking import Tracker
+from rl.observe.tracking.trackers import Trackers, tensorboard_tracker, wandb_tracker
 from rl.processes.signals import install_signal_handlers, signal_handlers_kept
 from rl.processes.stopping import Stopped
 from rl.processes.tree import kill_run
@@ -182,9 +182,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     done = progress.step if saved is not None else -1  # without a checkpoint the first evaluation comes again too
     metrics.truncate_after(done)
     counts = counts_of(buffer.ledger) if buffer is not None else {}
-    tracker = Tracker(
-        recipe.wandb, directory.path, name=recipe.run.name, recipe=recipe.model_dump(mode="json"), warn=console.warn
-    )
+    tracker = _trackers(recipe, directory, console, first_step=done + 1)
     now = time.monotonic()
     session = Session(
         recipe=recipe,
@@ -208,6 +206,16 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         forecast=Forecast(recipe.run.steps, {"checkpoint": recipe.checkpoint.every, "eval": recipe.eval.every}),
     )
     return session
+
+
+def _trackers(recipe: Recipe, directory: RunDir, console: Console, *, first_step: int) -> Trackers:
+    """What shows the run elsewhere. `first_step` is the first one that this start may log."""
+    shown = recipe.model_dump(mode="json")
+    wandb = wandb_tracker(recipe.wandb, directory.path, name=recipe.run.name, recipe=shown, warn=console.warn)
+    board = tensorboard_tracker(
+        recipe.tensorboard, directory.path, recipe=shown, first_step=first_step, warn=console.warn
+    )
+    return Trackers([*wandb, *board])
 
 
 def _row_problems(session: Session) -> list[str]:

@@ -24,7 +24,7 @@ from rl.observe.alerts import Alerts
 from rl.observe.console import Console
 from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
-from rl.observe.tracking import Tracker
+from rl.observe.tracking.trackers import Trackers
 from rl.processes.watchdog import Watchdog
 from rl.rundir.checkpoint import ADAPTER, MODEL, CheckpointStore
 from rl.rundir.directory import RunDir
@@ -80,7 +80,7 @@ class Session:
     directory: RunDir
     console: Console
     cluster: Cluster
-    tracker: Tracker
+    tracker: Trackers
     metrics: MetricsLog
     watchdog: Watchdog
     checkpoints: CheckpointStore

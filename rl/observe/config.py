@@ -1,4 +1,4 @@
-"""The recipe's `wandb:` and `alerts:` sections."""
+"""The recipe's sections on who is told what: `wandb:`, `tensorboard:`, `shown:`, `alerts:`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ class WandbConfig(StrictModel):
     project: str = "sluice"
     entity: str | None = None
     group: str | None = None
+
+
+class TensorBoardConfig(StrictModel):
+    enabled: bool = False
+    """Whether event files for TensorBoard are written, in the run directory's folder `tensorboard`."""
+
+
+class ShownConfig(StrictModel):
+    """The trajectories that wandb and TensorBoard show: messages, reward parts, versions, advantage."""
+
+    every: int = Field(default=10, ge=0)
+    """Of the first step, and of each so many-th one after it. 0: of none."""
+    count: int = Field(default=8, ge=1)
+    """The most of a step: of groups at even distances the best and the worst."""
 
 
 class AlertsConfig(StrictModel):

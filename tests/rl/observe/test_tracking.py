@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -13,9 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
+from tensorboardX.proto import event_pb2
 
 from rl.observe.config import WandbConfig
-from rl.observe.tracking import ID_FILE, Tracker, resolve_mode
+from rl.observe.metrics import REGISTRY
+from rl.observe.sections import laid_out
+from rl.observe.tracking.sampled import COLUMNS
+from rl.observe.tracking.trackers import wandb_tracker
+from rl.observe.tracking.wandb_sink import ID_FILE, resolve_mode
 from rl.paths import REPOSITORY
 from rl.processes.tree import RUN_ID_VARIABLE, kill_run, new_run_id, processes_of_run
 from tests.rl.observe.wandb_records import records
@@ -62,11 +68,7 @@ def test_auto_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch, mode: s
 
 
 def test_disabled_starts_nothing(tmp_path: Path) -> None:
-    config = WandbConfig(mode="disabled")
-    tracker = Tracker(config, tmp_path, name="x", recipe={}, warn=pytest.fail, deadline_s=0.0)
-    time.sleep(0.01)  # what is not there is never late
-    tracker.log(1, {"reward/mean": 1.0})
-    tracker.finish(0, {})
+    assert wandb_tracker(WandbConfig(mode="disabled"), tmp_path, name="x", recipe={}, warn=pytest.fail) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,6 +80,7 @@ def test_an_offline_run_is_recorded_resumed_under_its_id_and_leaves_no_process(t
         assert warnings == "0"
         assert children == "[]"
         time.sleep(1.1)  # wandb names the directory by the second
+    assert [section["name"] for section in sections_of(tmp_path)] == list(laid_out(REGISTRY))
     run_id = (tmp_path / "wandb" / ID_FILE).read_text()
     files = list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
     assert len(files) == 2
@@ -87,7 +90,8 @@ def test_an_offline_run_is_recorded_resumed_under_its_id_and_leaves_no_process(t
         assert (sent.project, sent.entity, sent.run_group) == ("a-project", "an-entity", "a-group")
         assert (sent.run_id, sent.display_name) == (run_id, "quickstart")
         assert {item.key: item.value_json for item in sent.config.update}["seed"] == "1"
-        rows = [values_of(record.history.item) for record in written if record.HasField("history")]
+        logged = [values_of(record.history.item) for record in written if record.HasField("history")]
+        rows = [row for row in logged if "reward/mean" in row]
         assert [(row["step"], row["reward/mean"], row["reward/part/tests"]) for row in rows] == [
             (1, 0.25, 1.0),
             (2, 0.5, 1.0),
@@ -96,8 +100,28 @@ def test_an_offline_run_is_recorded_resumed_under_its_id_and_leaves_no_process(t
         assert (alert.title, alert.text) == ("entropy", "step 2: it is 0")
         (ended,) = [record.exit for record in written if record.HasField("exit")]
         assert ended.exit_code == 0
+        (table,) = file.parent.glob("files/media/table/trajectories_*.table.json")
+        shown = json.loads(table.read_text())
+        (row,) = [dict(zip(shown["columns"], data, strict=True)) for data in shown["data"]]
+        assert tuple(row) == COLUMNS
+        assert (row["step"], row["task"], row["reward"], row["success"], row["advantage"]) == (
+            2,
+            "t1",
+            0.5,
+            True,
+            -0.25,
+        )
+        assert (row["parts"], row["versions"], row["tokens"]) == ("tests 1, brevity -0.5", "3–4", 2)
+        assert "Add 1 and 2." in row["conversation"] and row["ending"].startswith("answered · reward 0.5")
         summaries = [values_of(record.summary.update) for record in written if record.HasField("summary")]
         assert any(summary.get("steps") == 2 for summary in summaries)
+
+
+def sections_of(folder: Path) -> list[Any]:
+    """The sections of the workspace that a run left as a file."""
+    view = json.loads((folder / "wandb" / "workspace.json").read_text())
+    found: list[Any] = view["section"]["panelBankConfig"]["sections"]
+    return found
 
 
 def values_of(items: Iterable[Any]) -> dict[str, Any]:
@@ -142,6 +166,41 @@ def test_a_hanging_wandb_delays_nothing(tmp_path: Path) -> None:
     hanging = broken_wandb(tmp_path, "import time\ntime.sleep(600)")
     warnings, _ = run(tmp_path, PYTHONPATH=hanging, DEADLINES="90 0.5")
     assert warnings.startswith("1|wandb is off for the rest of this run (not finished after")
-    active, warnings, _ = run(tmp_path, "log_later", PYTHONPATH=hanging, DEADLINES="0.2 60")
-    assert active == "False"
+    warnings, _ = run(tmp_path, "log_later", PYTHONPATH=hanging, DEADLINES="0.2 60")
     assert warnings.startswith("1|wandb is off for the rest of this run (no answer for")
+
+
+@pytest.mark.timeout(120)
+def test_tensorboard_goes_on_while_wandb_fails(tmp_path: Path) -> None:
+    warnings, _ = run(tmp_path, "both", PYTHONPATH=broken_wandb(tmp_path, "raise ImportError('libfoo is missing')"))
+    assert warnings.startswith("1|wandb is off")
+    scalars, texts = tensorboard_events(tmp_path)
+    assert scalars == {
+        ("reward/mean", 1): 0.25,
+        ("reward/mean", 2): 0.5,
+        ("reward/part/tests", 1): 1.0,
+        ("reward/part/tests", 2): 1.0,
+    }
+    assert texts["alerts/text_summary"] == "**entropy**: step 2: it is 0"
+    assert "advantage -0.25, versions 3–4" in texts["trajectories/0/text_summary"]
+    assert "      Add 1 and 2." in texts["trajectories/0/text_summary"]
+
+
+def tensorboard_events(folder: Path) -> tuple[dict[tuple[str, int], float], dict[str, str]]:
+    """The scalars of event files by name and step, and the last text of each name.
+
+    Each record of the files is its length (8 bytes), a crc (4), the event, and another crc (4).
+    """
+    scalars, texts = {}, {}
+    for file in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        data, position = file.read_bytes(), 0
+        while position < len(data):
+            (length,) = struct.unpack_from("<Q", data, position)
+            event = event_pb2.Event.FromString(data[position + 12 : position + 12 + length])
+            position += 12 + length + 4
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    scalars[value.tag, event.step] = value.simple_value
+                else:
+                    texts[value.tag] = value.tensor.string_val[0].decode()
+    return scalars, texts
