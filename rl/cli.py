@@ -18,6 +18,7 @@ VERBS: Mapping[str, str] = {
     "rollout": "rl.verbs.rollout:rollout",
     "play": "rl.verbs.play:play",
     "reward-test": "rl.verbs.reward_test:reward_test",
+    "report": "rl.verbs.report:report",
     "new": "rl.verbs.new:new",
     "test": "rl.verbs.develop:test",
     "check": "rl.verbs.develop:check",

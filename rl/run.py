@@ -32,6 +32,7 @@ from rl.driver.shown import show
 from rl.driver.steps import (
     await_engines,
     begin_evaluation,
+    begin_rollouts,
     checkpoint,
     due,
     evaluate,
@@ -40,6 +41,7 @@ from rl.driver.steps import (
     merge,
     open_gate,
     publish,
+    seal,
     take,
     take_turns,
     to_trainer,
@@ -52,7 +54,6 @@ from rl.rundir.runstate import rewrite_progress
 from rl.sft.cold_start import cold_start
 from rl.stages.stages import RL, SFT, remaining
 from rollout.cards import Card
-from rollout.store import segments
 
 
 def run(recipe: Recipe, run_id: str) -> int:
@@ -147,13 +148,6 @@ def prepare_policy(run: Session, model: str) -> None:
     await_engines(run)
 
 
-def begin_rollouts(run: Session) -> None:
-    """Wait until the buffer has sorted what earlier starts left, and say what it found."""
-    for line in run.calls.wait(run.buffer_began, "starting the buffer")[0]:
-        run.console.note(line)
-    run.first_segment = max(segments.paths(run.directory.trajectories), default=0) + 1
-
-
 def learn(run: Session, cards: list[Card]) -> None:
     """Compute advantages and weights, plan the micro-batches, take one optimizer step on every rank, which fetches its
     samples itself, and mark the groups as trained."""
@@ -190,7 +184,7 @@ def finish(run: Session) -> str:
     The checkpoint was written before the evaluation, so a process that dies here costs no step.
     """
     run.progress.eval_after = evaluate(run)
-    run.calls.ask_all(run.cluster.workers, "seal", what="sealing the trajectories")
+    seal(run)
     saved = run.checkpoints.latest()
     assert saved is not None
     model = saved / MODEL if run.recipe.lora is None else merge(run)

@@ -203,7 +203,7 @@ def _require_finite(what: str, value: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A timed stage of a trajectory (`generate`, `environment`, `reward`), in seconds on the monotonic clock."""
+    """A timed stage of a trajectory (`generate`, `environment`, `reward`), in seconds since 1970 by `rollout.clock`."""
 
     name: str
     start: float

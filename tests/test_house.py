@@ -20,7 +20,7 @@ TIERS: dict[str, list[set[str]]] = {
     "rl": [
         {"cli"},
         {"verbs"},
-        {"evaluate_endpoint"},
+        {"evaluate_endpoint", "report"},
         {"run", "evaluate"},
         {"stages"},
         {"sft"},
@@ -39,7 +39,7 @@ TIERS: dict[str, list[set[str]]] = {
         {"lora", "cpu"},
         {"transfer", "store"},
         {"contracts", "splits", "cards"},
-        {"types", "ports", "plain"},
+        {"types", "ports", "plain", "clock"},
     ],
     "rewards": [
         {"scorers"},

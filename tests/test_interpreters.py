@@ -38,6 +38,7 @@ NEED_MORE = (
         "rl/weights",
         "rl/zero",
         "rl/sft",
+        "rl/report",
         "rl/driver",
         "rl/verbs",
         "rl/test_cli.py",

@@ -33,6 +33,7 @@ from rl.observe.console import Console, duration
 from rl.observe.evaluation import ALL, Evaluation
 from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
+from rl.observe.timeline import Timeline
 from rl.observe.tracking.trackers import Trackers, tensorboard_tracker, wandb_tracker
 from rl.processes.signals import install_signal_handlers, signal_handlers_kept
 from rl.processes.stopping import Stopped
@@ -92,6 +93,7 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None], *, trai
         summary = session.summary(ending.reason)
         try:
             session.metrics.close()
+            session.timeline.close()
             atomic_write_json(directory.summary, summary)
         finally:
             session.cluster.close()
@@ -192,6 +194,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         cluster=cluster,
         tracker=tracker,
         metrics=metrics,
+        timeline=Timeline(directory.timeline),
         watchdog=Watchdog(
             stall_s=recipe.run.stall_s,
             on_stall=lambda stall: cluster.calls.stop.request(stall.text, STALLED),
@@ -283,7 +286,8 @@ def _report(session: Session, ending: Ending, summary: Mapping[str, Any], trains
             "checkpoint": str(summary["checkpoint"]),
             **({"adapter": str(summary["adapter"])} if summary["adapter"] else {}),
             "Hugging Face export": str(summary["hf_export"]),
-            "look further": f"./launch.sh rollout {session.directory.config} model={summary['hf_export']}",
+            "look further": f"./launch.sh report {session.directory.path}",
+            "see it play": f"./launch.sh rollout {session.directory.config} model={summary['hf_export']}",
         },
     )
 

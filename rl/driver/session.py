@@ -24,6 +24,7 @@ from rl.observe.alerts import Alerts
 from rl.observe.console import Console
 from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
+from rl.observe.timeline import Event, Timeline
 from rl.observe.tracking.trackers import Trackers
 from rl.processes.watchdog import Watchdog
 from rl.rundir.checkpoint import ADAPTER, MODEL, CheckpointStore
@@ -33,6 +34,7 @@ from rl.rundir.runstate import read_buffer
 from rollout.actors.buffer import TakeAnswer
 from rollout.buffer.buffer import BufferState
 from rollout.cards import Card
+from rollout.clock import now
 from rollout.store.shared import RunFolder
 from rollout.types import Task
 
@@ -82,6 +84,7 @@ class Session:
     cluster: Cluster
     tracker: Trackers
     metrics: MetricsLog
+    timeline: Timeline
     watchdog: Watchdog
     checkpoints: CheckpointStore
     progress: Progress
@@ -97,6 +100,8 @@ class Session:
     turns: Split = field(default_factory=Split)
     first_segment: int = 0
     """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
+    first_trained: int = 0
+    """The same of the files of trained tokens."""
 
     @property
     def calls(self) -> Calls:
@@ -116,19 +121,23 @@ class Session:
     def phase(self, name: str) -> Iterator[None]:
         """Show a phase outside the training steps on the console, with its duration."""
         self.watchdog.beat(name)
+        start = now()
         with self.console.phase(name):
             yield
+        self.timeline.add(Event(step=self.progress.step, name=name, start=start, end=now()))
         self.watchdog.beat(f"{name}: done")
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Time a part of a step: its seconds are added to `time/<name>_s`."""
+    def timed(self, name: str) -> Iterator[list[str]]:
+        """Time a part of a step: its seconds are added to `time/<name>_s`. What it waits for may be appended to the
+        list, in words."""
         self.watchdog.beat(name)
-        start = time.monotonic()
-        yield
-        seconds, key = time.monotonic() - start, f"time/{name}_s"
-        self.step.values[key] = self.step.values.get(key, 0.0) + seconds
-        self.forecast.note(name, seconds)
+        start, waited_for, step = now(), list[str](), self.progress.step + 1
+        yield waited_for
+        end, key = now(), f"time/{name}_s"
+        self.step.values[key] = self.step.values.get(key, 0.0) + end - start
+        self.timeline.add(Event(step=step, name=name, start=start, end=end, waited_for="; ".join(waited_for)))
+        self.forecast.note(name, end - start)
 
     def supervised_step(self, step: int, total: int, loss: float) -> None:
         """Report that `step` of the `total` steps of the supervised stage are done."""

@@ -11,6 +11,7 @@ from rollout.actors.worker import WorkerSpec
 from rollout.buffer.buffer import BufferSpec
 from rollout.engine.settings import EngineSettings
 from rollout.lora.arguments import AdapterSettings, Scale
+from rollout.store.config import TrajectoriesConfig
 from rollout.store.shared import RunFolder
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.registry import resolve_transport
@@ -31,6 +32,7 @@ class TrainerSpec:
     replicas: int
     placement: Placement
     seed: int
+    trajectories: TrajectoriesConfig
     folder: RunFolder
     device: Device
 
@@ -46,6 +48,7 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSp
         replicas=recipe.inference.replicas,
         placement=recipe.placement,
         seed=recipe.run.seed,
+        trajectories=recipe.trajectories,
         folder=folder,
         device=device,
     )

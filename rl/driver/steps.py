@@ -19,6 +19,7 @@ from rl.rundir.checkpoint import ADAPTER, MODEL
 from rl.rundir.runstate import read_buffer, write_state
 from rl.weights.publish import PublishError
 from rollout.cards import Card
+from rollout.store import segments, trained
 from rollout.store.retention import needed, trim
 from rollout.tasks.stream import EVAL_SEED, task_stream
 from rollout.types import Task
@@ -62,6 +63,20 @@ def await_engines(run: Session) -> None:
         run.engines_started = {}
 
 
+def begin_rollouts(run: Session) -> None:
+    """Wait until the buffer has sorted what earlier starts left, and say what it found."""
+    for line in run.calls.wait(run.buffer_began, "starting the buffer")[0]:
+        run.console.note(line)
+    run.first_segment = max(segments.paths(run.directory.trajectories), default=0) + 1
+    run.first_trained = max(trained.paths(run.directory.trained), default=0) + 1
+
+
+def seal(run: Session) -> None:
+    """Finish the files of trajectories and trained tokens, so that other programs can open them."""
+    run.calls.ask_all(run.cluster.workers, "seal", what="sealing the trajectories")
+    run.calls.ask_all(run.cluster.trainers, "seal", what="finishing the record of trained tokens")
+
+
 def publish(run: Session, *, verify: bool) -> None:
     """Push the trainers' weights to every engine as the current version.
 
@@ -71,7 +86,7 @@ def publish(run: Session, *, verify: bool) -> None:
     arguments = (version, cluster.engines, verify)
     with run.timed("turns"):
         run.turns.push()
-    with run.timed("weight_sync"):
+    with run.timed("weight_sync") as waited_for:
         try:
             what = f"publishing weights version {version}"
             reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=what)
@@ -81,6 +96,7 @@ def publish(run: Session, *, verify: bool) -> None:
             run.console.warn(f"{error}; trying once more")
             again = f"publishing weights version {version} again"
             reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=again)
+        waited_for.append(f"{reports[0].bytes:,} bytes; engines stood still for {reports[0].paused_s:.3f} s")
     run.step.values["policy/verified_engines"] = float(reports[0].verified)
     run.step.values["staleness/superseded"] = float(reports[0].superseded)
     with run.timed("turns"):
@@ -103,12 +119,13 @@ def open_gate(run: Session) -> None:
 def take(run: Session) -> list[Card]:
     """Wait for the next groups to learn from, and return their cards. Groups that finish meanwhile count as progress
     for the watchdog."""
-    with run.timed("wait_rollouts"):
+    with run.timed("wait_rollouts") as waited_for:
         while True:
             answer = run.calls.ask(run.buffer, "take", run.progress.version, TAKE_POLL_S, what="taking")
             run.observe_buffer(answer)
             if answer.cards is not None:
                 return list(answer.cards)
+            waited_for[:] = [answer.waiting_for]
 
 
 def begin_evaluation(run: Session) -> None:
@@ -209,4 +226,5 @@ def _trim_trajectories(run: Session) -> None:
     stay = needed(run.directory.ledger, min(state.position for state in kept), held)
     deleted = trim(run.directory.trajectories, keep_gb * 1e9, stay, run.first_segment)
     if deleted:
+        trained.trim(run.directory.trained, segments.paths(run.directory.trajectories).keys(), run.first_trained)
         run.console.note(f"deleted {len(deleted)} files of trajectories: trajectories.keep_gb is {keep_gb:g}")

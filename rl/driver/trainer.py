@@ -19,6 +19,7 @@ from rl.batch.micro_batch import MicroBatch
 from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.placement import Seat
 from rl.driver.specs import TrainerSpec
+from rl.driver.trained import TrainedRecord
 from rl.driver.training import TrainingStage
 from rl.losses.config import KlConfig
 from rl.weights.adapter_push import AdapterPusher
@@ -30,6 +31,7 @@ from rollout.store.segments import read_group
 from rollout.types import Sample
 
 if TYPE_CHECKING:
+    from rl.learner.learner import Seen
     from rl.zero.states import Part
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class TrainerActor:
         self._learner: Any = None
         self._sender: Any = None
         self._adapter_pusher: AdapterPusher | None = None
+        self._trained = TrainedRecord(spec.folder, spec.trajectories)
 
     def ping(self) -> None:
         """Return when this rank is idle."""
@@ -107,16 +110,18 @@ class TrainerActor:
         described: str | None = self._learner.describe()
         return described
 
-    def train(self, batches: Sequence[MicroBatch], lr: float, version: int) -> dict[str, float]:
+    def train(
+        self, batches: Sequence[MicroBatch], lr: float, version: int, seen: Seen | None = None
+    ) -> dict[str, float]:
         """Take one optimizer step of the stage. Returns the learner's statistics, the same on every rank, and this
-        rank's `rss_mb`."""
+        rank's `rss_mb`. `seen` is the learner's."""
         from rl.losses.objective import make_objective
 
         stage = self._stage
         assert stage is not None, "build comes first"
         objective = make_objective(stage.objective, version)
         prepared = batches if stage.objective.kl is None else self._prepared(batches, stage.objective.kl)
-        stats: dict[str, float] = self._learner.train_step(list(prepared), objective, lr)
+        stats: dict[str, float] = self._learner.train_step(list(prepared), objective, lr, seen)
         return stats | {"rss_mb": psutil.Process().memory_info().rss / 2**20}
 
     def _prepared(self, batches: Sequence[MicroBatch], kl: KlConfig) -> list[MicroBatch]:
@@ -128,8 +133,10 @@ class TrainerActor:
         return penalised(found, kl, self._learner.sums) if kl.place == "reward" else found
 
     def train_planned(self, part: RankPlan, lr: float, version: int) -> dict[str, float]:
-        """Fetch the samples that this rank's part of a step names, and `train` them."""
-        return self.train(build(part, self._fetch), lr, version)
+        """Fetch the samples that this rank's part of a step names, `train` them, and record what was trained."""
+        stats = self.train(build(part, self._fetch), lr, version, self._trained.seen)
+        self._trained.write(part, version + 1)
+        return stats
 
     def _fetch(self, place: GroupPlace) -> Sequence[Sample]:
         """The samples of a group: from Ray's object store while the worker that made them lives, else from disk."""
@@ -209,6 +216,10 @@ class TrainerActor:
     def export_adapter(self, directory: str) -> None:
         self._learner.export_adapter(directory)
 
+    def seal(self) -> None:
+        """Finish the file of trained tokens. Later ones begin another."""
+        self._trained.close()
+
     def close(self) -> None:
         if self._learner is not None:
             self._learner.close()
@@ -216,3 +227,4 @@ class TrainerActor:
         if self._sender is not None:
             self._sender.close()
             self._sender = None
+        self._trained.close()

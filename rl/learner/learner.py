@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +50,7 @@ from rl.zero.router import route_in_float32
 from rl.zero.states import Part, States
 
 _TAG = "shards"
+Seen = Callable[[MicroBatch, torch.Tensor], None]
 
 
 class Learner:
@@ -135,12 +136,14 @@ class Learner:
         batches: Sequence[MicroBatch],
         objective: Objective,
         lr: float,
+        seen: Seen | None = None,
     ) -> dict[str, float]:
         """Take one optimizer step on Σ weight · token loss over the micro-batches of all ranks.
 
         Args:
             batches: this rank's micro-batches.
             lr: the learning rate of this step (`rl.learner.schedule`).
+            seen: is told each micro-batch and the log-probabilities [M] of its labels, detached.
 
         Returns:
             `loss`, `grad_norm` (before clipping), `lr`, the sum of each of the objective's statistics over trained
@@ -157,7 +160,7 @@ class Learner:
             group["lr"] = lr
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
-            for name, value in self._backward(batch, objective).items():
+            for name, value in self._backward(batch, objective, seen).items():
                 sums[name] = sums[name] + value if name in sums else value
         self._engine.step()
         return {
@@ -288,8 +291,10 @@ class Learner:
         )
         return logprobs, entropy
 
-    def _backward(self, batch: MicroBatch, objective: Objective) -> dict[str, torch.Tensor]:
+    def _backward(self, batch: MicroBatch, objective: Objective, seen: Seen | None) -> dict[str, torch.Tensor]:
         logprobs, entropy = self._forward(batch)
+        if seen is not None:
+            seen(batch, logprobs.detach())
         predictions = predictions_of(batch, self._device)
         found = objective(logprobs, entropy, predictions)
         # A filler's loss may have no graph, and its rank must take part in the backward pass all the same.

@@ -1,7 +1,7 @@
 """The run directory: where its files lie, and which run may use it.
 
-    config.yaml  metrics.jsonl  summary.json  ledger.log  run.lock
-    trajectories/  checkpoints/  evaluations/  best/  merged/  logs/  wandb/
+    config.yaml  metrics.jsonl  timeline.jsonl  summary.json  ledger.log  run.lock
+    trajectories/  trained/  checkpoints/  evaluations/  best/  merged/  logs/  wandb/  tensorboard/
 
 `RunDir.open` refuses a directory that isn't ours, an earlier run without `resume`, and a second run at the same
 time (an exclusive lock, which the kernel drops however the run ends). A `RunDir` deletes nothing but a directory in
@@ -21,6 +21,7 @@ from rl.rundir.config import Resume
 from rollout.store import eventlog
 from rollout.store.reading import FOLDER
 from rollout.store.shared import LOCK_NAME
+from rollout.store.trained import FOLDER as TRAINED
 
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
@@ -36,9 +37,11 @@ class RunDir:
         self.resumed = resumed
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.timeline = path / "timeline.jsonl"
         self.summary = path / "summary.json"
         self.ledger = path / eventlog.NAME
         self.trajectories = path / FOLDER
+        self.trained = path / TRAINED
         self.checkpoints = path / CHECKPOINTS
         self.logs = path / "logs"
         self.best = path / "best"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from rewards.sandbox.sandbox import queued_s
 from rollout.agent.config import RolloutConfig
 from rollout.agent.source import Score, Source
 from rollout.agent.stream import TokenStream
+from rollout.clock import now
 from rollout.contracts import (
     AssistantTurn,
     Chat,
@@ -269,10 +269,10 @@ class _Timed:
         self._spans, self._name = spans, name
 
     def __enter__(self) -> None:
-        self._start = time.monotonic()
+        self._start = now()
 
     def __exit__(self, *_: object) -> None:
-        self._spans.append(Span(name=self._name, start=self._start, end=time.monotonic()))
+        self._spans.append(Span(name=self._name, start=self._start, end=now()))
 
 
 def _bounded(turn: AssistantTurn) -> AssistantTurn:

@@ -15,3 +15,6 @@ class TrajectoriesConfig(StrictModel):
     keep_gb: float | None = Field(default=None, gt=0)
     """Above this many gigabytes the oldest files are deleted; null: none. Files that a kept checkpoint or a later step
     needs stay, so the folder can be larger."""
+    trained_tokens: bool = True
+    """Whether the trainer's ranks keep the advantage and the log-probability of each trained token, for people, in
+    run.dir/trained: at most 8 bytes a token."""

@@ -8,7 +8,7 @@ column is dictionary-encoded, so a batch can be read without the batches before 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import accumulate, pairwise
@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rollout.store import streams
 from rollout.types import SAMPLE_DTYPES, Group, Sample, Span, Split, Task, Trajectory, Turn
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COMPRESSION = "zstd"
-END = b"\xff\xff\xff\xff\0\0\0\0"
-"""The last message of an Arrow IPC stream. Segments have none, so that they can always be appended to."""
 _JSON = ("messages", "reward_parts", "turns", "error", "spans", "metrics")
 """The fields of a trajectory that are kept as JSON."""
 
@@ -34,13 +32,13 @@ def encode(group: Group, split: Split) -> bytes:
     Raises:
         ValueError: the group has no trajectories.
     """
-    return _stream([_batch(group, split)])[len(header()) : -len(END)]
+    return streams.message(_batch(group, split))
 
 
 @cache
 def header() -> bytes:
-    """The schema message, with which a stream of encoded groups begins. No message after it depends on another one."""
-    return _stream([])[: -len(END)]
+    """The schema message, with which a stream of encoded groups begins."""
+    return streams.header(schema())
 
 
 def decode(batch: pa.RecordBatch) -> tuple[Group, Split]:
@@ -56,18 +54,6 @@ def decode(batch: pa.RecordBatch) -> tuple[Group, Split]:
 def task_of(values: Mapping[str, Any]) -> Task:
     """The task that `dataclasses.asdict` made `values` of, also after they went through JSON."""
     return Task(**{**values, "messages": tuple(values["messages"])})
-
-
-def _stream(batches: Iterable[pa.RecordBatch]) -> bytes:
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
-    with pa.ipc.new_stream(sink, schema(), options=options) as stream:
-        for batch in batches:
-            stream.write_batch(batch)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
 
 
 @cache

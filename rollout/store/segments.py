@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rollout.store.files import sync, write_whole
-from rollout.store.groups import COMPRESSION, decode, encode, header, schema
+from rollout.store.groups import decode, encode, header, schema
+from rollout.store.streams import COMPRESSION, messages
 from rollout.types import Address, Group, Split
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def batches(path: Path) -> Iterator[pa.RecordBatch]:
                 yield _row_group(file, record)
         return
     with pa.memory_map(str(path)) as source:
-        for message, _ in _messages(source):
+        for message, _ in messages(source):
             yield pa.ipc.read_record_batch(message, schema())
 
 
@@ -215,8 +216,8 @@ def _read(path: Path, records: Collection[int]) -> dict[int, Group | ValueError]
             batches = {i: partial(_row_group, file, i) for i in records if i < file.num_row_groups}
             return {record: _decoded(path, record, batches.get(record)) for record in records}
     with pa.memory_map(str(path)) as source:
-        messages = ((i, message) for i, (message, _) in enumerate(_messages(source)) if i in records)
-        batches = {i: partial(pa.ipc.read_record_batch, message, schema()) for i, message in messages}
+        wanted = ((i, message) for i, (message, _) in enumerate(messages(source)) if i in records)
+        batches = {i: partial(pa.ipc.read_record_batch, message, schema()) for i, message in wanted}
         return {record: _decoded(path, record, batches.get(record)) for record in records}
 
 
@@ -234,22 +235,6 @@ def _row_group(file: pa.parquet.ParquetFile, record: int) -> pa.RecordBatch:
     return batch
 
 
-def _messages(source: pa.MemoryMappedFile) -> Iterator[tuple[pa.Message, int]]:
-    """Each complete record of a stream, not decoded yet, and the position in the file where it ends."""
-    import pyarrow as pa
-
-    if source.size() == 0:
-        return
-    reader = pa.ipc.MessageReader.open_stream(source)
-    try:
-        reader.read_next_message()  # the schema
-        while True:
-            message = reader.read_next_message()
-            yield message, source.tell()
-    except (StopIteration, pa.ArrowInvalid, OSError):  # the end, or a torn record
-        return
-
-
 def _whole(stream: Path) -> tuple[int, int]:
     """The number of complete records of a stream, and where the last one ends."""
     import pyarrow as pa
@@ -257,5 +242,5 @@ def _whole(stream: Path) -> tuple[int, int]:
     if stream.stat().st_size == 0:
         return 0, 0
     with pa.memory_map(str(stream)) as source:
-        ends = [end for _, end in _messages(source)]
+        ends = [end for _, end in messages(source)]
     return len(ends), ends[-1] if ends else len(header())

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "./launch.sh recipes/quickstart.yaml": "the fixture `quickstart` runs it, with fewer steps",
     "SLUICE_DEVICE=cpu ./launch.sh recipes/quickstart.yaml": "the same on a machine with GPUs: tests/test_launch.py",
     "./launch.sh eval recipes/quickstart.yaml model=ADAPTER against=runs/eval-quickstart-…": "tests/e2e/test_eval.py",
+    "./launch.sh report runs/quickstart-…": "tests/e2e/test_quickstart.py, tests/rl/report/",
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
     "./launch.sh model smollm2-135m": "downloads 93 MB: tests/rl/verbs/test_model.py",

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 
+from rl.observe.timeline import read_timeline
+from rl.paths import REPOSITORY
+from rollout.cards import samples_of
 from rollout.store import Stored, read
+from rollout.store.trained import read_trained
 from rollout.types import OBSERVED
 from tests.e2e.harness import Run
 
@@ -94,11 +103,65 @@ def test_the_export_is_what_was_trained(quickstart: Run) -> None:
 
 
 def test_metrics_are_there_for_people_and_for_wandb(quickstart: Run) -> None:
-    lines = [json.loads(line) for line in (quickstart.directory / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "time/step_s" in line] == list(range(1, 21))
+    assert [line["step"] for line in lines(quickstart) if "time/step_s" in line] == list(range(1, 21))
     assert list((quickstart.directory / "wandb").glob("offline-run-*/*.wandb"))
     assert "20/20" in quickstart.output and "→" in quickstart.output
     assert (quickstart.directory / "config.yaml").exists()
+
+
+def test_the_record_of_trained_tokens_is_what_the_metrics_say(quickstart: Run) -> None:
+    steps = {one.step: one.group for one in trained(quickstart)}
+    samples = {(one.step, one.address): samples_of(one.group) for one in trained(quickstart)}
+    ratios: dict[int, list[float]] = {step: [] for step in steps if step}
+    fresh: dict[int, list[float]] = {step: [] for step in steps if step}
+    for one in read_trained(quickstart.directory):
+        stored = samples[one.step, one.address][one.sample]
+        sampled = stored.loss_mask == 1
+        gap = one.logprobs.astype(float) - stored.logprobs[sampled]
+        ratios[one.step] += np.exp(gap).tolist()
+        fresh[one.step] += np.abs(gap[stored.versions[sampled] == one.step - 1]).tolist()
+        assert np.isfinite(one.advantages).all() and len({*one.advantages}) == 1
+    logged = {values["step"]: values for values in lines(quickstart) if "perf/trained_tokens" in values}
+    assert logged.keys() == {step for step, found in ratios.items() if found}
+    for step, values in logged.items():
+        assert len(ratios[step]) == values["perf/trained_tokens"]
+        assert len(fresh[step]) == values["mismatch/fresh_tokens"]
+        assert np.mean(ratios[step]) == pytest.approx(values["policy/ratio_mean"], rel=1e-4)
+        if fresh[step]:
+            assert np.mean(fresh[step]) == pytest.approx(values["mismatch/logprob_abs_mean"], rel=1e-2, abs=1e-9)
+
+
+def test_the_timeline_is_where_the_time_of_the_steps_went(quickstart: Run) -> None:
+    events = read_timeline(quickstart.directory / "timeline.jsonl")
+    for values in lines(quickstart):
+        if "time/step_s" in values:
+            for name in ("wait_rollouts", "train", "weight_sync"):
+                spent = sum(e.end - e.start for e in events if (e.step, e.name) == (values["step"], name))
+                # The first push is before the first step, and the push of a step comes after it has been counted.
+                if name != "weight_sync":
+                    assert spent == pytest.approx(values[f"time/{name}_s"], rel=1e-6, abs=1e-3)
+    spans = [span for one in trained(quickstart) for t in one.group.usable for span in t.spans]
+    assert min(e.start for e in events) < min(s.start for s in spans)
+    assert max(s.end for s in spans) < max(e.end for e in events)
+
+
+def test_its_report_shows_it(quickstart: Run, tmp_path: Path) -> None:
+    assert f"./launch.sh report {quickstart.directory}" in quickstart.output
+    page = tmp_path / "report.html"
+    done = subprocess.run(
+        ["./launch.sh", "report", str(quickstart.directory), f"out={page}"],
+        cwd=REPOSITORY,
+        env=os.environ | {"SLUICE_VENV": sys.prefix},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{page}: " in done.stdout and page.stat().st_size > 1e5
+
+
+def lines(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_nothing_is_left_behind(quickstart: Run) -> None:

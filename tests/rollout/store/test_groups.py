@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rollout.store.groups import END, decode, encode, header, schema
+from rollout.store.groups import decode, encode, header, schema
+from rollout.store.streams import END
 from rollout.types import OBSERVED, Group, Span, Split, Task, Trajectory, Turn
 from tests.samples import failed_trajectory, sample_of
 

@@ -1,0 +1,104 @@
+"""A run as the page shows it, but for its groups: curves, evaluations, the timeline, how it ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl.observe.metrics import metric_for
+from rl.observe.metrics_log import read_metrics
+from rl.observe.sections import laid_out
+from rl.observe.timeline import Event, read_timeline
+from rl.report.load import Load
+from rl.rundir.checkpoint import MODEL, CheckpointStore
+
+CONFIG = "config.yaml"
+
+
+def curves(metrics: Path) -> list[dict[str, Any]]:
+    """One entry for each metric that was logged, in the order of its section: what it is, and its points."""
+    points: dict[str, dict[int, float | None]] = {}
+    for step, values in read_metrics(metrics) if metrics.exists() else ():
+        for name, value in values.items():
+            points.setdefault(name, {})[step] = value if math.isfinite(value) else None
+    known = [name for name in points if _known(name)]
+    return [
+        {
+            "section": section,
+            "name": name,
+            "unit": metric_for(name).unit,
+            "meaning": metric_for(name).meaning,
+            "steps": list(points[name]),
+            "values": list(points[name].values()),
+        }
+        for section, names in laid_out(known).items()
+        for name in names
+    ]
+
+
+def _known(name: str) -> bool:
+    try:
+        metric_for(name)
+    except ValueError:  # of another version of Sluice
+        return False
+    return True
+
+
+def timeline(path: Path, load: Load) -> dict[str, Any] | None:
+    """The driver's events, and how many trajectories were in which stage. None where a run has neither."""
+    events = read_timeline(path)
+    bounds = [*(load.bounds() or ()), *(time for event in events for time in (event.start, event.end))]
+    if not bounds:
+        return None
+    start, end = min(bounds), max(bounds)
+    return {
+        "start": start,
+        "end": end,
+        "events": [_row(event, start) for event in events],
+        "load": load.averages(start, end) if load.bounds() else {},
+    }
+
+
+def _row(event: Event, start: float) -> list[Any]:
+    return [event.name, event.step, round(event.start - start, 3), round(event.end - start, 3), event.waited_for]
+
+
+def about(run: Path) -> dict[str, Any]:
+    """What the run is called, its recipe as text, and how it ended: None while it has not."""
+    text = (run / CONFIG).read_text(encoding="utf-8", errors="replace")
+    summary = None
+    with suppress(OSError, ValueError):
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return {"name": _recipe(text).get("run", {}).get("name") or run.name, "recipe": text, "summary": summary}
+
+
+def tokenizers(run: Path) -> list[Path]:
+    """The folders that may hold the tokenizer of a run's model, the best first."""
+    return list(_tokenizers(run))
+
+
+def _tokenizers(run: Path) -> Iterator[Path]:
+    for saved in reversed(CheckpointStore.steps(run / "checkpoints")):
+        yield saved / MODEL
+    model = _recipe((run / CONFIG).read_text(encoding="utf-8", errors="replace")).get("model", {}).get("path", "")
+    yield Path(model)
+    with suppress(Exception):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model, "tokenizer.json")
+        if isinstance(cached, str):
+            yield Path(cached).parent
+
+
+def _recipe(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}

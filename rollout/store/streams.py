@@ -1,0 +1,52 @@
+"""Arrow IPC streams without an end: they can always be appended to, and end in a torn record at worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COMPRESSION = "zstd"
+END = b"\xff\xff\xff\xff\0\0\0\0"
+"""The last message of an Arrow IPC stream."""
+
+
+def header(schema: pa.Schema) -> bytes:
+    """The message that a stream begins with."""
+    return _stream([], schema)[: -len(END)]
+
+
+def message(batch: pa.RecordBatch) -> bytes:
+    """One record batch as a message, which depends on no message before it but the header. The schema must not have
+    dictionaries. Equal batches give equal bytes."""
+    return _stream([batch], batch.schema)[len(header(batch.schema)) : -len(END)]
+
+
+def messages(source: pa.MemoryMappedFile) -> Iterator[tuple[pa.Message, int]]:
+    """Each complete record of a stream, not decoded yet, and the position in the file where it ends."""
+    import pyarrow as pa
+
+    if source.size() == 0:
+        return
+    reader = pa.ipc.MessageReader.open_stream(source)
+    try:
+        reader.read_next_message()  # the schema
+        while True:
+            found = reader.read_next_message()
+            yield found, source.tell()
+    except (StopIteration, pa.ArrowInvalid, OSError):  # the end, or a torn record
+        return
+
+
+def _stream(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
+    with pa.ipc.new_stream(sink, schema, options=options) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

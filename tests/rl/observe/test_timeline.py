@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from rl.observe.timeline import Event, Timeline, read_timeline
+
+
+def event(step: int) -> Event:
+    return Event(step=step, name="train", start=1e9 + step, end=1e9 + step + 0.5, waited_for="“nothing”")
+
+
+def test_events_survive_a_reopening_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "timeline.jsonl"
+    assert read_timeline(path) == []
+    for step in (1, 2):
+        line = Timeline(path)
+        line.add(event(step))
+        assert read_timeline(path)[-1] == event(step)
+        line.close()
+    path.write_bytes(path.read_bytes()[:-7])
+    line = Timeline(path)
+    line.add(event(3))
+    line.close()
+    assert read_timeline(path) == [event(1), event(3)]
