@@ -128,11 +128,11 @@ class Session:
         self.watchdog.beat(f"{name}: done")
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[list[str]]:
+    def timed(self, name: str, step: int | None = None) -> Iterator[list[str]]:
         """Time a part of a step: its seconds are added to `time/<name>_s`. What it waits for may be appended to the
-        list, in words."""
+        list, in words. `step` is the one that it belongs to, if that is not the one after the last finished one."""
         self.watchdog.beat(name)
-        start, waited_for, step = now(), list[str](), self.progress.step + 1
+        start, waited_for, step = now(), list[str](), self.progress.step + 1 if step is None else step
         yield waited_for
         end, key = now(), f"time/{name}_s"
         self.step.values[key] = self.step.values.get(key, 0.0) + end - start

@@ -84,9 +84,9 @@ def publish(run: Session, *, verify: bool) -> None:
     """
     cluster, version = run.cluster, run.progress.version
     arguments = (version, cluster.engines, verify)
-    with run.timed("turns"):
+    with run.timed("turns", run.progress.step):
         run.turns.push()
-    with run.timed("weight_sync") as waited_for:
+    with run.timed("weight_sync", run.progress.step) as waited_for:
         try:
             what = f"publishing weights version {version}"
             reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=what)
@@ -99,7 +99,7 @@ def publish(run: Session, *, verify: bool) -> None:
         waited_for.append(f"{reports[0].bytes:,} bytes; engines stood still for {reports[0].paused_s:.3f} s")
     run.step.values["policy/verified_engines"] = float(reports[0].verified)
     run.step.values["staleness/superseded"] = float(reports[0].superseded)
-    with run.timed("turns"):
+    with run.timed("turns", run.progress.step):
         left_mb = run.turns.roll()
     if left_mb is not None:
         run.step.values["memory/trainer_left_mb"] = left_mb
@@ -150,7 +150,7 @@ def finish_evaluation(run: Session) -> dict[str, float]:
     if run.evaluating is None:
         return {}
     begun, run.evaluating = run.evaluating, None
-    with run.phase(f"evaluating {len(begun.started)} held-out tasks"), run.timed("eval"):
+    with run.phase(f"evaluating {len(begun.started)} held-out tasks"), run.timed("eval", begun.step):
         cards = run.calls.wait(begun.started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
     check_eval_failures(cards, run.recipe.rollout.failure_share_limit)
     evaluation = Evaluation.of_cards(cards, begun.version)
@@ -185,7 +185,7 @@ def checkpoint(run: Session) -> None:
     """Write trainer state, the model (or the adapter alone), buffer and progress, which become visible together or not
     at all; then delete what may go."""
     trainers, step = run.cluster.trainers, run.progress.step
-    with run.timed("checkpoint"), run.turns.training():
+    with run.timed("checkpoint", step), run.turns.training():
         folder = run.checkpoints.begin(step)
         run.calls.ask_all(trainers, "save", str(folder / "trainer"), what="saving the trainer")
         if run.recipe.lora is None:

@@ -13,7 +13,7 @@ class Event:
     that is known."""
 
     step: int
-    """The step under way, from 1; 0 before the first one."""
+    """The step that it belongs to, from 1; 0 for what comes before the first one."""
     name: str
     start: float
     end: float
