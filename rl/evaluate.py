@@ -50,4 +50,6 @@ def tell(console: Console, found: Evaluation, against: Evaluation | None) -> Non
     for name, comparison in compared.items():
         console.note(f"difference, {name}: {comparison}")
     if not compared:
-        console.warn("the other evaluation has no task of these: nothing could be compared")
+        console.warn("the other evaluation has no task of these, or with other rows: nothing could be compared")
+    elif left := found.only_in_one(against):
+        console.warn(f"{left} tasks are in one of the two evaluations only, or their rows differ: they were left out")

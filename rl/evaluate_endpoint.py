@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rewards.sandbox.sandbox import Sandbox
@@ -41,8 +42,9 @@ def run(recipe: Recipe, endpoint: str, served: str, api_key: str | None, against
         with console.phase(f"evaluating {served} at {endpoint}"):
             remote = Remote(retries=RETRIES, requests_per_minute=None, deadline_s=ALL_TRIES_S)
             engine = EndpointEngine(endpoint, served, remote, api_key=api_key, timeout_s=REQUEST_S)
-            cards = asyncio.run(_play(recipe, engine, folder))
-        found = Evaluation.of_cards(cards, 0)
+            tasks = task_stream(recipe.tasks, "eval", EVAL_SEED).once()
+            cards = asyncio.run(_play(recipe, tasks, engine, folder))
+        found = Evaluation.of_cards(cards, tasks, 0)
         path = folder / EVALUATIONS / "step-000000.json"
         found.save(path)
         try:
@@ -55,8 +57,8 @@ def run(recipe: Recipe, endpoint: str, served: str, api_key: str | None, against
     return 0
 
 
-async def _play(recipe: Recipe, engine: EndpointEngine, folder: Path) -> list[Card]:
-    """Play every held-out task. The groups go to the folder's trajectory store."""
+async def _play(recipe: Recipe, tasks: Sequence[Task], engine: EndpointEngine, folder: Path) -> list[Card]:
+    """Play the held-out tasks. The groups go to the folder's trajectory store."""
     sandbox = Sandbox(recipe.sandbox)
     sources = make_sources(recipe.tasks.sources, sandbox)
     if any(source.uses_sandbox for source in sources.values()):
@@ -74,7 +76,6 @@ async def _play(recipe: Recipe, engine: EndpointEngine, folder: Path) -> list[Ca
             address = await store.append(group, "eval")
         return card_of(group, address, votes=[source.vote(answer_of(one)) for one in group.trajectories])
 
-    tasks = task_stream(recipe.tasks, "eval", EVAL_SEED).once()
     cards = await asyncio.gather(*(card(number, task) for number, task in enumerate(tasks)))
     await store.seal()
     for source in sources.values():

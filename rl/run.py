@@ -31,11 +31,11 @@ from rl.driver.session import Session
 from rl.driver.shown import show
 from rl.driver.steps import (
     await_engines,
-    begin_evaluation,
     begin_rollouts,
     checkpoint,
     due,
     evaluate,
+    evaluate_beside,
     finish_evaluation,
     forget_result,
     merge,
@@ -89,6 +89,7 @@ def reinforcement(run: Session, model: str) -> str:
     progress.eval_before = progress.eval_before or evaluate(run)
     open_gate(run)
     run.step.begin()
+    evaluate_beside(run)  # an earlier start may have been killed in it
     while progress.step < recipe.run.steps:
         cards = take(run)
         to_trainer(run)
@@ -98,13 +99,9 @@ def reinforcement(run: Session, model: str) -> str:
         open_gate(run)
         run.end_step(cards)
         # After end_step: a checkpoint must never contain a step that the metrics lack.
-        last = progress.step == recipe.run.steps
-        if due(progress.step, recipe.checkpoint.every) or last:
+        if due(progress.step, recipe.checkpoint.every) or progress.step == recipe.run.steps:
             checkpoint(run)
-        if due(progress.step, recipe.eval.every) and not last:
-            begin_evaluation(run)
-            if recipe.placement == "colocated":  # the trainer needs the engines' devices
-                finish_evaluation(run)
+        evaluate_beside(run)
     return finish(run)
 
 

@@ -183,6 +183,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     metrics = MetricsLog(directory.metrics)
     done = progress.step if saved is not None else -1  # without a checkpoint the first evaluation comes again too
     metrics.truncate_after(done)
+    directory.forget_evaluations(after=done)
     counts = counts_of(buffer.ledger) if buffer is not None else {}
     tracker = _trackers(recipe, directory, console, first_step=done + 1)
     now = time.monotonic()

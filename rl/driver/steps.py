@@ -140,6 +140,18 @@ def begin_evaluation(run: Session) -> None:
     run.evaluating = Evaluating(step=run.progress.step, version=version, started=started)
 
 
+def evaluate_beside(run: Session) -> None:
+    """Begin the evaluation that is due after the last finished step, unless an earlier start of the run has done it.
+    The last step's is `finish`'s."""
+    step = run.progress.step
+    wanted = 0 < step < run.recipe.run.steps and due(step, run.recipe.eval.every)
+    if not wanted or run.directory.evaluation(step).exists():
+        return
+    begin_evaluation(run)
+    if run.recipe.placement == "colocated":  # the trainer needs the engines' devices
+        finish_evaluation(run)
+
+
 def finish_evaluation(run: Session) -> dict[str, float]:
     """Wait for the evaluation that was begun, log it under the step that it is of, and keep that step's model if it is
     the best so far. Returns the metrics; empty where none was begun.
@@ -153,7 +165,7 @@ def finish_evaluation(run: Session) -> dict[str, float]:
     with run.phase(f"evaluating {len(begun.started)} held-out tasks"), run.timed("eval", begun.step):
         cards = run.calls.wait(begun.started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
     check_eval_failures(cards, run.recipe.rollout.failure_share_limit)
-    evaluation = Evaluation.of_cards(cards, begun.version)
+    evaluation = Evaluation.of_cards(cards, run.held_out, begun.version)
     evaluation.save(run.directory.evaluation(begun.step))
     values = evaluation.metrics()
     run.log(values, begun.step)

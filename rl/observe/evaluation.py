@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from rl.observe.estimates import Answered, Comparison, Estimate, Samples, average, compare, majority, pass_at
 from rl.rundir.atomic import atomic_write_json
 from rollout.cards import Card
+from rollout.types import Task
 
 ALL = "all"
 """The row of all sources in a table, where there are several."""
@@ -21,8 +23,8 @@ _FORM = 1
 class Evaluation:
     """The samples of each task by source. `lost` of `trajectories` were infrastructure failures, and are in no number.
 
-    A task is called by its id and its place among the held-out tasks, which are the same in every evaluation of a
-    recipe.
+    A task is called by its id, its place among the held-out tasks, which are the same in every evaluation of a recipe,
+    and a digest of what it asks and expects.
     """
 
     version: int
@@ -31,13 +33,13 @@ class Evaluation:
     lost: int
 
     @classmethod
-    def of_cards(cls, cards: Sequence[Card], version: int) -> Evaluation:
+    def of_cards(cls, cards: Sequence[Card], tasks: Sequence[Task], version: int) -> Evaluation:
         """Collect the cards of the held-out tasks, in the order of the tasks."""
         sources: dict[str, dict[str, list[Answered]]] = {}
-        for place, card in enumerate(cards):
+        for place, (card, task) in enumerate(zip(cards, tasks, strict=True)):
             samples = [Answered(bool(t.success), t.vote) for t in card.usable]
             if samples:
-                sources.setdefault(card.source, {})[f"{card.task_id}#{place}"] = samples
+                sources.setdefault(card.source, {})[f"{task.id}#{place}@{_digest(task)}"] = samples
         everything = [t for card in cards for t in card.trajectories]
         lost = sum(t.outcome == "infra_error" for t in everything)
         return cls(version, sources, len(everything), lost)
@@ -72,6 +74,10 @@ class Evaluation:
         """A row for each source, and one for all where there are several; each number with its interval."""
         rows = dict(sorted(self.sources.items())) | ({ALL: self.samples} if len(self.sources) > 1 else {})
         return [{"source": name, **self._columns(samples)} for name, samples in rows.items()]
+
+    def only_in_one(self, other: Evaluation) -> int:
+        """The number of tasks that this evaluation or the `other` has alone, because the rows are others, say."""
+        return len(self.samples.keys() ^ other.samples.keys())
 
     def against(self, other: Evaluation) -> dict[str, Comparison]:
         """How this evaluation differs from an `other`, for each source that both have, and for all."""
@@ -112,6 +118,12 @@ class Evaluation:
             found[f"maj@{self.ks[-1]}"] = majority(self.ks[-1], samples)
         counts = {"tasks": str(len(samples)), "samples": str(sum(map(len, samples.values())))}
         return counts | {name: "–" if value is None else str(value) for name, value in found.items()}
+
+
+def _digest(task: Task) -> str:
+    """8 hex digits over what a task asks and expects."""
+    content = json.dumps([task.environment, task.messages, task.payload, task.metadata], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def _read_samples(written: Mapping[str, Sequence[Any]]) -> Samples:

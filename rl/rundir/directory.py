@@ -54,6 +54,13 @@ class RunDir:
         """The file of the evaluation after a step, 0 before the first one."""
         return self.path / EVALUATIONS / f"step-{step:06d}.json"
 
+    def forget_evaluations(self, after: int) -> None:
+        """Delete the evaluations of later steps, whose weights are lost."""
+        for path in (self.path / EVALUATIONS).glob("step-*.json"):
+            step = path.stem.removeprefix("step-")
+            if step.isdigit() and int(step) > after:
+                path.unlink()
+
     @classmethod
     def open(cls, path: Path, *, resume: Resume, run_id: str) -> Self:
         """Create or re-enter `path` and lock it until `close` or the end of the process.

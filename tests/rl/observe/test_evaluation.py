@@ -10,6 +10,8 @@ import pytest
 from rl.observe.estimates import Answered
 from rl.observe.evaluation import Evaluation
 from rl.observe.metrics import metric_for
+from rollout.types import Group, Task, Trajectory
+from tests.samples import cards_of
 
 
 def of(version: int = 0, lost: int = 0, **sources: list[str]) -> Evaluation:
@@ -75,6 +77,28 @@ def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path, content: str) -> N
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=r"x\.json is no evaluation of Sluice's"):
         Evaluation.load(tmp_path / "x.json")
+
+
+def test_tasks_with_equal_ids_and_other_rows_are_not_compared() -> None:
+    def evaluated(answers: str) -> Evaluation:
+        tasks = [Task(id="t", environment="python", messages=(), payload={"tests": answer}) for answer in answers]
+        member = Trajectory(
+            task_id="t",
+            group_id="g",
+            samples=(),
+            messages=(),
+            stop_reason="answered",
+            outcome="scored",
+            reward=1.0,
+            success=True,
+        )
+        cards = cards_of([Group(id="g", task=task, trajectories=(member,)) for task in tasks])
+        return Evaluation.of_cards(cards, tasks, 0)
+
+    first, second = evaluated("abc"), evaluated("abx")
+    (comparison,) = second.against(first).values()
+    assert comparison.difference.tasks == 2 and second.only_in_one(first) == 2
+    assert evaluated("abc") == first and evaluated("xyz").against(first) == {}
 
 
 def test_two_evaluations_are_compared_task_by_task() -> None:

@@ -130,9 +130,10 @@ def test_staleness_counts_sampled_tokens_of_usable_members_only() -> None:
 def test_an_evaluation_that_infrastructure_spoiled_is_no_success_of_zero() -> None:
     spoiled = group(trajectory(None, (), error="no answer"), source="python")
     half = [spoiled, group(trajectory(1.0, (0,)), source="store")]
-    values = Evaluation.of_cards(half, 3).metrics()
+    tasks = [Task(id="t", environment="python", messages=())] * 2
+    values = Evaluation.of_cards(half, tasks, 3).metrics()
     assert (values["eval/success"], values["eval/success/store"], values["eval/infra_share"]) == (1.0, 1.0, 0.5)
-    assert Evaluation.of_cards([spoiled], 3).metrics() == {"eval/infra_share": 1.0}
+    assert Evaluation.of_cards([spoiled], tasks[:1], 3).metrics() == {"eval/infra_share": 1.0}
     check_eval_failures(half, limit=0.5)
     earlier = group(trajectory(None, (), error="refused"), source="python")
     with pytest.raises(TooManyFailures, match=r"2 of 3 .*\(rollout.failure_share_limit is 0.5\); .* no answer$"):
