@@ -66,8 +66,7 @@ def main() -> None:
 
 def make_run(origin: Path, run: Path, trajectories: int, tokens: int) -> tuple[int, int]:
     """Write the run. Returns how many tokens and trajectories it has."""
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
+    run.mkdir(parents=True)  # never one that is there
     for name in ("config.yaml", "metrics.jsonl", "timeline.jsonl", "summary.json"):
         shutil.copy(origin / name, run / name)
     if (origin / "checkpoints").is_dir():

@@ -93,7 +93,6 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None], *, trai
         summary = session.summary(ending.reason)
         try:
             session.metrics.close()
-            session.timeline.close()
             atomic_write_json(directory.summary, summary)
         finally:
             session.cluster.close()
@@ -209,6 +208,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         alerts=Alerts(recipe.alerts, lambda title, text: session.alert(title, text)),
         forecast=Forecast(recipe.run.steps, {"checkpoint": recipe.checkpoint.every, "eval": recipe.eval.every}),
     )
+    session.timeline.opened()
     return session
 
 

@@ -118,13 +118,15 @@ class Session:
         return RunFolder(path=str(self.directory.path), run_id=self.run_id)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Show a phase outside the training steps on the console, with its duration."""
+    def phase(self, name: str, *, timed: bool = False) -> Iterator[None]:
+        """Show a phase outside the training steps on the console, with its duration. `timed` says that its time is
+        `timed`, too, under another name."""
         self.watchdog.beat(name)
         start = now()
         with self.console.phase(name):
             yield
-        self.timeline.add(Event(step=self.progress.step, name=name, start=start, end=now()))
+        if not timed:
+            self.timeline.add(Event(step=self.progress.step, name=name, start=start, end=now()))
         self.watchdog.beat(f"{name}: done")
 
     @contextmanager

@@ -162,7 +162,7 @@ def finish_evaluation(run: Session) -> dict[str, float]:
     if run.evaluating is None:
         return {}
     begun, run.evaluating = run.evaluating, None
-    with run.phase(f"evaluating {len(begun.started)} held-out tasks"), run.timed("eval", begun.step):
+    with run.phase(f"evaluating {len(begun.started)} held-out tasks", timed=True), run.timed("eval", begun.step):
         cards = run.calls.wait(begun.started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
     check_eval_failures(cards, run.recipe.rollout.failure_share_limit)
     evaluation = Evaluation.of_cards(cards, run.held_out, begun.version)

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from rollout.clock import now
+
+log = logging.getLogger(__name__)
+
+OPENED = "opened"
+"""The event with which each start of a run begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,19 +29,32 @@ class Event:
 
 
 class Timeline:
-    """Appends to a run's timeline. A kill loses at most the line in flight."""
+    """Appends to a run's timeline. A kill loses at most the line in flight.
+
+    It is for people: when it cannot be written, a warning says so once, and the run goes on without.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
-        if self._file.tell() and not path.read_bytes().endswith(b"\n"):
-            self._file.write("\n")  # a crash has left the last line torn
+        self._path = path
+        self._off = False
+        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        self._append("\n" if torn else "")
+
+    def opened(self) -> None:
+        """Say that a start of the run begins now."""
+        self.add(Event(step=0, name=OPENED, start=now(), end=now()))
 
     def add(self, event: Event) -> None:
-        self._file.write(json.dumps(asdict(event)) + "\n")
-        self._file.flush()
+        self._append(json.dumps(asdict(event)) + "\n")
 
-    def close(self) -> None:
-        self._file.close()
+    def _append(self, text: str) -> None:
+        try:
+            if not self._off:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+        except OSError as error:
+            self._off = True
+            log.warning("%s is not written any more: %s", self._path, error)
 
 
 def read_timeline(path: Path) -> list[Event]:

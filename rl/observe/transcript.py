@@ -30,7 +30,7 @@ def spoken(message: Mapping[str, Any]) -> Iterator[str]:
         yield _shown(f"(thinks) {reasoning}")
     if message.get("content"):
         yield _shown(str(message["content"]))
-    for call in message.get("tool_calls", ()):
+    for call in message.get("tool_calls") or ():
         function = call["function"]
         yield _shown(f"→ {function['name']}({json.dumps(function['arguments'], ensure_ascii=False)})")
     if problem := message.get("malformed"):

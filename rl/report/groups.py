@@ -36,13 +36,15 @@ class Packer:
     """Packs groups into a file that nobody sees until they are written to the page (`parts`)."""
 
     def __init__(self, run: Path, limit: float) -> None:
-        """`limit`: the bytes that the packed parts may have."""
+        """`limit`: the bytes that the packed parts and the index may have."""
         self.kept = Kept()
         self._limit = limit
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         self._places: list[tuple[int, int, int]] = []
-        trained = TrainedReader(run)
+        self._size = 0
+        trained: TrainedReader | None = None
         for ordinal, stored in enumerate(read(run)):
+            trained = trained or TrainedReader(run)  # after the ledger: it knows then what every step made
             self.kept.total += 1
             for member in stored.group.trajectories:
                 self.kept.load.add(member.spans)
@@ -64,11 +66,13 @@ class Packer:
         begin = self._file.seek(0, 2)
         self._file.write((messages + tokens).encode())
         self._places.append((begin, len(messages), len(tokens)))
-        self.kept.index.append({"ordinal": ordinal, **_entry(stored, found)})
-        self.kept.sizes.append(len(messages) + len(tokens))
+        entry = _entry(stored, found)
+        self.kept.index.append({"ordinal": ordinal, **entry})
+        self.kept.sizes.append(len(messages) + len(tokens) + len(as_json(entry)))
+        self._size += self.kept.sizes[-1]
         for sample in _samples(stored):
             self.kept.token_ids.update(np.unique(sample.token_ids).tolist())
-        while sum(self.kept.sizes) > self._limit and len(self.kept.sizes) > 1:
+        while self._size > self._limit and len(self.kept.sizes) > 1:
             self._thin()
 
     def _thin(self) -> None:
@@ -78,6 +82,7 @@ class Packer:
         left = [i for i, entry in enumerate(kept.index) if entry["ordinal"] % kept.stride == 0]
         kept.index = [kept.index[i] for i in left]
         kept.sizes = [kept.sizes[i] for i in left]
+        self._size = sum(kept.sizes)
         self._places = [self._places[i] for i in left]
 
 

@@ -13,14 +13,14 @@ Entry = tuple[str, str, str]
 
 
 def ledger_entries(log: Path) -> dict[str, list[Entry]]:
-    """By the id of the task what happened to it, in order, also what went with lost weights.
+    """By the id of the task what happened to it, in order. What went with lost weights is left out.
 
     Raises:
         ValueError: a line in the middle of the log is damaged.
     """
     tasks: dict[str, str] = {}
     entries: dict[str, list[Entry]] = {}
-    for event in eventlog.all_events(log, 0):
+    for event in eventlog.read_events(log):
         if event["event"] == "issued":
             tasks[event["id"]] = event["task"]["id"]
         for issue in event.get("ids", [event["id"]] if "id" in event else []):

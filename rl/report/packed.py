@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,23 @@ def packed(content: bytes) -> str:
 
 
 def as_json(value: Any) -> bytes:
-    """As JSON in ASCII. What JSON cannot hold, such as NaN, must not be in it."""
+    """As JSON in ASCII. Numbers that JSON cannot hold become texts, such as "nan"."""
+    try:
+        return _dumped(value)
+    except ValueError:
+        return _dumped(_finite(value))
+
+
+def _dumped(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def arrays(about: Any, columns: Mapping[str, Sequence[npt.NDArray[Any]]]) -> bytes:

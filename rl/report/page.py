@@ -6,6 +6,7 @@ follow, so that a browser paints before it has read them.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,29 +36,39 @@ class Held:
 
 
 def write_report(runs: Sequence[Path], target: Path, limit: float) -> list[Held]:
-    """Write the page of one run, or of several beside each other. `limit`: the bytes that the packed groups of all
-    runs may have; above it, each run has a sample of even distances.
+    """Write the page of one run, or of several beside each other. `limit`: the bytes that the groups of all runs may
+    have; above it, each run has a sample of even distances.
 
     Raises:
-        ValueError: one of them is no run directory, or its ledger's log is damaged.
+        ValueError: one of them is no run directory, or cannot be read.
+        OSError: the page cannot be written.
     """
     for run in runs:
         if not (run / CONFIG).is_file() or not (run / FOLDER).is_dir():
             raise ValueError(f"{run} is no run directory: it has no {CONFIG}, or no folder {FOLDER!r}")
-    packers = [Packer(run, limit / len(runs)) for run in runs]
+    packers: list[Packer] = []
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial = target.with_name(f".{target.name}.partial")
+        packers += [_packer(run, limit / len(runs)) for run in runs]
         with partial.open("w", encoding="utf-8") as file:
             for part in _page(runs, packers):
                 file.write(part)
         partial.replace(target)
     finally:
+        partial.unlink(missing_ok=True)
         for packer in packers:
             packer.close()
     return [
         Held(run=run, groups=len(packer.kept.index), total=packer.kept.total)
         for run, packer in zip(runs, packers, strict=True)
     ]
+
+
+def _packer(run: Path, limit: float) -> Packer:
+    try:
+        return Packer(run, limit)
+    except OSError as error:
+        raise ValueError(f"{run} cannot be read: {error}") from error
 
 
 def _page(runs: Sequence[Path], packers: Sequence[Packer]) -> Iterator[str]:
@@ -68,7 +79,9 @@ def _page(runs: Sequence[Path], packers: Sequence[Packer]) -> Iterator[str]:
     yield _script("data", as_json(data).decode("ascii").replace("<", "\\u003c"), "application/json")
     yield f"<script>\n{''.join((WEB / name).read_text(encoding='utf-8') for name in SCRIPTS)}</script>\n"
     for number, (run, packer) in enumerate(zip(runs, packers, strict=True)):
-        yield _script(f"ledger-{number}", packed(as_json(ledger_entries(run / eventlog.NAME))))
+        kept = {entry["task"] for entry in packer.kept.index}
+        entries = {task: found for task, found in ledger_entries(run / eventlog.NAME).items() if task in kept}
+        yield _script(f"ledger-{number}", packed(as_json(entries)))
         texts = token_texts(tokenizers(run), sorted(packer.kept.token_ids))
         yield _script(f"texts-{number}", packed(as_json(texts)))
         for group, messages, tokens in packer.parts():

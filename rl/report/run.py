@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from rl.observe.metrics import metric_for
 from rl.observe.metrics_log import read_metrics
 from rl.observe.sections import laid_out
-from rl.observe.timeline import Event, read_timeline
-from rl.report.load import Load
+from rl.observe.timeline import OPENED, Event, read_timeline
+from rl.report.load import Load, Times
 from rl.rundir.checkpoint import MODEL, CheckpointStore
 
 CONFIG = "config.yaml"
@@ -51,22 +52,45 @@ def _known(name: str) -> bool:
 
 
 def timeline(path: Path, load: Load) -> dict[str, Any] | None:
-    """The driver's events, and how many trajectories were in which stage. None where a run has neither."""
+    """The driver's events, and how many trajectories were in which stage, in seconds since the run began. None where a
+    run has neither.
+
+    The time in which no process of the run was alive, before it was resumed, is taken out; `resumed` has the moments at
+    which it went on.
+    """
     events = read_timeline(path)
+    gaps = _gaps(events)
+    events = [event for event in events if event.name != OPENED]
     bounds = [*(load.bounds() or ()), *(time for event in events for time in (event.start, event.end))]
     if not bounds:
         return None
     start, end = min(bounds), max(bounds)
+
+    def clock(times: Times) -> Times:
+        away = sum((np.clip(times, *gap) - gap[0] for gap in gaps), np.zeros_like(times))
+        since: Times = times - start - away
+        return since
+
+    length = float(clock(np.array([end]))[0])
+    edges = clock(np.array([[event.start, event.end] for event in events]).reshape(-1, 2)).round(3).tolist()
     return {
-        "start": start,
-        "end": end,
-        "events": [_row(event, start) for event in events],
-        "load": load.averages(start, end) if load.bounds() else {},
+        "length": length,
+        "resumed": clock(np.array([gap[1] for gap in gaps])).tolist(),
+        "events": [
+            [event.name, event.step, *edge, event.waited_for] for event, edge in zip(events, edges, strict=True)
+        ],
+        "load": load.averages(length, clock) if load.bounds() else {},
     }
 
 
-def _row(event: Event, start: float) -> list[Any]:
-    return [event.name, event.step, round(event.start - start, 3), round(event.end - start, 3), event.waited_for]
+def _gaps(events: Sequence[Event]) -> list[tuple[float, float]]:
+    """When no driver was there: from the last event of a start to the first of the next."""
+    ended, gaps = math.inf, []
+    for event in events:
+        if event.name == OPENED and event.start > ended:
+            gaps.append((ended, event.start))
+        ended = event.end if ended == math.inf else max(ended, event.end)
+    return gaps
 
 
 def about(run: Path) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 FILE = "tokenizer.json"
 
@@ -14,9 +17,14 @@ def token_texts(folders: Sequence[str | Path], token_ids: Iterable[int]) -> dict
 
     for folder in folders:
         file = Path(folder) / FILE
-        if file.is_file():
+        if not file.is_file():
+            continue
+        try:
             tokenizer = Tokenizer.from_file(str(file))
-            return {token: _text(tokenizer, token) for token in token_ids}
+        except Exception as error:  # a bare Exception: damaged, or the checkpoint was deleted meanwhile
+            log.warning("%s cannot be read: %s", file, error)
+            continue
+        return {token: _text(tokenizer, token) for token in token_ids}
     return {}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLDER = "trained"
-_CACHED = 64
+_CACHED = 16
 """Records that a reader keeps: groups that lie together were mostly trained in few steps."""
 GROWING, FINISHED = ".growing", ".arrows"
 
@@ -70,11 +71,12 @@ class TrainedLog:
             self.close()
 
     def close(self) -> None:
-        """Finish the file, if there is one."""
-        if self._path is not None:
+        """Finish the file, if there is one. One that cannot be renamed stays growing, which is as good to readers."""
+        path, self._path = self._path, None
+        if path is not None:
             os.close(self._descriptor)
-            self._path.rename(self._path.with_suffix(FINISHED))
-            self._path = None
+            with suppress(OSError):
+                path.rename(path.with_suffix(FINISHED))
 
     def _write(self, content: bytes) -> None:
         write_whole(self._descriptor, content, self._size)
@@ -84,8 +86,9 @@ class TrainedLog:
 def read_trained(run_dir: str | Path) -> Iterator[TrainedSample]:
     """Every sample that was trained, file by file. Steps that a resumed run took again come again, later."""
     for path in paths(Path(run_dir) / FOLDER).values():
-        for batch, _ in _batches(path):
-            yield from _samples(batch)
+        for begin, _ in _rows(path):
+            for of_group in _step_at(path, begin).values():
+                yield from of_group.values()
 
 
 class TrainedReader:
@@ -94,9 +97,8 @@ class TrainedReader:
     def __init__(self, run_dir: str | Path) -> None:
         self._places: dict[tuple[int, Address], list[tuple[Path, int]]] = {}
         for path in paths(Path(run_dir) / FOLDER).values():
-            for batch, begin in _batches(path):
-                steps, segments, records = (batch.column(i).to_pylist() for i in range(3))
-                for step, segment, record in dict.fromkeys(zip(steps, segments, records, strict=True)):
+            for begin, rows in _rows(path):
+                for step, segment, record in dict.fromkeys(rows):
                     key = step, Address(segment=segment, record=record)
                     self._places.setdefault(key, []).append((path, begin))
         self._step = lru_cache(maxsize=_CACHED)(_step_at)
@@ -120,7 +122,7 @@ def _step_at(path: Path, begin: int) -> dict[tuple[int, Address], dict[int, Trai
         with pa.memory_map(str(form)) as source:
             source.seek(begin)
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema())
-    except FileNotFoundError:  # deleted to save space
+    except (OSError, pa.ArrowInvalid):  # deleted to save space, or damaged
         return found
     for one in _samples(batch):
         found.setdefault((one.step, one.address), {})[one.sample] = one
@@ -128,21 +130,23 @@ def _step_at(path: Path, begin: int) -> dict[tuple[int, Address], dict[int, Trai
 
 
 def paths(folder: Path) -> dict[int, Path]:
-    """The files by number, in order."""
+    """The files by number, in order; of one that is there in both forms, the finished one."""
     found = {}
-    for path in folder.glob("trained-*"):
-        if (number := re.fullmatch(r"trained-(\d+)", path.stem)) is not None and path.suffix in (GROWING, FINISHED):
-            found[int(number[1])] = path
+    for ending in (GROWING, FINISHED):
+        for path in folder.glob(f"trained-*{ending}"):
+            if (number := re.fullmatch(r"trained-(\d+)", path.stem)) is not None:
+                found[int(number[1])] = path
     return dict(sorted(found.items()))
 
 
 def trim(folder: Path, segments: Collection[int], first_own: int) -> list[Path]:
-    """Delete the files about groups whose segments are all gone, but none that may be growing: those from number
-    `first_own` on that are not finished. `segments` are the numbers of those that are left. Return what was deleted."""
-    deleted = []
-    for number, path in paths(folder).items():
-        growing = path.suffix == GROWING and number >= first_own
-        if not growing and not _segments(path) & set(segments):
+    """Delete the files about groups whose segments are all gone, but neither the newest, whose number must not be given
+    again, nor one that may be growing: those from number `first_own` on that are not finished. `segments` are the
+    numbers of those that are left. Return what was deleted."""
+    deleted, found = [], paths(folder)
+    for number, path in found.items():
+        stays = number == max(found) or (path.suffix == GROWING and number >= first_own)
+        if not stays and not {segment for _, segment, _ in _named(path)} & set(segments):
             path.unlink(missing_ok=True)
             deleted.append(path)
     return deleted
@@ -187,23 +191,27 @@ def _split(column: pa.ListArray) -> list[npt.NDArray[np.float32]]:
     return np.split(column.values.to_numpy(), column.offsets.to_numpy()[1:-1])
 
 
-def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """The records of a file, which may be finished meanwhile, and where each begins. A torn one at its end is left
-    out."""
+def _rows(path: Path) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+    """Where each record of a file begins, and the step, segment and record of each of its rows. The arrays are not
+    read. The file may be finished, or deleted, meanwhile. What comes after a torn record is left out."""
     import pyarrow as pa
 
     form = path if path.exists() else path.with_suffix(FINISHED)
-    if not form.exists():  # deleted to save space
+    options = pa.ipc.IpcReadOptions(included_fields=[0, 1, 2])
+    try:
+        with pa.memory_map(str(form)) as source, pa.memory_map(str(form)) as again:
+            begin, batches = len(header(schema())), pa.ipc.open_stream(again, options=options)
+            for _, end in messages(source):
+                columns = (column.to_pylist() for column in batches.read_next_batch().columns)
+                yield begin, list(zip(*columns, strict=True))
+                begin = end
+    except (OSError, pa.ArrowInvalid):
         return
-    with pa.memory_map(str(form)) as source:
-        begin = len(header(schema()))
-        for found, end in messages(source):
-            yield pa.ipc.read_record_batch(found, schema()), begin
-            begin = end
 
 
-def _segments(path: Path) -> set[int]:
-    return {number for batch, _ in _batches(path) for number in batch.column("segment").to_pylist()}
+def _named(path: Path) -> Iterator[tuple[int, int, int]]:
+    for _, rows in _rows(path):
+        yield from rows
 
 
 def _claim(folder: Path) -> tuple[Path, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rl.observe.transcript import ending, transcript
 from rollout.store.segments import read_group
-from rollout.types import Address, Trajectory
+from rollout.types import Address, Group, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Trajectory number `member` of the group at `address`. `advantage` is the mean over its trained tokens; None where
-    it was not trained."""
+    """Trajectory number `member` of the group at `address`. `advantage` is the mean over its trained tokens, before a
+    KL penalty; None where it was not trained."""
 
     address: Address
     member: int
@@ -33,30 +33,32 @@ class Chosen:
 
 def table(folder: Path, step: int, chosen: Sequence[Chosen]) -> list[Mapping[str, Cell]]:
     """The rows of a table, read from the trajectory store. A group that cannot be read (any more) has none."""
-    rows: list[Mapping[str, Cell]] = []
+    rows = []
     for one in chosen:
         try:
-            group = read_group(folder, one.address)
-        except ValueError as error:
-            log.warning("left out of the table of trajectories: %s", error)
-            continue
-        trajectory = group.trajectories[one.member]
-        about: dict[str, Cell] = {"step": step, "task": group.task.id, "source": group.task.source, "group": group.id}
-        rows.append(
-            about
-            | {
-                "trajectory": one.member,
-                "conversation": transcript(group, trajectory),
-                "ending": ending(trajectory),
-                "reward": trajectory.reward,
-                "parts": ", ".join(f"{name} {value:g}" for name, value in trajectory.reward_parts.items()),
-                "success": trajectory.success,
-                "advantage": one.advantage,
-                "versions": _versions(trajectory),
-                "tokens": sum(sample.trained_tokens for sample in trajectory.samples),
-            }
-        )
+            rows.append(_row(read_group(folder, one.address), step, one))
+        except Exception as error:  # what an environment of somebody's own made of a message, say
+            log.warning("left out of the table of trajectories: %s: %s", type(error).__name__, error)
     return rows
+
+
+def _row(group: Group, step: int, one: Chosen) -> Mapping[str, Cell]:
+    trajectory = group.trajectories[one.member]
+    return {
+        "step": step,
+        "task": group.task.id,
+        "source": group.task.source,
+        "group": group.id,
+        "trajectory": one.member,
+        "conversation": transcript(group, trajectory),
+        "ending": ending(trajectory),
+        "reward": trajectory.reward,
+        "parts": ", ".join(f"{name} {value:g}" for name, value in trajectory.reward_parts.items()),
+        "success": trajectory.success,
+        "advantage": one.advantage,
+        "versions": _versions(trajectory),
+        "tokens": sum(sample.trained_tokens for sample in trajectory.samples),
+    }
 
 
 def _versions(trajectory: Trajectory) -> str:

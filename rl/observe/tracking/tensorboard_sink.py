@@ -25,16 +25,16 @@ class TensorBoardSink:
         self._trajectories = directory / FOLDER
         self._writer = SummaryWriter(str(directory / EVENTS), purge_step=first_step)
         self._writer.add_text("recipe", _code(json.dumps(recipe, indent=1)), first_step)
-        self._alerts = 0
+        self._step = first_step
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._step = step
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def alert(self, title: str, text: str) -> None:
-        self._writer.add_text("alerts", f"**{title}**: {text}", self._alerts)
-        self._alerts += 1
+        self._writer.add_text("alerts", f"**{title}**: {text}", self._step)
 
     def trajectories(self, step: int, chosen: Sequence[Chosen]) -> None:
         for number, row in enumerate(table(self._trajectories, step, chosen)):
@@ -42,7 +42,7 @@ class TensorBoardSink:
             self._writer.add_text(f"trajectories/{number}", f"{about}\n\n{_code(str(row['conversation']))}", step)
 
     def end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
-        self._writer.add_text("summary", _code(json.dumps(summary, indent=1)), 0)
+        self._writer.add_text("summary", _code(json.dumps(summary, indent=1)), self._step)
         self._writer.close()
 
 

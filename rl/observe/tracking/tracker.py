@@ -122,3 +122,5 @@ class Tracker:
         except (Exception, SystemExit) as error:
             # Everything is caught here, because a failure inside a sink must not stop a run.
             self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
+        if self._failed:  # maybe while the sink was still being opened
+            self._abandon()

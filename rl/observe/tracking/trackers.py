@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ class Trackers:
             tracker.trajectories(step, chosen)
 
     def finish(self, exit_code: int, summary: Mapping[str, Any], *, deadline_s: float = 30.0) -> None:
+        end = time.monotonic() + deadline_s
         for tracker in self._trackers:
-            tracker.finish(exit_code, summary, deadline_s=deadline_s)
+            tracker.finish(exit_code, summary, deadline_s=max(end - time.monotonic(), 1.0))
 
 
 def wandb_tracker(

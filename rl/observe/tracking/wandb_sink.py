@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import psutil
 
@@ -17,12 +17,14 @@ from rl.observe.tracking import workspace
 from rl.observe.tracking.sampled import COLUMNS, Chosen, table
 from rollout.store.reading import FOLDER
 
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
 log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
-ID_FILE = "run-id"
-TABLE = "trajectories"
-"""The key of the tables of trajectories."""
+_SAVED = "workspace-saved"
+"""The file that says that the server has the workspace."""
 
 
 def resolve_mode(config: WandbConfig) -> Mode:
@@ -70,10 +72,13 @@ class WandbSink:
             # wandb globs end in *; every chart gets our step as its x axis, which survives a resume from an older step
             glob = metric.prefix + "*" if metric.is_family else metric.name
             self._run.define_metric(glob, step_metric=STEP_KEY)
-        self._lay_out(config, name, online=mode == "online")
+        self._folder = directory / "wandb"
+        view = self._lay_out(config, name)
+        self._view = view if mode == "online" else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({STEP_KEY: step} | dict(values))
+        self._save_view()
 
     def alert(self, title: str, text: str) -> None:
         self._run.alert(title=title, text=text)
@@ -81,32 +86,40 @@ class WandbSink:
     def trajectories(self, step: int, chosen: Sequence[Chosen]) -> None:
         rows = [[row[column] for column in COLUMNS] for row in table(self._directory / FOLDER, step, chosen)]
         shown = self._wandb.Table(columns=list(COLUMNS), data=rows, allow_mixed_types=True)
-        self._run.log({STEP_KEY: step, TABLE: shown})
+        self._run.log({STEP_KEY: step, workspace.TABLE: shown})
 
     def end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))
         self._run.finish(exit_code=exit_code)
         self._wandb.teardown(exit_code=exit_code)
 
-    def _lay_out(self, config: WandbConfig, name: str, *, online: bool) -> None:
-        """Keep the workspace as a file and, online, save it at the first start. Without it, the charts are there all
-        the same."""
-        file = self._directory / "wandb" / workspace.FILE
-        first = not file.exists()
+    def _lay_out(self, config: WandbConfig, name: str) -> Workspace | None:
+        """The workspace, which is kept as a file. None without it: the charts are there all the same."""
         try:
             entity = self._run.entity or config.entity or ""
-            view = workspace.workspace(entity, config.project, f"sluice · {name}")
-            file.write_text(workspace.written(view), encoding="utf-8")
-            if online and first:
-                view.save()
+            view = workspace.workspace(entity, config.project, f"sluice · {name}", self._run.id)
+            (self._folder / workspace.FILE).write_text(workspace.written(view), encoding="utf-8")
+            return view
         except Exception as error:
             log.warning("wandb's workspace is not laid out: %s: %s", type(error).__name__, error)
+            return None
+
+    def _save_view(self) -> None:
+        """Save the workspace on the server, once in the life of a run."""
+        view, self._view = self._view, None
+        if view is None or (self._folder / _SAVED).exists():
+            return
+        try:
+            view.save()
+            (self._folder / _SAVED).touch()
+        except Exception as error:
+            log.warning("wandb's workspace is not saved: %s: %s", type(error).__name__, error)
 
 
 def _run_id(directory: Path) -> str:
     folder = directory / "wandb"
     folder.mkdir(exist_ok=True)
-    path = folder / ID_FILE
+    path = folder / workspace.ID_FILE
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:8])
     return path.read_text()

@@ -1,4 +1,4 @@
-"""wandb's workspace of a run: charts in the sections of our registry, instead of one for each name in the alphabet.
+"""wandb's workspace of a run: charts in the sections of our registry, and the table of trajectories.
 
 Online it is saved as a view of the project when a run starts. The view is also kept as a file in the run directory,
 because offline nobody can take it: after `wandb sync`, and with a key, this saves it:
@@ -22,26 +22,32 @@ from rl.observe.sections import laid_out
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
+TABLE = "trajectories"
+"""The key of the tables of trajectories."""
 FILE = "workspace.json"
 """In the folder `wandb` of a run directory: the view, as wandb's server takes it."""
+ID_FILE = "run-id"
 _OPEN = 3
 """So many sections are unfolded at first."""
 
 
-def workspace(entity: str, project: str, name: str) -> Workspace:
-    """The view that lays out the metrics of a project, under a name for people."""
+def workspace(entity: str, project: str, name: str, run_id: str) -> Workspace:
+    """The view that lays out the metrics of a run, under a name for people. Other runs of the project can be added."""
+    import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
     sections = [
         ws.Section(name=section, panels=[_panel(name) for name in names], is_open=number < _OPEN)
         for number, (section, names) in enumerate(laid_out(REGISTRY).items())
     ]
+    shown = ws.Section(name="Trajectories", panels=[wr.WeavePanelSummaryTable(table_name=TABLE)], is_open=True)
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=sections,
+        sections=[*sections, shown],
         settings=ws.WorkspaceSettings(x_axis=STEP_KEY),
+        runset_settings=ws.RunsetSettings(filters=[ws.Metric("ID") == run_id]),
         auto_generate_panels=False,
     )
 
@@ -75,7 +81,8 @@ def main(run: Path) -> None:
         import wandb
 
         entity = wandb.Api().default_entity
-    saved = workspace(entity, config.project, f"sluice · {recipe['run']['name']}").save()
+    run_id = (run / "wandb" / ID_FILE).read_text(encoding="utf-8")
+    saved = workspace(entity, config.project, f"sluice · {recipe['run']['name']}", run_id).save()
     print(saved.url)
 
 

@@ -16,7 +16,7 @@ function showTimeline(view) {
 }
 
 function timelineOf(timeline) {
-  const length = Math.max(timeline.end - timeline.start, 1e-6);
+  const length = Math.max(timeline.length, 1e-6);
   const lanes = [...Object.keys(PARTS).filter((name) => timeline.events.some((event) => event[0] === name)), null];
   const laneOf = (name) => Math.max(lanes.indexOf(name), -1) >= 0 ? lanes.indexOf(name) : lanes.length - 1;
   const canvas = el("canvas", { tabindex: 0, role: "img",
@@ -122,6 +122,10 @@ function drawTimeline(canvas, timeline, view) {
     if (place === view.at) { pen.strokeStyle = colour("--text"); pen.strokeRect(left, top - 1, Math.max(right - left, 2), BAR + 2); }
   });
   pen.fillStyle = colour("--dim");
+  for (const moment of timeline.resumed.filter((time) => view.from <= time && time <= view.to)) {
+    for (let y = 16; y < height - 20; y += 8) pen.fillRect(view.x(moment), y, 1.5, 4);
+    pen.fillText("resumed", view.x(moment) + 4, 12);
+  }
   pen.fillText(seconds(view.from), view.label + 4, height - 6);
   const last = seconds(view.to);
   pen.fillText(last, width - pen.measureText(last).width - 6, height - 6);

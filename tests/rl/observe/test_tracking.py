@@ -21,7 +21,8 @@ from rl.observe.metrics import REGISTRY
 from rl.observe.sections import laid_out
 from rl.observe.tracking.sampled import COLUMNS
 from rl.observe.tracking.trackers import wandb_tracker
-from rl.observe.tracking.wandb_sink import ID_FILE, resolve_mode
+from rl.observe.tracking.wandb_sink import resolve_mode
+from rl.observe.tracking.workspace import ID_FILE
 from rl.paths import REPOSITORY
 from rl.processes.tree import RUN_ID_VARIABLE, kill_run, new_run_id, processes_of_run
 from tests.rl.observe.wandb_records import records
@@ -80,7 +81,7 @@ def test_an_offline_run_is_recorded_resumed_under_its_id_and_leaves_no_process(t
         assert warnings == "0"
         assert children == "[]"
         time.sleep(1.1)  # wandb names the directory by the second
-    assert [section["name"] for section in sections_of(tmp_path)] == list(laid_out(REGISTRY))
+    assert [section["name"] for section in sections_of(tmp_path)] == [*laid_out(REGISTRY), "Trajectories"]
     run_id = (tmp_path / "wandb" / ID_FILE).read_text()
     files = list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
     assert len(files) == 2

@@ -68,7 +68,6 @@ def write_metrics(run: Path, steps: int) -> None:
         line.add(Event(step=step, name="wait_rollouts", start=start, end=start + 6, waited_for="3 of 4 groups"))
         line.add(Event(step=step, name="train", start=start + 6, end=start + 9))
     log.close()
-    line.close()
 
 
 def group(name: str, task: str, step: int) -> Group:

@@ -222,7 +222,7 @@ def test_what_a_model_wrote_is_text(browser: Any, pages: dict[str, Path]) -> Non
 def test_a_sample_and_a_run_that_goes_on_say_so(browser: Any, pages: dict[str, Path]) -> None:
     with Opened(browser, pages["sample"]) as page:
         page.keyboard.press("3")
-        assert "this page holds each 16th group, 16 of 241" in page.locator(".notice").inner_text()
+        assert "this page holds each 32nd group, 8 of 241" in page.locator(".notice").inner_text()
     with Opened(browser, pages["going"]) as page:
         assert "goes on, or was killed" in page.locator("#runs").inner_text()
 
