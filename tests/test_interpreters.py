@@ -44,7 +44,7 @@ NEED_MORE = (
         "rl/test_cli.py",
         "rl/test_config.py",
     ),
-    *("rl/observe/test_tracking.py", "rollout/chat", "rollout/cpu", "rollout/engine"),
+    *("rl/observe/test_tracking.py", "rl/observe/test_workspace.py", "rollout/chat", "rollout/cpu", "rollout/engine"),
     *("rollout/lora", "rollout/transfer"),
     *("rollout/agent/test_replay.py", "rollout/agent/test_deadline.py", "rollout/tasks/test_stream.py"),
     *("rollout/envs/test_reasoning.py", "rollout/tasks/test_hub.py"),

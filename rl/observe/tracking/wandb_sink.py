@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
-_SAVED = "workspace-saved"
-"""The file that says that the server has the workspace."""
 
 
 def resolve_mode(config: WandbConfig) -> Mode:
@@ -78,7 +76,9 @@ class WandbSink:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({STEP_KEY: step} | dict(values))
-        self._save_view()
+        if self._view is not None:
+            workspace.save_once(self._view, self._folder)
+            self._view = None
 
     def alert(self, title: str, text: str) -> None:
         self._run.alert(title=title, text=text)
@@ -103,17 +103,6 @@ class WandbSink:
         except Exception as error:
             log.warning("wandb's workspace is not laid out: %s: %s", type(error).__name__, error)
             return None
-
-    def _save_view(self) -> None:
-        """Save the workspace on the server, once in the life of a run."""
-        view, self._view = self._view, None
-        if view is None or (self._folder / _SAVED).exists():
-            return
-        try:
-            view.save()
-            (self._folder / _SAVED).touch()
-        except Exception as error:
-            log.warning("wandb's workspace is not saved: %s: %s", type(error).__name__, error)
 
 
 def _run_id(directory: Path) -> str:

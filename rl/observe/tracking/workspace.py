@@ -8,6 +8,7 @@ because offline nobody can take it: after `wandb sync`, and with a key, this sav
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from rl.observe.config import WandbConfig
 from rl.observe.metrics import REGISTRY, STEP_KEY, Metric
 from rl.observe.sections import laid_out
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
@@ -27,6 +30,7 @@ TABLE = "trajectories"
 FILE = "workspace.json"
 """In the folder `wandb` of a run directory: the view, as wandb's server takes it."""
 ID_FILE = "run-id"
+_SAVED = "workspace-saved"
 _OPEN = 3
 """So many sections are unfolded at first."""
 
@@ -56,6 +60,19 @@ def written(view: Workspace) -> str:
     """The view as the text that wandb's server takes."""
     text: str = view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=1)
     return text
+
+
+def save_once(view: Workspace, folder: Path) -> None:
+    """Save the view on wandb's server, once in the life of a run, whose folder `wandb` this is. When that fails, a
+    warning says so, and the next start tries again."""
+    saved = folder / _SAVED
+    if saved.exists():
+        return
+    try:
+        view.save()
+        saved.touch()
+    except Exception as error:
+        log.warning("wandb's workspace is not saved: %s: %s", type(error).__name__, error)
 
 
 def _panel(name: str) -> Any:
