@@ -31,7 +31,7 @@ def spoken(message: Mapping[str, Any]) -> Iterator[str]:
     if message.get("content"):
         yield _shown(str(message["content"]))
     for call in message.get("tool_calls") or ():
-        function = call["function"]
+        function = call.get("function", call)
         yield _shown(f"→ {function['name']}({json.dumps(function['arguments'], ensure_ascii=False)})")
     if problem := message.get("malformed"):
         yield _shown(f"(malformed: {problem})")

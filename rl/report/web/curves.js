@@ -21,7 +21,7 @@ function showCurves(view) {
 
 function chart(curve) {
   const points = curve.lines.flatMap((line) => line.values.filter((value) => value !== null));
-  const low = Math.min(...points), high = Math.max(...points);
+  const [low, high] = points.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
   const first = Math.min(...curve.lines.map((line) => line.steps[0]));
   const last = Math.max(...curve.lines.map((line) => line.steps[line.steps.length - 1]));
   const x = (step) => (last === first ? WIDTH / 2 : ((step - first) / (last - first)) * WIDTH);
@@ -50,6 +50,7 @@ function chart(curve) {
       else if (event.key === "ArrowRight") tell((at === null ? -1 : at) + 1);
       else return;
       event.preventDefault();
+      say(`${curve.name}, ${value.textContent}`);
     },
     onpointermove: (event) => {
       const box = picture.getBoundingClientRect();
@@ -65,9 +66,10 @@ function chart(curve) {
 }
 
 function reading(line, step) {
-  if (step === null) return `last ${number(line.values[line.values.length - 1])}`;
+  const told = (place) => (line.values[place] === null ? "not finite" : number(line.values[place]));
+  if (step === null) return `last ${told(line.values.length - 1)}`;
   const place = line.steps.indexOf(step);
-  return place < 0 ? "–" : `step ${step}: ${number(line.values[place])}`;
+  return place < 0 ? "–" : `step ${step}: ${told(place)}`;
 }
 
 function nearest(sorted, value) {

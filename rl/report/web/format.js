@@ -3,6 +3,12 @@
 
 const PAGE = JSON.parse(document.getElementById("data").textContent);
 const RUNS = PAGE.runs;
+for (const run of RUNS) {
+  const same = RUNS.filter((other) => other.name === run.name);
+  const folder = (one) => one.directory.split("/").filter(Boolean).pop();
+  const told = same.some((other) => other !== run && folder(other) === folder(run)) ? run.directory : folder(run);
+  run.label = same.length > 1 ? `${run.name} (${told})` : run.name;
+}
 
 function el(tag, attributes, ...children) {
   const made = document.createElement(tag);
@@ -24,9 +30,11 @@ function svg(tag, attributes, ...children) {
 
 function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
+  if (value === 0) return "0";
   if (Number.isInteger(value) && Math.abs(value) < 1e7) return value.toLocaleString("en");
   const size = Math.abs(value);
-  return size >= 1e6 || size < 1e-3 ? value.toExponential(2) : Number(value.toPrecision(digits)).toString();
+  if (size >= 1e7 || size < 1e-3) return value.toExponential(2);
+  return size >= 1e4 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(digits)).toString();
 }
 
 function seconds(value) {
@@ -57,6 +65,11 @@ function select(label, options, onchange) {
   const made = el("select", { "aria-label": label, title: label, onchange: () => onchange(made.value) },
     options.map(([value, text]) => el("option", { value }, text)));
   return made;
+}
+
+// For those who hear the page: what a key has just shown.
+function say(text) {
+  document.getElementById("say").textContent = text;
 }
 
 function openDialog(title, ...content) {

@@ -7,7 +7,7 @@ const KEYS = [["1 2 3 4", "curves, timeline, trajectories, recipe"], ["j k", "ne
   ["← →", "in a chart, a timeline or tokens: one further"], ["?", "these keys"]];
 const made = new Set();
 
-function show(name) {
+function show(name, group) {
   for (const one of Object.keys(VIEWS)) {
     const on = one === name;
     document.getElementById(`view-${one}`).hidden = !on;
@@ -15,11 +15,31 @@ function show(name) {
     if (on) tab.setAttribute("aria-current", "page"); else tab.removeAttribute("aria-current");
   }
   if (!made.has(name)) { made.add(name); VIEWS[name][1](document.getElementById(`view-${name}`)); }
-  if (name !== "trajectories") history.replaceState(null, "", `#${name}`);
+  if (name !== "trajectories") return history.replaceState(null, "", `#${name}`);
+  const wanted = group || state.group || parts.listed[0];
+  if (wanted && wanted !== state.group) openGroup(wanted, false); else setHash();
+}
+
+// The view, and the group, that the address names.
+function follow() {
+  const [name, run, place] = location.hash.slice(1).split("/");
+  const [segment, record] = (place || "").split("-").map(Number);
+  const found = GROUPS.find((one) => one.run === Number(run) && one.segment === segment && one.record === record);
+  show(Object.hasOwn(VIEWS, name) ? name : "curves", found);
+  if (name !== "trajectories" || !found) return;
+  if (!parts.listed.includes(found)) { state.trained = parts.trained.value = "all"; listGroups(); }
+  reveal(found);
+}
+
+// Makes the list long enough to have a group, and shows it there.
+function reveal(group) {
+  const place = parts.listed.indexOf(group);
+  if (place >= state.shown) { state.shown = place + LISTED; listGroups(); }
+  if (group.button) group.button.scrollIntoView({ block: "nearest" });
 }
 
 function showRecipe(view) {
-  for (const run of RUNS) view.append(el("h2", {}, run.name), el("pre", {}, run.recipe));
+  for (const run of RUNS) view.append(el("h2", {}, run.label), el("pre", {}, run.recipe));
 }
 
 function stateOf(run) {
@@ -30,22 +50,15 @@ function stateOf(run) {
 }
 
 function begin() {
-  document.title = `${RUNS.map((run) => run.name).join(" and ")} · Sluice report`;
-  document.getElementById("title").textContent = RUNS.map((run) => run.name).join(" and ");
-  document.getElementById("runs").append(...RUNS.map((run, number) => el("div", { class: "run" }, swatch(number), el("b", {}, run.name),
+  document.title = `${RUNS.map((run) => run.label).join(" and ")} · Sluice report`;
+  document.getElementById("title").textContent = RUNS.map((run) => run.label).join(" and ");
+  document.getElementById("runs").append(...RUNS.map((run, number) => el("div", { class: "run" }, swatch(number), el("b", {}, run.label),
     `: ${stateOf(run)} · ${plural(run.total, "group")} · ${run.directory} · as of ${new Date(1000 * PAGE.written).toLocaleString("en")}`)));
   document.getElementById("tabs").append(...Object.entries(VIEWS).map(([name, [text]]) =>
     el("button", { id: `tab-${name}`, onclick: () => show(name) }, text)), el("button", { onclick: showKeys }, "Keys"));
   document.addEventListener("keydown", onKey);
-  const [name, run, group] = location.hash.slice(1).split("/");
-  if (!(name in VIEWS)) return show("curves");
-  if (group === undefined) return show(name);
-  // What a link names lies further down in the page, which is still being read.
-  addEventListener("DOMContentLoaded", () => {
-    show(name);
-    const found = GROUPS.find((one) => one.run === Number(run) && one.number === Number(group));
-    if (found) openGroup(found, false);
-  });
+  addEventListener("hashchange", follow);
+  follow();
 }
 
 function showKeys() {
@@ -72,19 +85,17 @@ function onKey(event) {
   event.preventDefault();
 }
 
-function nextGroup(step) {
+async function nextGroup(step) {
   const place = parts.listed.indexOf(state.group) + step;
   if (place < 0 || place >= parts.listed.length) return;
-  while (place >= state.shown) { state.shown += LISTED; listGroups(); }
-  openGroup(parts.listed[place], false);
-  parts.listed[place].button.scrollIntoView({ block: "nearest" });
+  reveal(parts.listed[place]);
+  await openGroup(parts.listed[place], false);
 }
 
 function nextColour() {
   const modes = Object.keys(COLOURS);
   state.mode = modes[(modes.indexOf(state.mode) + 1) % modes.length];
-  state.tokens = true;
-  if (state.group) openGroup(state.group, false);
+  if (state.tokens) recolour(); else showTokens(true);
 }
 
 begin();

@@ -10,7 +10,7 @@ const LANE_COLOURS = ["#8d8d99", "#3a7bd5", "#c7544a", "#7b9e3b", "#9a6dd7", "#e
 
 function showTimeline(view) {
   RUNS.forEach((run, number) => {
-    if (RUNS.length > 1) view.append(el("h2", {}, swatch(number), run.name));
+    if (RUNS.length > 1) view.append(el("h2", {}, swatch(number), run.label));
     view.append(run.timeline ? timelineOf(run.timeline) : el("p", { class: "dim" }, "This run has no timeline."));
   });
 }
@@ -20,8 +20,8 @@ function timelineOf(timeline) {
   const lanes = [...Object.keys(PARTS).filter((name) => timeline.events.some((event) => event[0] === name)), null];
   const laneOf = (name) => Math.max(lanes.indexOf(name), -1) >= 0 ? lanes.indexOf(name) : lanes.length - 1;
   const canvas = el("canvas", { tabindex: 0, role: "img",
-    "aria-label": "The run over time. Arrow keys move from event to event, plus and minus zoom; the table says the same." });
-  const readout = el("div", { class: "readout", "aria-live": "polite" });
+    "aria-label": "The run over time. Arrow keys move from event to event, plus and minus zoom. The table below has the sums." });
+  const readout = el("div", { class: "readout", });
   const firstStep = timeline.events.find((event) => event[1] > 0);
   let from = firstStep ? firstStep[2] : 0, to = length, at = timeline.events.indexOf(firstStep) - 1;
   // On a narrow screen names stand above the bars, not beside them.
@@ -45,7 +45,8 @@ function timelineOf(timeline) {
   const tell = (place) => {
     at = place;
     const event = timeline.events[at];
-    readout.replaceChildren(event ? described(event) : "");
+    readout.textContent = event ? described(event) : "";
+    say(readout.textContent);
     if (event && (event[3] < from || event[2] > to)) { move((event[2] - from) / (to - from) - 0.3); }
     draw();
   };
@@ -71,6 +72,7 @@ function timelineOf(timeline) {
     zoom(event.deltaY > 0 ? 1.25 : 0.8, from + ((event.clientX - box.left - label()) / (box.width - label())) * (to - from));
   }, { passive: false });
   new ResizeObserver(draw).observe(canvas);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   const buttons = [["Zoom in", () => zoom(0.5)], ["Zoom out", () => zoom(2)], ["Earlier", () => move(-0.5)],
     ["Later", () => move(0.5)], ["Whole run", () => { from = 0; to = length; draw(); }]];
   return el("div", {}, el("div", { class: "row" }, buttons.map(([text, onclick]) => el("button", { onclick }, text)),
@@ -113,10 +115,13 @@ function drawTimeline(canvas, timeline, view) {
     pen.fillStyle = colour("--text");
     pen.fillText(PARTS[name] || OTHER, 6, below(lane) - (view.label ? 8 : BAR + 6));
   });
+  const painted = view.lanes.map(() => -Infinity);
   timeline.events.forEach((event, place) => {
     if (event[3] < view.from || event[2] > view.to) return;
     const lane = view.laneOf(event[0]), top = below(lane) - BAR - 3;
     const left = Math.max(view.x(event[2]), view.label), right = Math.min(view.x(event[3]), width);
+    if (right < painted[lane] + 0.5 && place !== view.at) return; // nothing of it would be seen
+    painted[lane] = Math.max(right, left + 0.6);
     pen.fillStyle = LANE_COLOURS[lane % LANE_COLOURS.length];
     pen.fillRect(left, top, Math.max(right - left, 0.6), BAR);
     if (place === view.at) { pen.strokeStyle = colour("--text"); pen.strokeRect(left, top - 1, Math.max(right - left, 2), BAR + 2); }

@@ -1,6 +1,12 @@
 // What the page holds packed. `rl/report/packed.py` writes it.
 
+// The page may still be read when somebody looks at its first groups.
+const whole = new Promise((done) => {
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", done); else done();
+});
+
 async function unpack(id) {
+  if (!document.getElementById(id)) await whole;
   const text = document.getElementById(id).textContent;
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);
@@ -39,6 +45,9 @@ function half(bits) {
 const known = new Map();
 
 function once(id, read) {
-  if (!known.has(id)) known.set(id, read(id));
+  if (!known.has(id)) {
+    known.set(id, read(id));
+    known.get(id).catch(() => known.delete(id));
+  }
   return known.get(id);
 }

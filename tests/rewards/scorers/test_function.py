@@ -24,6 +24,8 @@ from rl.recipe.extensions import chosen_settings
 CODE = """
 import asyncio, os, signal, subprocess, sys, threading, time
 
+pytestmark = pytest.mark.slow
+
 
 def accuracy(prompts, completions, answer, **kwargs):
     return [float(c[-1]["content"] == a) for c, a in zip(completions, answer)]

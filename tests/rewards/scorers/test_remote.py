@@ -20,6 +20,8 @@ from rewards.sandbox.sandbox import Sandbox
 from rewards.scorers.config import FunctionSettings, HttpSettings, JudgeSettings
 from rewards.scorers.function import FunctionReward
 
+pytestmark = pytest.mark.slow
+
 Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
 Asked = list[tuple[dict[str, str], Any, float]]
 """Headers, content and time of each request."""

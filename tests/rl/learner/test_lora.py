@@ -229,6 +229,7 @@ def test_adapters_come_back_on_after_an_error(glm) -> None:
     assert all(p.requires_grad for n, p in glm.named_parameters() if ".lora_" in n)
 
 
+@pytest.mark.slow
 def test_dropout_is_at_work_in_training_and_leaves_the_reference_alone(
     scenarios: Results,
 ) -> None:

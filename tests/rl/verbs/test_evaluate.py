@@ -16,6 +16,8 @@ from rollout.store import read
 from tests.rewards.scorers.test_remote import Reply, service
 from tests.rollout.agent.test_endpoint import answer
 
+pytestmark = pytest.mark.slow
+
 RECIPE = "recipes/quickstart.yaml"
 SMALL = ("tasks.sources=[{environment: store}]", "tasks.eval_size=5", "eval.samples_per_task=2", "run.device=cpu")
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from rl.zero.states import States
 
+pytestmark = pytest.mark.slow
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

@@ -26,6 +26,8 @@ CODE = '''
 import asyncio, os, time
 from typing import Literal
 
+pytestmark = pytest.mark.slow
+
 
 def add(a: int, b: int = 1) -> int:
     """
