@@ -34,7 +34,7 @@ SHORT = {
     "./launch.sh plan recipes/agent_rl.yaml": ("", "this recipe wants 64 GPUs"),
     "./launch.sh new reward brevity": ("{temp}", "test_brevity.py"),
     "./launch.sh check": ("", "check: all clean"),
-    './launch.sh test -m "not slow"': (COLLECT, "tests collected"),
+    './launch.sh test -n 2 -m "not slow"': (COLLECT, "tests collected"),
     "./launch.sh test tests/rl/batch/test_packing.py": ("", " passed in "),
     "SLUICE_DEVICE=cuda ./launch.sh test -m gpu": (COLLECT, "tests/rollout/transfer/test_nccl.py::"),
     "./launch.sh recipes/quickstart.yaml run.steps=4 run.dir=runs/mine": (

@@ -83,7 +83,7 @@ function paint(token, sample) {
 // Members are filled when they come into sight: a group may have very many tokens.
 const inSight = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) { inSight.unobserve(entry.target); entry.target.fill(); }
-});
+}, { rootMargin: "800px" });
 
 async function tokenView(group, member, drawn) {
   const [samples, texts] = await Promise.all([samplesOf(group), once(`texts-${group.run}`, unpackJson)]);

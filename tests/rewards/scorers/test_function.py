@@ -21,10 +21,10 @@ from rewards.scorers.config import FunctionSettings
 from rewards.scorers.function import FunctionReward, lacking
 from rl.recipe.extensions import chosen_settings
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import asyncio, os, signal, subprocess, sys, threading, time
-
-pytestmark = pytest.mark.slow
 
 
 def accuracy(prompts, completions, answer, **kwargs):

@@ -22,11 +22,11 @@ from rollout.envs.plain import lacking_for_reset
 from rollout.tasks.config import TaskSource
 from rollout.types import Task
 
+pytestmark = pytest.mark.slow
+
 CODE = '''
 import asyncio, os, time
 from typing import Literal
-
-pytestmark = pytest.mark.slow
 
 
 def add(a: int, b: int = 1) -> int:
