@@ -10,7 +10,7 @@ import pytest
 from rollout.agent.config import SamplingConfig
 from tests.rollout.agent.agent_support import CONFIG, act
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 CONFIG_2S = CONFIG.model_copy(
     update={"trajectory_timeout_s": 2.0, "sampling": SamplingConfig(max_tokens=1000), "max_context": 2000}
