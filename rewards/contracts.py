@@ -69,5 +69,13 @@ class Reward:
         """Return the reward parts by name. They may be any finite numbers."""
         raise NotImplementedError
 
+    whole_group: bool = False
+    """Whether `score_group` is asked instead of `score`, once for all attempts at a task."""
+
+    async def score_group(self, endings: Sequence[Ending]) -> Sequence[Mapping[str, float] | Scored]:
+        """Return the reward parts of each attempt at a task, in order. Their environments are gone by then, so their
+        states cannot be looked at. Attempts that infrastructure failures ended are not among them."""
+        raise NotImplementedError
+
     async def close(self) -> None:
         """Release what scoring has taken up."""

@@ -4,15 +4,16 @@ A reward function gets lists and returns a list, one number for each completion:
 
     def accuracy(prompts, completions, answer, **kwargs) -> list[float | None]: ...
 
-Here it is called for one completion at a time, as each episode ends. `prompts` and `completions` hold lists of
-messages. The columns of the row come by their names, as lists, too. None means that the reward does not apply.
+Here it is called for one completion at a time, as each episode ends, or for a whole group. `prompts` and `completions`
+hold lists of messages. The columns of the row come by their names, as lists, too. None means that the reward does not
+apply.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from rewards.errors import InfrastructureError
@@ -43,40 +44,47 @@ def missing(code: Callable[..., Any], known: Mapping[str, Any] | set[str]) -> li
     ]
 
 
-async def score_one(
+async def score_all(
     code: Callable[..., Any],
-    prompt: Any,
-    completion: Any,
-    columns: Mapping[str, Any],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
     *,
     environment: Any,
     run: Run,
-) -> tuple[float | None, dict[str, float]]:
-    """Return the reward of one completion, None where it does not apply, and the metrics that the function logged.
+) -> tuple[list[float | None], dict[str, float]]:
+    """Return the reward of each completion, None where it does not apply, and the metrics that the function logged.
+    `rows` has the columns of each.
 
     Raises:
-        ValueError: the function did not return one finite number or None.
+        ValueError: the function did not return one finite number or None for each.
     """
     logged: dict[str, float] = {}
-    given: dict[str, Any] = {name: [value] for name, value in columns.items()}
-    given |= {"prompts": [prompt], "completions": [completion]}
+    count = len(completions)
+    names = dict.fromkeys(name for row in rows for name in row)
+    given: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+    given |= {"prompts": list(prompts), "completions": list(completions)}
     given |= {"log_metric": lambda name, value: logged.__setitem__(str(name), float(value)), "log_extra": _ignore}
     if environment is not None:
         given["environments"] = [environment]
     # A row that lacks a column has a null there. That some row has it is checked before a run begins.
-    given |= {name: [None] for name in missing(code, given)}
-    return _one_number(await run(code, **select(code, given))), logged
+    given |= {name: [None] * count for name in missing(code, given)}
+    return _numbers(await run(code, **select(code, given)), count), logged
 
 
 def _ignore(*_: Any, **__: Any) -> None:
     """Take columns for TRL's table of completions. Sluice keeps the messages themselves."""
 
 
-def _one_number(result: Any) -> float | None:
+def _numbers(result: Any, count: int) -> list[float | None]:
     values = result.tolist() if hasattr(result, "tolist") else result
-    if not isinstance(values, list | tuple) or len(values) != 1:
-        raise ValueError(f"it returned {result!r:.100}, and not a list with one number for its one completion")
-    (value,) = values
+    if not isinstance(values, list | tuple) or len(values) != count:
+        wanted = "one number for its one completion" if count == 1 else f"{count} numbers for its {count} completions"
+        raise ValueError(f"it returned {result!r:.100}, and not a list with {wanted}")
+    return [_number(value) for value in values]
+
+
+def _number(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, str | bytes) or not math.isfinite(number := float(value)):

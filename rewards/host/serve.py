@@ -22,7 +22,7 @@ from typing import Any
 
 from rewards.errors import InfrastructureError
 from rewards.extension import load
-from rewards.host.calling import call_tool, missing, score_one, select
+from rewards.host.calling import call_tool, missing, score_all, select
 from rewards.host.host import HEADER, framed
 
 STUCK = 16
@@ -65,18 +65,18 @@ class Server:
     async def score(
         self,
         target: str,
-        prompt: Any,
-        completion: Any,
-        columns: dict[str, Any],
+        prompts: list[Any],
+        completions: list[Any],
+        rows: list[dict[str, Any]],
         key: str | None,
         deadline_s: float | None,
     ) -> dict[str, Any]:
-        """Let a reward function score one completion. The deadline ends this call alone, unless the code blocks the
-        main thread: then the host ends the process."""
+        """Let a reward function score completions. The deadline ends this call alone, unless the code blocks the main
+        thread: then the host ends the process."""
         environment = None if key is None else self._object(key)
-        scoring = score_one(self._function(target), prompt, completion, columns, environment=environment, run=self._run)
-        value, metrics = await self._within(deadline_s, scoring)
-        return {"value": value, "metrics": metrics}
+        scoring = score_all(self._function(target), prompts, completions, rows, environment=environment, run=self._run)
+        values, metrics = await self._within(deadline_s, scoring)
+        return {"values": values, "metrics": metrics}
 
     async def tool(self, target: str, name: str, arguments: dict[str, Any], deadline_s: float) -> str:
         """Call a function as a tool. Its result, or what it raised, is a text for the model."""

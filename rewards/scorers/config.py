@@ -45,6 +45,9 @@ class FunctionSettings(RewardSettings):
     """Processes for it in each rollout worker. One that is not asynchronous scores one completion at a time in each."""
     concurrency: int = Field(default=64, ge=1)
     """Completions that one process scores at the same time, if the function is asynchronous."""
+    whole_group: bool = False
+    """Whether it is called once for all attempts at a task, when the last of them has ended, and so can compare them;
+    else for each attempt as it ends."""
     completions: Literal["messages", "text"] = "messages"
     """What it gets as a completion: the messages after the prompt, or the text of the last reply."""
 
@@ -76,6 +79,12 @@ class RemoteSettings(FunctionSettings):
     """At most so many requests of all workers together; null: any number."""
     api_key_env: str | None = None
     """The environment variable with the key that requests carry as a bearer token; null: none."""
+
+    @model_validator(mode="after")
+    def _scores_each(self) -> RemoteSettings:
+        if self.whole_group:
+            raise ValueError("whole_group is for functions; this reward looks at one attempt at a time")
+        return self
 
     @property
     def call_deadline_s(self) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rewards.contracts import Ending, Reward, Scored
@@ -26,6 +26,7 @@ class FunctionReward(Reward):
     def __init__(self, settings: FunctionSettings, sandbox: Sandbox) -> None:
         super().__init__(settings, sandbox)
         self.parts = (settings.part_name,)
+        self.whole_group = settings.whole_group
         self._target = settings.target or settings.name
         made_from = None if settings.target is None else settings.model_dump(mode="json")
         setup = {"operation": "setup", "target": self._target, "settings": made_from}
@@ -33,21 +34,32 @@ class FunctionReward(Reward):
         self._free: asyncio.Queue[Host] | None = None
 
     async def score(self, ending: Ending) -> Scored:
-        request = {
-            "operation": "score",
-            "target": self._target,
-            "prompt": list(ending.messages[: ending.asked]),
-            "completion": self._completion(ending),
-            "columns": {**ending.payload, **ending.metadata},
-            "deadline_s": self.settings.call_deadline_s,
-        }
+        request = self._request([ending])
         if ending.hosted is not None and self.settings.target is None and takes_environment(load({}, self._target)):
             request |= {"key": ending.hosted.key}
             found = await ending.hosted.host.call(request, self.settings.deadline_s + MARGIN_S)
         else:
-            found = await self._in_own_process(request | {"key": None})
-        parts = {} if found["value"] is None else {self.parts[0]: found["value"]}
-        return Scored(parts, found["metrics"])
+            found = await self._in_own_process(request)
+        (value,) = found["values"]
+        return self._scored(value, found["metrics"])
+
+    async def score_group(self, endings: Sequence[Ending]) -> Sequence[Scored]:
+        found = await self._in_own_process(self._request(endings))
+        return [self._scored(value, found["metrics"]) for value in found["values"]]
+
+    def _request(self, endings: Sequence[Ending]) -> dict[str, Any]:
+        return {
+            "operation": "score",
+            "target": self._target,
+            "prompts": [list(ending.messages[: ending.asked]) for ending in endings],
+            "completions": [self._completion(ending) for ending in endings],
+            "rows": [{**ending.payload, **ending.metadata} for ending in endings],
+            "deadline_s": self.settings.call_deadline_s,
+            "key": None,
+        }
+
+    def _scored(self, value: float | None, metrics: Mapping[str, float]) -> Scored:
+        return Scored({} if value is None else {self.parts[0]: value}, metrics)
 
     async def _in_own_process(self, request: dict[str, Any]) -> Any:
         """Call the function in a process with a free place. The place is free again when the call has ended, and not

@@ -99,6 +99,8 @@ def _lacking(source: TaskSource, tasks: Sequence[Task]) -> Iterator[str]:
             code = load({}, reward.name)
             if wants_environment(code) and not lives_in_a_process(source.environment):
                 yield f"reward {reward.name}: it asks for 'environments', which environments in plain Python have only"
+            elif wants_environment(code) and reward.whole_group:
+                yield f"reward {reward.name}: it asks for 'environments', which are gone when a whole group has ended"
             elif text := lacking(code, columns):
                 yield f"reward {reward.name}: {text}"
 

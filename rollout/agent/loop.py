@@ -22,6 +22,7 @@ import logging
 from dataclasses import replace
 
 from rewards.errors import one_line
+from rollout.agent.compare import compared
 from rollout.agent.episode import Agent, Episode
 from rollout.agent.source import Source
 from rollout.contracts import Environment, Superseded
@@ -42,7 +43,8 @@ async def run_group(agent: Agent, source: Source, task: Task, group_id: str) -> 
             members.create_task(run_agent(agent, source, task, group_id, f"{group_id}/{member}"))
             for member in range(agent.config.group_size)
         ]
-    return Group(id=group_id, task=task, trajectories=tuple(member.result() for member in running))
+    group = Group(id=group_id, task=task, trajectories=tuple(member.result() for member in running))
+    return await compared(group, source, agent.config) if source.compares else group
 
 
 async def run_agent(agent: Agent, source: Source, task: Task, group_id: str, request_id: str) -> Trajectory:

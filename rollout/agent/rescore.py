@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.contracts import Ending
@@ -60,7 +60,26 @@ async def rescore(stored: Iterable[Stored], sources: Mapping[str, Source]) -> As
     for one in stored:
         if one.group.task.source in sources and one.group.usable:
             members = await asyncio.gather(*(member(one.group, trajectory) for trajectory in one.group.usable))
-            yield GroupAgain(stored=one, members=tuple(members))
+            yield GroupAgain(stored=one, members=tuple(await _compared(sources[one.group.task.source], one, members)))
+
+
+async def _compared(source: Source, stored: Stored, members: Sequence[Again]) -> Sequence[Again]:
+    """The members with what rewards say that look at the whole group."""
+    scores = [member.now for member in members]
+    if not source.compares:
+        return members
+    if None in scores:
+        failure = "a reward of the whole group cannot be asked, because another member cannot be scored"
+        return [m if m.now is None else replace(m, now=None, failure=failure) for m in members]
+    endings = [ending_of(stored.group, member.before) for member in members]
+    try:
+        found = await source.compare(endings, [score for score in scores if score is not None])
+    except Exception as error:  # whatever a reward raises
+        return [replace(m, now=None, failure=f"{type(error).__name__}: {error}") for m in members]
+    return [
+        replace(m, now=None, failure=str(score)) if isinstance(score, Exception) else replace(m, now=score)
+        for m, score in zip(members, found, strict=True)
+    ]
 
 
 def ending_of(group: Group, trajectory: Trajectory) -> Ending:

@@ -40,20 +40,25 @@ class Source:
         self._spec = make_environment(config.environment)
         chosen = [reward for reward in config.rewards if reward.name != ENVIRONMENT]
         self._own = len(config.rewards) - len(chosen)
-        self._rewards: list[Reward] = [
-            make(REWARDS, reward.adapter or reward.name, reward, sandbox) for reward in chosen
-        ]
+        rewards: list[Reward] = [make(REWARDS, reward.adapter or reward.name, reward, sandbox) for reward in chosen]
+        self._rewards = [reward for reward in rewards if not reward.whole_group]
+        self._comparing = [reward for reward in rewards if reward.whole_group]
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of all reward parts, the environment's first. A name that two rewards give is listed twice."""
         own = self._spec.reward_parts * self._own
-        return (*own, *(part for reward in self._rewards for part in reward.parts))
+        return (*own, *(part for reward in (*self._rewards, *self._comparing) for part in reward.parts))
 
     @property
     def uses_sandbox(self) -> bool:
         """Whether the environment or a reward needs a sandbox that isolates."""
-        return self._spec.uses_sandbox or any(reward.uses_sandbox for reward in self._rewards)
+        return self._spec.uses_sandbox or any(reward.uses_sandbox for reward in (*self._rewards, *self._comparing))
+
+    @property
+    def compares(self) -> bool:
+        """Whether there are rewards that look at a whole group: scores are final after `compare` only."""
+        return bool(self._comparing)
 
     def make(self, task: Task) -> Environment:
         """Make an episode of `task`."""
@@ -69,6 +74,18 @@ class Source:
         parts = dict(await environment.score(ending.answer)) if self._own else {}
         self._check(parts, self._spec.reward_parts * self._own, self._spec.may_abstain)
         return await self._total(parts, ending)
+
+    async def compare(self, endings: Sequence[Ending], scores: Sequence[Score]) -> list[Score | InfrastructureError]:
+        """Complete the scores of the members of a group with what the rewards say that look at all of them. In the
+        place of a score stands an error where no reward applies to the member. Raises what `score` raises."""
+        found = [(dict(score.parts), dict(score.metrics)) for score in scores]
+        for reward in self._comparing:
+            for (parts, metrics), scored in zip(found, await reward.score_group(endings), strict=True):
+                self._add(reward, scored, parts, metrics)
+        return [
+            self._composed(parts, metrics) if parts else self._inapplicable(ending)
+            for (parts, metrics), ending in zip(found, endings, strict=True)
+        ]
 
     @property
     def kept_parts(self) -> tuple[str, ...]:
@@ -87,26 +104,39 @@ class Source:
 
     async def close(self) -> None:
         """End the processes of the rewards. They also end by themselves when this process does."""
-        for reward in self._rewards:
+        for reward in (*self._rewards, *self._comparing):
             await reward.close()
 
     async def _total(self, parts: dict[str, float], ending: Ending) -> Score:
         metrics: dict[str, float] = {}
         for reward, found in zip(self._rewards, await self._scores(ending), strict=True):
-            scored = found if isinstance(found, Scored) else Scored(found)
-            self._check(scored.parts, reward.parts, reward.may_abstain)
-            parts |= scored.parts
-            for name, value in scored.metrics.items():  # two judges both have costs
-                metrics[f"reward/{name}"] = metrics.get(f"reward/{name}", 0.0) + value
-        if not parts:
-            raise InfrastructureError(f"none of the rewards {', '.join(self.parts)} applies to task {ending.task}")
+            self._add(reward, found, parts, metrics)
+        if not parts and not self._comparing:
+            raise self._inapplicable(ending)
+        return self._composed(parts, metrics)
+
+    def _add(
+        self, reward: Reward, found: Mapping[str, float] | Scored, parts: dict[str, float], metrics: dict[str, float]
+    ) -> None:
+        scored = found if isinstance(found, Scored) else Scored(found)
+        self._check(scored.parts, reward.parts, reward.may_abstain)
+        parts |= scored.parts
+        for name, value in scored.metrics.items():  # two judges both have costs
+            metrics[f"reward/{name}"] = metrics.get(f"reward/{name}", 0.0) + value
+
+    def _composed(self, parts: Mapping[str, float], metrics: Mapping[str, float]) -> Score:
         total = float(compose(parts, self._config.weights))
         parts = {name: float(value) for name, value in parts.items()}  # NumPy's numbers cannot be stored
         success = succeeded(total, parts, self._config.success)
         return Score(reward=total, parts=parts, success=success, metrics=metrics)
 
+    def _inapplicable(self, ending: Ending) -> InfrastructureError:
+        return InfrastructureError(f"none of the rewards {', '.join(self.parts)} applies to task {ending.task}")
+
     async def _scores(self, ending: Ending) -> Sequence[Mapping[str, float] | Scored]:
         """What each reward says. They look at the episode at the same time; the first failure ends the others."""
+        if not self._rewards:
+            return []
         if len(self._rewards) == 1:
             return [await self._rewards[0].score(ending)]
         try:

@@ -22,6 +22,11 @@ def fails(completions, **kwargs):
     raise ValueError("as asked")
 
 
+def longest(completions, **kwargs):
+    lengths = [len(c[-1]["content"]) for c in completions]
+    return [float(length == max(lengths)) for length in lengths]
+
+
 def abstains(completions, **kwargs):
     return [None if completions[0][-1]["content"] == "aa" else 1.0]
 """
@@ -147,3 +152,11 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert reward_test([]) == reward_test([str(tmp_path)]) == 2
     assert "is no run directory" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_reward_of_the_whole_group_is_asked_once_for_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = f"{{name: {run.parent}/mine.py:longest, whole_group: true}}"
+    assert reward_test([str(run), f"tasks.sources.0.rewards=[{whole}]", "tasks.sources.0.success={longest: 1.0}"]) == 0
+    told = capsys.readouterr().out
+    assert "4 trajectories of 2 groups scored again" in told and "cannot be scored" not in told
+    assert "longest" in told and "0 1" in told

@@ -174,6 +174,8 @@ class ScriptedEngine:
 class Counters:
     """A source of `Counter` environments. It keeps those that it made, and what it scored."""
 
+    compares = False
+
     weights: dict[str, float] = field(default_factory=lambda: {"counted": 0.0})
     environment: type[Counter] = Counter
     how: dict[str, Any] = field(default_factory=dict)
