@@ -120,6 +120,6 @@ def _text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _said(message: Mapping[str, Any]) -> str:
-    calls = [call["function"] for call in message.get("tool_calls", ())]
+    calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
     told = [f"calls {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls]
     return "\n".join([str(message.get("content") or ""), *told]).strip()
