@@ -230,7 +230,7 @@ case "$verb" in
     *)
         recipe=$verb
         case "$verb" in
-            test | check | model | reward-test | report) recipe="" ;;
+            test | check | model | reward-test | report | node) recipe="" ;;
             plan | eval | rollout | play) recipe=${2:-} && [[ -n $recipe ]] || die "$verb needs a recipe: ./launch.sh $verb RECIPE [key=value …]" ;;
         esac
         if [[ -n $recipe && ! -f $recipe ]]; then

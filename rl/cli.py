@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "test": "rl.verbs.develop:test",
     "check": "rl.verbs.develop:check",
     "lock": "rl.verbs.lock:lock",
+    "node": "rl.verbs.node:node",
     "doctor": "rl.verbs.doctor:doctor",
     "model": "rl.verbs.model:model",
 }

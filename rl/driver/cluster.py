@@ -11,18 +11,25 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rl.driver.config import RunConfig
 from rl.driver.placement import Place, beside, shared_seats, trainer_places
 from rl.driver.specs import TrainerSpec
 from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
+from rl.launch.addresses import own_address
+from rl.launch.greeting import greeting
+from rl.launch.hostfile import read_hostfile
+from rl.launch.ssh import Hosts
 from rl.paths import REPOSITORY
 from rl.processes.tree import TEMP, resource_prefix
 from rollout.actors.buffer import BufferActor
@@ -34,6 +41,9 @@ from rollout.store.shared import RunFolder
 from rollout.types import Device, Placement
 
 JOIN_S = 10.0
+GATHER_S = 900.0
+"""How long the machines of a hostfile may take to join: each may have to build its environment first."""
+POLL_S = 0.3
 SHUTDOWN_S = 5.0
 CLOSE_S = 20.0
 CONCURRENCY = 1000
@@ -58,6 +68,9 @@ class Cluster:
 
     def __init__(self, logs_dir: Path, run_id: str) -> None:
         self._logs_dir = logs_dir
+        self._run_id = run_id
+        self._hosts: Hosts | None = None
+        self._nodes: list[str] = []
         self._temp_dir = TEMP / f"{resource_prefix(run_id)}ray"
         self.calls = Calls(logs_dir)
         self.device: Device = "cpu"
@@ -66,33 +79,78 @@ class Cluster:
         self.workers: list[ActorHandle] = []
         self.buffer: ActorHandle | None = None
 
-    def connect(self, address: str | None, object_store_bytes: int) -> Hardware:
-        """Start a local Ray instance with an object store of this size, or join the one at `address`.
+    def connect(self, run: RunConfig, object_store_bytes: int) -> Hardware:
+        """Start a Ray instance with an object store of this size, here and on the machines of a hostfile, or join an
+        existing cluster.
 
         Raises:
-            NoCluster: nobody answers there.
+            NoCluster: nobody answers there, or a machine does not join.
         """
         environment = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])}
-        if address is not None:
-            _join_cluster(address, environment)
+        if run.ray_address is not None:
+            _join_cluster(run.ray_address, environment)
         else:
             # By default Ray starts its workers at niceness 15: any other program on the machine would starve the run.
             os.environ.update(environment | {"RAY_worker_niceness": "0"})
-            ray.init(
-                "local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                object_store_memory=object_store_bytes,
-                _temp_dir=str(self._temp_dir),
-                _node_ip_address="127.0.0.1",
-            )
+            hosts = [] if run.hostfile is None else read_hostfile(Path(run.hostfile))
+            self._start_ray(_own_address(run, hosts) if hosts else "127.0.0.1", object_store_bytes)
+            if hosts:
+                self._hosts = Hosts(hosts, run.ssh, self._logs_dir)
+                self._gather(len(hosts))
+                self.calls.gone = self._hosts.ended
+        own = ray.get_runtime_context().get_node_id()
+        self._nodes = [own, *(node["NodeID"] for node in _alive() if node["NodeID"] != own)]
         everything = ray.cluster_resources()
         return Hardware(
             cpus=int(everything["CPU"]),
             gpus=int(everything.get("GPU", 0)),
-            largest_node_gpus=max(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]),
+            largest_node_gpus=max(int(node["Resources"].get("GPU", 0)) for node in _alive()),
         )
+
+    def _start_ray(self, address: str, object_store_bytes: int) -> None:
+        ray.init(
+            "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=object_store_bytes,
+            _temp_dir=str(self._temp_dir),
+            _node_ip_address=address,
+        )
+
+    def _gather(self, count: int) -> None:
+        """Let so many machines join, and wait for them."""
+        assert self._hosts is not None
+        head = ray.get_runtime_context().gcs_address
+        self._hosts.start(greeting(head, _token(), self._run_id, os.environ))
+        end = time.monotonic() + GATHER_S
+        while len(_alive()) <= count:
+            self.calls.stop.check()
+            if ended := self._hosts.ended():
+                raise NoCluster(f"a machine of run.hostfile did not join: {'; '.join(ended)}")
+            if time.monotonic() > end:
+                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of run.hostfile joined within {GATHER_S:g} s")
+            time.sleep(POLL_S)
+
+    def places(self) -> dict[str, str]:
+        """By the address of each machine the actors that it has. All of them must be idle."""
+        handles = self.calls.handles()
+        found = self.calls.ask_all(handles, "__ray_call__", _address, what="looking for the actors' machines")
+        table: dict[str, list[str]] = {}
+        for handle, address in zip(handles, found, strict=True):
+            table.setdefault(address, []).append(self.calls.role(handle))
+        return {address: ", ".join(sorted(table[address])) for address in sorted(table)}
+
+    @property
+    def machines(self) -> int:
+        return len(self._nodes)
+
+    def _at(self, machine: int, cpus: float = 0) -> Place:
+        """A place on a machine by its number, 0 for the one with the driver. Alone, it is Ray's choice."""
+        if self.machines <= 1:
+            return Place(cpus=cpus)
+        node = self._nodes[machine % self.machines]
+        return Place(cpus=cpus, strategy=NodeAffinitySchedulingStrategy(node, soft=False))
 
     def close(self) -> None:
         """Kill the actors and stop a local Ray instance. Never raises.
@@ -111,6 +169,8 @@ class Cluster:
         if ray.is_initialized():
             self._end_actors()
             ray.shutdown()
+        if self._hosts is not None:
+            self._hosts.close()
 
     def _end_actors(self) -> None:
         """Stop workers and trainers before engines. Otherwise their last requests fail and fill the logs with
@@ -126,7 +186,7 @@ class Cluster:
 
     def start_trainers(self, spec: TrainerSpec) -> None:
         """Start one actor per rank."""
-        places = trainer_places(spec.trainer.ranks, self.device)
+        places = trainer_places(spec.trainer.ranks, self.device, self._at(0))
         self.trainers = [
             self.spawn(TrainerActor, f"trainer-{rank}", place, rank, spec) for rank, place in enumerate(places)
         ]
@@ -140,7 +200,7 @@ class Cluster:
                 (beside(own[0]), [seat.gpu for seat in own]) for own in dealt
             ]
         else:
-            own_gpus = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else Place()
+            own_gpus = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else self._at(0)
             places = [(own_gpus, None) for _ in range(config.replicas)]
         groups = ENGINE_CONCURRENCY_GROUPS
         self.engines = [
@@ -150,14 +210,15 @@ class Cluster:
 
     def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle | None) -> None:
         """Start one actor per rollout worker. Without a buffer they can only evaluate."""
-        place = Place(cpus=1) if self.device == "cuda" else Place()
+        cpus = 1 if self.device == "cuda" else 0
         self.workers = [
-            self.spawn(WorkerActor, f"worker-{i}", place, spec, engines, buffer) for i in range(spec.rollout.workers)
+            self.spawn(WorkerActor, f"worker-{i}", self._at(i, cpus), spec, engines, buffer)
+            for i in range(spec.rollout.workers)
         ]
 
     def start_buffer(self, spec: BufferSpec, folder: RunFolder, saved: BufferState | None) -> ActorHandle:
         """Start the actor of the buffer."""
-        self.buffer = self.spawn(BufferActor, "buffer", Place(), spec, folder, saved)
+        self.buffer = self.spawn(BufferActor, "buffer", self._at(0), spec, folder, saved)
         return self.buffer
 
     def spawn(
@@ -175,6 +236,36 @@ class Cluster:
         )
         self.calls.add(handle, role, ping=one_at_a_time)
         return handle
+
+
+def _token() -> str:
+    """What Ray's processes prove with that they belong to the cluster."""
+    own = os.environ.get("RAY_AUTH_TOKEN")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    return own or Path(path).expanduser().read_text(encoding="utf-8").strip()
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _address(_: Any) -> str:
+    address: str = ray.util.get_node_ip_address()
+    return address
+
+
+def _own_address(run: RunConfig, hosts: Sequence[str]) -> str:
+    if run.host_address is not None:
+        return run.host_address
+    name = hosts[0].rpartition("@")[2]
+    try:
+        found = own_address(name)
+    except OSError as error:
+        raise NoCluster(
+            f"no address of this machine leads to {name}, the first of run.hostfile ({error}): set run.host_address to "
+            "the address that the other machines reach"
+        ) from error
+    return found
 
 
 def _join_cluster(address: str, environment: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rewards.strict import StrictModel
 
@@ -28,6 +28,21 @@ class RunConfig(StrictModel):
     ray_address: str | None = None
     """An existing Ray cluster as HOST:PORT, an IPv6 host in brackets, or `auto`; null: a local instance, started and
     stopped by the run."""
+    hostfile: str | None = None
+    """A file with the other machines of the run, a line each, which are reached over ssh; null: this machine alone.
+    They need the same working tree under the same path, and run.dir must be shared."""
+    ssh: str = "ssh"
+    """The command that reaches a machine of the hostfile, with options of yours."""
+    host_address: str | None = None
+    """The address of this machine that the others reach; null: the one from which the hostfile's first is reached."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RunConfig:
+        if self.ray_address is not None and self.hostfile is not None:
+            raise ValueError(
+                "hostfile starts a cluster of the run's own and ray_address joins another: set one of them"
+            )
+        return self
 
     @field_validator("ray_address")
     @classmethod

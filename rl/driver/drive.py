@@ -127,7 +127,7 @@ def _run(session: Session, train: Callable[[Session], None], trains: bool) -> En
                 return Ending(code=NOTHING_STARTED, reason="; ".join(problems))
         starting = "starting Ray" if recipe.run.ray_address is None else "joining the Ray cluster"
         with signal_handlers_kept(on_signal), session.phase(starting):
-            hardware = cluster.connect(recipe.run.ray_address, object_store_bytes(recipe))
+            hardware = cluster.connect(recipe.run, object_store_bytes(recipe))
         cluster.calls.stop.check()
         missing = missing_hardware(
             recipe,

@@ -25,10 +25,11 @@ class Place:
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": self.strategy}
 
 
-def trainer_places(ranks: int, device: Device) -> list[Place]:
-    """One place per rank. On GPUs, each has a core and a GPU, on as few machines as can hold them."""
+def trainer_places(ranks: int, device: Device, home: Place) -> list[Place]:
+    """One place per rank. On GPUs, each has a core and a GPU, on as few machines as can hold them; on CPUs all of them
+    are at `home`."""
     if device == "cpu":
-        return [Place()] * ranks
+        return [home] * ranks
     group = placement_group([{"CPU": 1, "GPU": 1}] * ranks, strategy="PACK")
     return [
         Place(cpus=1, gpus=1, strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank))

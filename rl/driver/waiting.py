@@ -42,6 +42,8 @@ class Calls:
 
     def __init__(self, logs_dir: Path) -> None:
         self.stop = StopRequest()
+        self.gone: Callable[[], Sequence[str]] = list
+        """Says of each other machine that was lost why."""
         self._logs_dir = logs_dir
         self._roles: dict[Actor, str] = {}
         self._pinged_actors: list[Actor] = []
@@ -61,6 +63,10 @@ class Calls:
     def handles(self) -> list[Actor]:
         """Every actor that was added, in that order."""
         return list(self._roles)
+
+    def role(self, handle: Actor) -> str:
+        """The role that an actor was added with."""
+        return self._roles[handle]
 
     def waiting_for(self) -> str:
         """What the driver waits for now, in words: the work and the processes that do it."""
@@ -112,6 +118,8 @@ class Calls:
             self._waiting = f"{what}: {self._names(pending.values())}"
             self.stop.check()
             self._ping()
+            if gone := self.gone():
+                raise ProcessFailure(f"{what}: a machine is gone: {'; '.join(gone)}")
             others = {ref: role for ref, role in (self._watched | self._background).items() if ref not in pending}
             done, _ = ray.wait([*pending, *others], num_returns=1, timeout=POLL_S)
             for reference in done:

@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-VERBS = ("plan", "eval", "rollout", "play", "model", "reward-test", "report", "new", "test", "check", "lock", "doctor")
+VERBS = (
+    *("plan", "eval", "rollout", "play", "model", "reward-test", "report", "new"),
+    *("test", "check", "lock", "node", "doctor"),
+)
 """The names of rl.cli's verbs."""
 RECIPES = Path(__file__).parents[2] / "recipes"
 _CHARACTERS = 300

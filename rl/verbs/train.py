@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.exitcodes import NOTHING_STARTED
@@ -38,17 +39,23 @@ def train(argv: Sequence[str]) -> int:
 
 def lacking(recipe: Recipe, *, trains: bool = True) -> list[str]:
     """Sentences that say why the recipe cannot run on this machine. Empty when it can. Nothing is started yet."""
+    from rl.launch.hostfile import read_hostfile
     from rl.recipe.check_sources import needs_sandbox
     from rl.recipe.hardware import missing_hardware, resolve_device
     from rl.recipe.machine import cpu_count, environment_error, gpu_names, sandbox_error
 
     found = []
     # An existing cluster's devices are only known once connected to it; the driver asks the same question there.
-    if recipe.run.ray_address is None:
+    if recipe.run.ray_address is None and recipe.run.hostfile is None:
         gpus = len(gpu_names())
         found += missing_hardware(recipe, cpus=cpu_count(), gpus=gpus, trains=trains)
         wrong = environment_error(resolve_device(recipe, gpus))
         found += [wrong] if wrong and not found else []
+    if recipe.run.hostfile is not None:
+        try:
+            read_hostfile(Path(recipe.run.hostfile))
+        except ValueError as error:
+            found.append(str(error))
     isolated = recipe.sandbox.kind == "bubblewrap" and needs_sandbox(recipe)
     unsafe = sandbox_error(recipe.sandbox) if isolated else None
     return [*found, unsafe] if unsafe else found

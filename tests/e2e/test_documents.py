@@ -22,6 +22,8 @@ ELSEWHERE = {
     "SLUICE_DEVICE=cpu ./launch.sh recipes/quickstart.yaml": "the same on a machine with GPUs: tests/test_launch.py",
     "./launch.sh eval recipes/quickstart.yaml model=ADAPTER against=runs/eval-quickstart-…": "tests/e2e/test_eval.py",
     "./launch.sh report runs/quickstart-…": "tests/e2e/test_quickstart.py, tests/rl/report/",
+    "./launch.sh recipes/agent_rl.yaml run.hostfile=HOSTS run.dir=SHARED/run": "tests/e2e/test_hostfile.py",
+    "./launch.sh node": "tests/e2e/test_hostfile.py: it is started over ssh",
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
     "./launch.sh model smollm2-135m": "downloads 93 MB: tests/rl/verbs/test_model.py",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rl.driver.cluster import Cluster
+from rl.driver.config import RunConfig
 from rl.processes.tree import kill_run, new_run_id
 
 
@@ -18,7 +19,7 @@ def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # so that what `connect` sets is put back
             environment.setenv(name, "")
             environment.delenv(name)
-        cluster.connect(None, 100 * 2**20)
+        cluster.connect(RunConfig(), 100 * 2**20)
         yield
         cluster.close()
     kill_run(run_id)

@@ -1,0 +1,81 @@
+"""What the driver tells the other machines of a run, over their standard input: nothing of it is an argument, which
+everybody on the machine could read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rl.paths import REPOSITORY
+
+PACKAGES = ("rl", "rollout", "rewards", "locks")
+PASSED = (
+    *("CUDA_", "GLOO_", "HF_", "HUGGINGFACE_", "NCCL_", "OMP_", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_"),
+    *("VLLM_", "WANDB_"),
+)
+"""How environment variables begin that every machine of a run gets."""
+OWN = ("CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+"""Those of them that mean something else on another machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """The head's address of Ray's, the token that Ray wants, the id of the run, variables to set, and what the code of
+    the run is."""
+
+    address: str
+    token: str
+    run_id: str
+    environment: Mapping[str, str]
+    code: str
+    python: str
+
+    def line(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def of_line(cls, line: bytes) -> Greeting:
+        """Raises ValueError if it is no greeting."""
+        try:
+            return cls(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"no greeting of a run came over standard input ({error})") from None
+
+    def difference(self) -> str | None:
+        """What this machine has that differs from the head's, in words; None if nothing does."""
+        if platform.python_version() != self.python:
+            return f"Python {platform.python_version()} is here, and {self.python} where the run was started"
+        if code_digest() != self.code:
+            return f"the code or the locks in {REPOSITORY} are not those of the machine where the run was started"
+        return None
+
+
+def greeting(address: str, token: str, run_id: str, environment: Mapping[str, str]) -> Greeting:
+    """The greeting of this machine's run. Of `environment` the variables in PASSED go along."""
+    passed = {name: value for name, value in environment.items() if name.startswith(PASSED) and name not in OWN}
+    return Greeting(
+        address=address,
+        token=token,
+        run_id=run_id,
+        environment=passed,
+        code=code_digest(),
+        python=platform.python_version(),
+    )
+
+
+def code_digest(root: Path = REPOSITORY) -> str:
+    """16 hex digits over the code and the locks of a working tree."""
+    digest = hashlib.sha256()
+    for path in _files(root):
+        digest.update(f"{path.relative_to(root)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for package in PACKAGES:
+        yield from sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".txt"))

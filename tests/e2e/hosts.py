@@ -1,0 +1,156 @@
+"""Machines of a cluster, on this one: each has network, processes, /tmp, /dev/shm and home of its own.
+
+They share the rest of the file system, and so the repository, its environment, and a folder outside of /tmp. Making
+them takes root.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+PORT = 2222
+READY_S = 30.0
+ENTER = """
+set -e
+mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /dev/shm
+hostname "$1"; kept=$2; shift 2
+if [ "$kept" ]; then mkdir /tmp/kept; mount --bind "$kept" /tmp/kept; fi
+mount -t tmpfs tmpfs "$HOME"
+if [ "$kept" ]; then mkdir -p "$kept"; mount --move /tmp/kept "$kept"; fi
+exec "$@"
+"""
+SSHD = """
+Port {port}
+ListenAddress {address}
+HostKey {folder}/host-key
+AuthorizedKeysFile {folder}/key.pub
+StrictModes no
+UsePAM no
+PidFile none
+PasswordAuthentication no
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of them: its number from 1, and the folder that all share."""
+
+    number: int
+    prefix: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.prefix}{self.number}"
+
+    @property
+    def address(self) -> str:
+        return f"10.77.0.{self.number}"
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The command that runs another one there, with all that it starts in a process space of its own."""
+        inside = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
+        return ["ip", "netns", "exec", self.name, *inside, "bash", "-c", ENTER, "enter", self.name, kept(), *words]
+
+
+def kept() -> str:
+    """What stays of the home: the Python of the environment, if it lies there."""
+    inside = Path(sys.base_prefix).is_relative_to(Path.home())
+    return sys.base_prefix if inside else ""
+
+
+@contextmanager
+def machines(count: int) -> Iterator[list[Machine]]:
+    """So many machines on one network, without any other. All but the first answer to ssh."""
+    folder = Path(tempfile.mkdtemp(prefix="sluice-cluster-", dir="/var/tmp"))
+    prefix = f"sl{os.getpid() % 10000}-"
+    made = [Machine(number, prefix, folder) for number in range(1, count + 1)]
+    servers: list[subprocess.Popen[bytes]] = []
+    try:
+        _wire(prefix, made)
+        _keys(folder)
+        servers = [_serve(machine) for machine in made[1:]]
+        for machine, server in zip(made[1:], servers, strict=True):
+            _await(made[0], machine, server)
+        yield made
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+        for machine in made:
+            subprocess.run(["ip", "netns", "del", machine.name], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", f"{prefix}br"], check=False, capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ssh_command(folder: Path) -> str:
+    """What reaches the machines."""
+    options = ("StrictHostKeyChecking=no", f"UserKnownHostsFile={folder}/known", f"IdentityFile={folder}/key")
+    return shlex.join(["ssh", "-p", str(PORT), *(word for one in options for word in ("-o", one))])
+
+
+def run_on(
+    machine: Machine, words: Sequence[str], environment: Mapping[str, str], cwd: Path, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        machine.command(words),
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def _wire(prefix: str, made: Sequence[Machine]) -> None:
+    bridge = f"{prefix}br"
+    _ip("link", "add", bridge, "type", "bridge")
+    _ip("link", "set", bridge, "up")
+    for machine in made:
+        _ip("netns", "add", machine.name)
+        outside = f"{prefix}v{machine.number}"
+        _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", machine.name)
+        _ip("link", "set", outside, "master", bridge, "up")
+        _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", "eth0")
+        _ip("-n", machine.name, "link", "set", "eth0", "up")
+        _ip("-n", machine.name, "link", "set", "lo", "up")
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def _keys(folder: Path) -> None:
+    for name in ("key", "host-key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+
+
+def _serve(machine: Machine) -> subprocess.Popen[bytes]:
+    config = machine.folder / f"sshd-{machine.number}"
+    config.write_text(SSHD.format(port=PORT, address=machine.address, folder=machine.folder))
+    os.makedirs("/run/sshd", exist_ok=True)
+    sshd = shutil.which("sshd") or "/usr/sbin/sshd"
+    log = (machine.folder / f"sshd-{machine.number}.log").open("wb")
+    return subprocess.Popen(machine.command([sshd, "-D", "-e", "-f", str(config)]), stdout=log, stderr=log)
+
+
+def _await(first: Machine, machine: Machine, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + READY_S
+    asked = ["ip", "netns", "exec", first.name, *shlex.split(ssh_command(machine.folder)), machine.address, "true"]
+    while (done := subprocess.run(asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)).returncode != 0:
+        log = (machine.folder / f"sshd-{machine.number}.log").read_text(errors="replace")
+        assert server.poll() is None and time.monotonic() < end, f"{done.stderr}\n{log}"
+        time.sleep(0.3)
