@@ -169,6 +169,8 @@ def _hardware(recipe: Recipe, device: Device, cpus: int, gpus: int) -> str:
     ]
     if recipe.run.ray_address is not None:
         return "\n".join([*lines, f"the Ray cluster at {recipe.run.ray_address} is asked when the run starts"])
+    if recipe.run.hostfile is not None:
+        return "\n".join([*lines, f"the machines in {recipe.run.hostfile} are asked when the run starts"])
     return "\n".join([*lines, *(missing_hardware(recipe, cpus=cpus, gpus=gpus) or ["can start here"])])
 
 

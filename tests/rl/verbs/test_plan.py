@@ -139,6 +139,8 @@ def test_a_plan_ends_with_whether_the_recipe_can_start(cluster: Recipe, tiny_mod
     assert "── hardware ──\nrun.device=cuda: wants 64 GPUs (32 trainer, 32 inference) and 68 CPU cores\n" in here
     assert "here: 64 GPUs, 68 CPU cores\ncan start here" in here
     assert "here: 63 GPUs, 68 CPU cores\nthis recipe wants 64 GPUs" in describe(cluster, cpus=68, gpus=63)
+    hosts = describe(load_recipe(CLUSTER, ["run.hostfile=hosts"]), cpus=2, gpus=0)
+    assert "the machines in hosts are asked when the run starts" in hosts and "this recipe wants" not in hosts
     joined = describe(load_recipe(CLUSTER, ["run.ray_address=auto"]), cpus=2, gpus=0)
     assert "the Ray cluster at auto is asked when the run starts" in joined and "can start" not in joined
     small = describe(load_recipe(CLUSTER, [f"model={tiny_model}", *SHRUNK]), cpus=2, gpus=0)
