@@ -99,7 +99,7 @@ def about(run: Path) -> dict[str, Any]:
     summary = None
     with suppress(OSError, ValueError):
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return {"name": _recipe(text).get("run", {}).get("name") or run.name, "recipe": text, "summary": summary}
+    return {"name": _entry(text, "run", "name") or run.name, "recipe": text, "summary": summary}
 
 
 def tokenizers(run: Path) -> list[Path]:
@@ -110,7 +110,9 @@ def tokenizers(run: Path) -> list[Path]:
 def _tokenizers(run: Path) -> Iterator[Path]:
     for saved in reversed(CheckpointStore.steps(run / "checkpoints")):
         yield saved / MODEL
-    model = _recipe((run / CONFIG).read_text(encoding="utf-8", errors="replace")).get("model", {}).get("path", "")
+    model = _entry((run / CONFIG).read_text(encoding="utf-8", errors="replace"), "model", "path")
+    if not model:
+        return
     yield Path(model)
     with suppress(Exception):
         from huggingface_hub import try_to_load_from_cache
@@ -120,9 +122,11 @@ def _tokenizers(run: Path) -> Iterator[Path]:
             yield Path(cached).parent
 
 
-def _recipe(text: str) -> dict[str, Any]:
-    try:
+def _entry(text: str, section: str, key: str) -> str:
+    """A text in a recipe; empty where it is not there."""
+    with suppress(yaml.YAMLError):
         found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        below = found.get(section) if isinstance(found, dict) else None
+        value = below.get(key) if isinstance(below, dict) else None
+        return value if isinstance(value, str) else ""
+    return ""

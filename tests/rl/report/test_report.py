@@ -132,6 +132,18 @@ def test_a_run_that_goes_on_and_lacks_its_model_is_shown_too(tmp_path: Path) -> 
     assert json.loads(unpacked(text, "texts-0")) == {}
 
 
+@pytest.mark.parametrize("config", ["run: [broken", "run: 5\nmodel: x\n", "", "- 1\n", "run:\n  name: 7\n"])
+def test_what_is_left_of_a_run_is_shown(tmp_path: Path, config: str) -> None:
+    run = make_run(tmp_path / "left")
+    for name in ("ledger.log", "metrics.jsonl", "timeline.jsonl", "summary.json"):
+        (run / name).unlink()
+    (run / "config.yaml").write_text(config)
+    _, data = page_of(run)
+    (shown,) = data["runs"]
+    assert (shown["name"], shown["total"], shown["curves"]) == ("left", 5, [])
+    assert {group["step"] for group in shown["groups"]} == {None} and shown["timeline"]["events"] == []
+
+
 def test_the_page_holds_no_markup_of_the_run(tmp_path: Path) -> None:
     text, _ = page_of(make_run(tmp_path / "run", name="</script><b>"))
     assert "onerror" not in text and "<b>" not in text
