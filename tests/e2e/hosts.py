@@ -18,15 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rl.paths import REPOSITORY
+
 PORT = 2222
 READY_S = 30.0
 ENTER = """
 set -e
-mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /dev/shm
-hostname "$1"; kept=$2; shift 2
-if [ "$kept" ]; then mkdir /tmp/kept; mount --bind "$kept" /tmp/kept; fi
-mount -t tmpfs tmpfs "$HOME"
-if [ "$kept" ]; then mkdir -p "$kept"; mount --move /tmp/kept "$kept"; fi
+hostname "$1"; staging=$2; count=$3; shift 3
+kept=("${@:1:count}"); shift "$count"
+for path in "${kept[@]}"; do mkdir -p "$staging$path"; mount --rbind "$path" "$staging$path"; done
+here=$PWD
+for place in /tmp /dev/shm "$HOME"; do mount -t tmpfs tmpfs "$place"; done
+for path in "${kept[@]}"; do mkdir -p "$path"; mount --rbind "$staging$path" "$path"; done
+cd "$here"
 exec "$@"
 """
 SSHD = """
@@ -60,13 +64,16 @@ class Machine:
     def command(self, words: Sequence[str]) -> list[str]:
         """The command that runs another one there, with all that it starts in a process space of its own."""
         inside = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
-        return ["ip", "netns", "exec", self.name, *inside, "bash", "-c", ENTER, "enter", self.name, kept(), *words]
+        staging, stay = str(self.folder / f"kept-{self.number}"), kept()
+        enter = ["bash", "-c", ENTER, "enter", self.name, staging, str(len(stay)), *stay]
+        return ["ip", "netns", "exec", self.name, *inside, *enter, *words]
 
 
-def kept() -> str:
-    """What stays of the home: the Python of the environment, if it lies there."""
-    inside = Path(sys.base_prefix).is_relative_to(Path.home())
-    return sys.base_prefix if inside else ""
+def kept() -> list[str]:
+    """What stays of /tmp and of the home: the repository, the environment and its Python, if they lie there."""
+    needed = (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix))
+    hidden = (Path("/tmp"), Path.home())
+    return [str(path) for path in needed if any(path.is_relative_to(one) for one in hidden)]
 
 
 @contextmanager
