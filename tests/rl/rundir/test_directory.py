@@ -109,3 +109,17 @@ def test_json_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: Path)
         atomic_write_json(path, {"steps": math.nan})
     assert json.loads(path.read_text()) == {"steps": 3}
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_evaluations_of_lost_steps_are_forgotten(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path / "run", resume="never", run_id="a") as run:
+        for step in (0, 5, 10):
+            run.evaluation(step).parent.mkdir(exist_ok=True)
+            run.evaluation(step).write_text("{}")
+        (run.evaluation(0).parent / "step-mine.json").write_text("{}")
+        run.forget_evaluations(after=5)
+        assert sorted(path.name for path in run.evaluation(0).parent.iterdir()) == [
+            "step-000000.json",
+            "step-000005.json",
+            "step-mine.json",
+        ]
