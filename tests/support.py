@@ -20,7 +20,6 @@ from rollout.envs.config import EnvironmentSettings
 from rollout.envs.registry import make_environment
 from rollout.tasks.config import DatasetConfig, TaskSource
 from rollout.tasks.rows import NamedRow, Skipped, from_rows
-from rollout.types import Trajectory
 
 if TYPE_CHECKING:
     import pytest
@@ -73,20 +72,6 @@ def recipe_of(folder: Path, sections: dict[str, Any], *overrides: str) -> Recipe
     path = folder / "recipe.yaml"
     path.write_text(marked_yaml.dump(sections), encoding="utf-8")
     return load_recipe(path, overrides)
-
-
-def lost_trajectory(error: str) -> Trajectory:
-    """A trajectory that infrastructure lost before it said anything."""
-    return Trajectory(
-        task_id="t",
-        group_id="g",
-        samples=(),
-        messages=(),
-        stop_reason="aborted",
-        outcome="infra_error",
-        reward=None,
-        error=error,
-    )
 
 
 def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

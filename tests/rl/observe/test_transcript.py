@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rl.observe.transcript import transcript
 from rollout.types import Group, Task, Trajectory
-from tests.support import lost_trajectory
+from tests.samples import failed_trajectory
 
 CALL = {"type": "function", "function": {"name": "get", "arguments": {"name": "é"}}}
 TASK = Task(id="t-1", environment="store", source="store", messages=({"role": "user", "content": "Where?"},))
@@ -42,5 +42,5 @@ def test_who_said_what_and_how_it_ended() -> None:
 
 
 def test_a_failure_says_why() -> None:
-    lost = lost_trajectory("try 1: the engine\ndied")
+    lost = failed_trajectory("t", "g", "try 1: the engine\ndied")
     assert transcript(group(lost), lost).endswith("failed: try 1: the engine\\ndied")

@@ -11,7 +11,8 @@ from rl.recipe.resolved import save_resolved
 from rl.verbs.reward_test import reward_test
 from rollout.store.segments import Segment
 from rollout.types import Group, StopReason, Task, Trajectory
-from tests.support import MODEL, lost_trajectory, recipe_of
+from tests.samples import failed_trajectory
+from tests.support import MODEL, recipe_of
 
 CODE = """
 def length(completions, limit, **kwargs):
@@ -65,7 +66,7 @@ def run(tmp_path: Path) -> Path:
     }
     save_resolved(recipe_of(tmp_path, made), directory / "config.yaml")
     segment = Segment(directory / "trajectories")
-    lost = lost_trajectory("x")
+    lost = failed_trajectory("t", "g", "x")
     members = ((trajectory("aa", 0.5), trajectory("aa", 0.5)), (trajectory("a", 0.25), trajectory("aaaa", 1.0), lost))
     for number, of_group in enumerate(members):
         messages = ({"role": "user", "content": "Say a."},)
