@@ -103,9 +103,13 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
     for key in ("exit_reason", "steps", "eval_success_after", "tasks_trained", "trained_tokens", "hf_export"):
         assert again.summary[key] == ended[key]
 
-    more = ("run.steps=8", "resume=auto", "trainer.optimizer.lr=0", "tasks.eval_size=8")
+    # As if the evaluation after step 2 had been interrupted, and one after step 7 were of weights that are lost.
+    evaluations = directory / "evaluations"
+    (evaluations / "step-000002.json").rename(evaluations / "step-000007.json")
+    more = ("run.steps=8", "resume=auto", "trainer.optimizer.lr=0", "tasks.eval_size=8", "eval.every=2")
     second = launch(directory, cold_start_cache, *overrides, *more)
     assert second.code == 0, second.output[-4000:]
+    assert {path.name for path in evaluations.iterdir()} == {f"step-{step:06d}.json" for step in (0, 2, 4, 6, 8)}
     exported = weights_of(Path(second.summary["hf_export"]))
     assert second.summary["hf_export"] != ended["hf_export"] and exported.keys() == trained.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in trained.items())
