@@ -227,6 +227,10 @@ class EngineError(InfrastructureError):
     """The engine could not do what was asked: not ready, aborted, deadline missed. The policy is not to blame."""
 
 
+class EngineDeadError(EngineError):
+    """The engine has died or was shut down; every call fails with the cause. Only a new one helps."""
+
+
 class Superseded(EngineError):
     """The engine gave up a request in favour of newer weights: what it sampled could not be trained any more. That is
     no failure; the trajectory starts over with the newest weights."""

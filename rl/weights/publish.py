@@ -1,13 +1,15 @@
 """Push a weight version from the trainer to every engine. Trainer rank 0 drives these stages:
 
-    whole weights   pause → begin_update → every bucket → finish_update(version) → [verify] → resume
+    whole weights   begin_update → every bucket → pause → finish_update(version) → [verify] → resume
     an adapter      begin_adapter → every bucket → finish_adapter(version) → use_adapter(version)
 
+Engines collect the buckets while they sample, and stand still only to load the version. Where the transport has no
+stage for that (nccl, ipc), `pause` comes first, and every bucket is loaded as it arrives.
 An adapter's push pauses nothing: engines give it to new requests once all of them hold it (rollout.lora.updates).
 
 Every push checks that all announced tensors arrived and that every weight of the model was filled. `verify` proves two
 more things:
-  * The tensors arrived as they were sent. Every worker of every engine hashes each tensor before loading it, and
+  * The tensors arrived as they were sent. Every engine hashes each tensor, where it has collected or received it, and
     compares the hash with the sender's for the same name.
   * The replicas agree. Their checksums of the weights in the form they compute with, fused and packed, are equal.
 Only tests prove that the names mean the same on both sides and that vLLM fuses and packs correctly
@@ -18,7 +20,7 @@ Every rank walks the source's buckets, because gathering one is a collective; on
 a stage fails or misses its deadline, rank 0 remembers the error and still gathers the remaining buckets: otherwise the
 other ranks would wait in their collective for ever. It raises the error at the end, with the stage's name. `resume` is
 called in a `finally`, unless replicas differ, or the driver does it later because trainer and engines take turns on
-their devices (rl.driver.turns). An engine whose update did not finish refuses it and stays paused, so
+their devices (rl.driver.turns). An engine that has loaded only a part of a version refuses it and stays paused, so
 nothing is sampled from a mixture of two versions. Publishing the same version again is safe: a retry starts the update
 over.
 """
@@ -66,8 +68,8 @@ class PublishError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport:
-    """One push: `bytes` of full tensors in `buckets` messages, and the seconds from `pause` to the end of `resume`, 0
-    for an adapter.
+    """One push: `bytes` of full tensors in `buckets` messages, and the seconds for which engines stood still, from
+    `pause` to the end of `resume`, 0 for an adapter.
 
     `verified` is the number of replicas that were found equal, with every tensor as it was sent; 0 without `verify`.
     Of an adapter it is the number of those that got every tensor as it was sent, which is always compared. `content`
@@ -150,15 +152,18 @@ class _Push:
         self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
         self._verified, self._differ = 0, False
+        self._paused_at = 0.0
         self._digests: dict[str, str] = {}
         self._superseded = 0
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
-        started = time.monotonic()
-        self._stage("pause")
+        if not self._sender.stages:
+            self._pause()
         try:
             self._stage("begin_update", self._version, self._manifest)
             count = self._send_all(max_bytes, verify)
+            if self._sender.stages:
+                self._pause()
             self._stage("finish_update", self._version)
             if verify and self._error is None:
                 self._compare_replicas()
@@ -167,7 +172,11 @@ class _Push:
                 self._resume()
         if self._error is not None:
             raise self._error
-        return self._report(count, paused_s=time.monotonic() - started)
+        return self._report(count, paused_s=time.monotonic() - self._paused_at)
+
+    def _pause(self) -> None:
+        self._paused_at = time.monotonic()
+        self._stage("pause")
 
     def _report(self, buckets: int, paused_s: float) -> PublishReport:
         return PublishReport(
@@ -205,8 +214,8 @@ class _Push:
         self._error.__cause__ = error
 
     def _send_all(self, max_bytes: int, verify: bool) -> int:
-        """Send every bucket and return how many were sent. Engines load one bucket while the ranks gather the next, so
-        at most two exist at a time."""
+        """Send every bucket and return how many were sent. Engines take one bucket while the ranks gather the next, so
+        at most two are on their way at a time."""
         count, loading = 0, None
         for bucket in self._source.buckets(max_bytes):
             if loading is not None and self._error is None:

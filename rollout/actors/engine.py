@@ -59,7 +59,8 @@ class InferenceActor:
             from rollout.engine.inference import Inference
 
             version = 0 if settings.load_format == "auto" else None
-            self._engine = await Inference.start(settings, replica=self._replica, version=version)
+            address = ray.util.get_node_ip_address()
+            self._engine = await Inference.start(settings, replica=self._replica, version=version, address=address)
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
         """Sample one completion."""

@@ -1,6 +1,8 @@
 """One inference replica: a vLLM engine, the version of its weights, and the life cycle of a weight version.
 
-    pause → begin_update → load_bucket … → finish_update(version) → [checksums] → resume
+    begin_update → load_bucket … → pause → finish_update(version) → [checksums] → resume
+
+Where the transport has no stage, `pause` comes first (`rollout.engine.updates`).
 
 This module decides which weights the engine samples from. It refuses to sample before the first push, to resume when
 only a part of the weights was replaced, and to start with settings that the trainer cannot mirror. `Inference` is a
@@ -21,26 +23,22 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rollout.contracts import EngineError
+from rollout.contracts import EngineDeadError, EngineError
 from rollout.engine.settings import EngineSettings
 from rollout.engine.sleep import AsleepError, Piece, Sleep
 from rollout.engine.thread import EngineThread, engine_core
+from rollout.engine.updates import Streamed, updates, worker
 from rollout.lora.updates import Adapters
 from rollout.transfer.bucket import Bucket
-from rollout.transfer.content import content_hash
-from rollout.transfer.update import Update, WeightUpdateError
+from rollout.transfer.update import WeightUpdateError
 from rollout.types import Completion, SamplingParams, TokenIds, WeightSpec
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 T = TypeVar("T")
-
-
-class EngineDeadError(EngineError):
-    """The engine has died or was shut down; every call fails with the cause. Only a new Inference helps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,24 +54,21 @@ class EngineStats:
 class Inference:
     """See the module's docstring. Make one with `await Inference.start(...)`."""
 
-    def __init__(self, thread: EngineThread, settings: EngineSettings, replica: int) -> None:
+    def __init__(self, thread: EngineThread, settings: EngineSettings, replica: int, address: str) -> None:
         self._thread = thread
         self._settings = settings
-        self._replica = replica
-        self._version: int | None = None
         self._paused_at: float | None = None
-        self._update: Update | None = None
-        self._damage: str | None = None
-        self._membership: dict[str, Any] | None = None
-        self._content = ""
+        self._updates = updates(self._call, settings, replica, address)
         self._sleep = Sleep(self._call)
         self._adapters: Adapters | None = None
         if settings.adapters is not None:
             self._adapters = Adapters(settings.adapters.slots, self._rpc, self._abort)
 
     @classmethod
-    async def start(cls, settings: EngineSettings, *, replica: int = 0, version: int | None = None) -> Inference:
-        """Start an engine over the architecture in `settings.model_path`.
+    async def start(
+        cls, settings: EngineSettings, *, replica: int = 0, version: int | None = None, address: str = "127.0.0.1"
+    ) -> Inference:
+        """Start an engine over the architecture in `settings.model_path`. `address` is this machine's in the cluster.
 
         With `load_format="dummy"` its weights are random and it refuses to sample until the first push. With "auto"
         they are the checkpoint's own, and `version` says which policy version those are.
@@ -84,18 +79,18 @@ class Inference:
         assert (settings.load_format == "auto") == (version is not None), "weights that are loaded have a version"
         thread = EngineThread(settings)
         await asyncio.wrap_future(thread.start())
-        engine = cls(thread, settings, replica)
+        engine = cls(thread, settings, replica, address)
         init = {"transport": settings.transport, "scale": settings.adapters and settings.adapters.scale}
-        await engine._call(lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=init))
+        await engine._call(lambda llm: worker(llm, "init_weight_transfer_engine", init_info=init))
         if version is not None:
             await engine._call(lambda llm: llm.set_weight_version(str(version)))
-            engine._version = version
+            engine._updates.version = version
         return engine
 
     @property
     def version(self) -> int | None:
         """The policy version that new requests are sampled from; None before the first push."""
-        return self._version if self._adapters is None else self._adapters.newest
+        return self._updates.version if self._adapters is None else self._adapters.newest
 
     @property
     def adapters(self) -> Adapters:
@@ -128,7 +123,7 @@ class Inference:
                 f"{self._settings.max_context}"
             )
         # Under `keep`, prompts cached under older weights must not serve new requests.
-        salt = str(self._version) if self._settings.cache_policy == "keep" else None
+        salt = str(self._updates.version) if self._settings.cache_policy == "keep" else None
         adapter = None if self._adapters is None else self._adapters.take(request_id)
         running = self._thread.generate(request_id, prompt_token_ids, sampling, salt, adapter)
         try:
@@ -147,68 +142,48 @@ class Inference:
     async def begin_update(self, version: int, manifest: Sequence[WeightSpec]) -> None:
         """Open the update to `version`; `manifest` lists every tensor that will be sent.
 
-        Another call starts the update over, whether or not one failed before.
+        Another call starts the update over, whether or not one failed before. `load_bucket` and `finish_update` are
+        those of `rollout.engine.updates`.
 
         Raises:
-            WeightUpdateError: the engine is not paused, or `version` is older than its weights.
+            WeightUpdateError: the engine samples and would load what arrives at once, or `version` is older than its
+                weights.
         """
-        if self._paused_at is None:
-            raise WeightUpdateError(f"update to version {version}: pause the engine first")
         self._sleep.check(f"update to version {version}", "weights")
-        if self._version is not None and version < self._version:
-            raise WeightUpdateError(f"update to version {version}: the engine has version {self._version} already")
-        self._damage = f"the update to version {version} did not finish"
-        self._update = None
-        await self._stage("begin", version, lambda llm: _begin(llm))
-        self._update = Update.of(version, manifest)
+        if isinstance(self._updates, Streamed):
+            self._check_paused(version)
+        await self._updates.begin(version, manifest)
 
     async def load_bucket(self, bucket: Bucket) -> None:
-        """Load one bucket; repeating the last one does nothing.
-
-        Raises:
-            WeightUpdateError: no update is open, a name was not announced, was sent twice or is unknown to the model,
-                a tensor does not fit or was damaged on the way (if the bucket carries digests), or a bucket was
-                lost. Begin the update again.
-        """
-        update = self._open_update("load_bucket")
-        if not self._checked(lambda: update.is_new(bucket)):
-            return
-        await self._join(update.version, bucket.join(self._replica))
-        payload = {"bucket": bucket}
-        await self._stage("load", update.version, lambda llm: _worker(llm, "update_weights", update_info=payload))
-        update.add(bucket)
+        await self._updates.load(bucket)
 
     async def finish_update(self, version: int) -> int:
-        """Make the loaded weights version `version` and apply the cache policy. Repeating it does nothing.
+        """Make the weights that have arrived version `version` and apply the cache policy. Repeating it does nothing.
 
         Under `recompute` running requests lose their KV cache and continue with all of it computed by the new weights.
 
         Raises:
-            WeightUpdateError: another or no update is open, announced tensors are missing, or weights of the model
-                were not sent. Begin the update again.
+            WeightUpdateError: the engine is not paused, or the update is not complete.
         """
-        if self._update is None and self._damage is None and self._version == version:
-            return version
-        update = self._open_update("finish_update")
-        self._checked(lambda: update.check_complete(version))
-        recompute = self._settings.cache_policy == "recompute"
-        await self._stage("finish", version, lambda llm: _finish(llm, version, recompute))
-        self._content = content_hash(update.loaded)
-        self._version, self._update, self._damage = version, None, None
-        return version
+        self._check_paused(version)
+        return await self._updates.finish(version)
+
+    def _check_paused(self, version: int) -> None:
+        if self._paused_at is None:
+            raise WeightUpdateError(f"update to version {version}: pause the engine first")
 
     async def content(self) -> str:
         """The content hash of the last weights that were pushed whole and verified."""
-        return self._content
+        return self._updates.content
 
     async def begin_adapter(self, version: int, manifest: Sequence[WeightSpec]) -> int:
         """The four stages of an adapter's way into the engine are those of `rollout.lora.updates`."""
         self._sleep.check(f"adapter of version {version}", "weights")
+        await self._updates.clear()
         return await self.adapters.begin(version, manifest)
 
     async def load_adapter(self, bucket: Bucket) -> None:
-        await self._join(self.adapters.expected, bucket.join(self._replica))
-        await self.adapters.load(bucket)
+        await self.adapters.load(await self._updates.arrived(self.adapters.expected, bucket))
 
     async def finish_adapter(self, version: int) -> None:
         await self.adapters.finish(version)
@@ -224,8 +199,8 @@ class Inference:
             AsleepError: a piece of the engine is asleep.
         """
         self._sleep.check("resume", "weights", "kv_cache")
-        if self._damage is not None:
-            raise WeightUpdateError(f"the engine stays paused: {self._damage}. Push the weights again")
+        if damage := self._updates.damage:
+            raise WeightUpdateError(f"the engine stays paused: {damage}. Push the weights again")
         await self._result(self._thread.resume())
         self._paused_at = None
 
@@ -239,7 +214,7 @@ class Inference:
         if self._paused_at is None:
             raise AsleepError("sleep: pause the engine first")
         if not keep_weights:
-            self._damage, self._update = "its weights were dropped for the trainer's turn", None
+            self._updates.give_up("its weights were dropped for the trainer's turn")
         await self._sleep.fall(keep_weights=keep_weights)
 
     async def wake(self, piece: Piece) -> None:
@@ -275,43 +250,8 @@ class Inference:
 
     async def shutdown(self) -> None:
         """Free the engine; running requests fail. Idempotent."""
+        self._updates.close()
         await asyncio.to_thread(self._thread.shutdown)
-
-    def _open_update(self, method: str) -> Update:
-        if self._update is None:
-            raise WeightUpdateError(f"{method}: no update is open ({self._damage or 'call begin_update first'})")
-        return self._update
-
-    def _checked(self, check: Callable[[], T]) -> T:
-        """The result of a check of the open update. What it raises ends the update."""
-        assert self._update is not None
-        try:
-            return check()
-        except ValueError as error:
-            self._damage = f"the update to version {self._update.version} failed: {error}"
-            self._update = None
-            raise WeightUpdateError(self._damage) from None
-
-    async def _stage(self, stage: Literal["begin", "load", "finish"], version: int, run: Callable[[LLMEngine], T]) -> T:
-        try:
-            return await self._call(run)
-        except EngineDeadError:
-            raise
-        except Exception as error:
-            self._update = None
-            self._damage = f"the update to version {version} failed in {stage}: {error}"
-            raise WeightUpdateError(self._damage) from error
-
-    async def _join(self, version: int, membership: dict[str, Any] | None) -> None:
-        """Join the sender before its first bucket, and again when a bucket names another group to join.
-
-        All replicas join at the same time.
-        """
-        if membership is None or membership == self._membership:
-            return
-        info = {"membership": membership}
-        await self._stage("load", version, lambda llm: _worker(llm, "init_weight_transfer_engine", init_info=info))
-        self._membership = membership
 
     async def _rpc(self, method: str, *arguments: Any) -> Any:
         return await self._call(lambda llm: llm.collective_rpc(method, args=arguments))
@@ -331,19 +271,3 @@ class Inference:
             if dead.done() and (error is dead.exception() or dead.exception() is None):
                 raise EngineDeadError(f"the vLLM engine is gone: {type(error).__name__}: {error}") from error
             raise
-
-
-def _worker(llm: LLMEngine, method: str, **arguments: Any) -> None:
-    llm.collective_rpc(method, kwargs=arguments)
-
-
-def _begin(llm: LLMEngine) -> None:
-    llm.collective_rpc("sluice_abandon_update")
-    llm.collective_rpc("start_weight_update")
-
-
-def _finish(llm: LLMEngine, version: int, recompute: bool) -> None:
-    llm.collective_rpc("finish_weight_update")
-    llm.set_weight_version(str(version))
-    if recompute:
-        llm.reset_prefix_cache(reset_running_requests=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -58,10 +58,13 @@ class Follower:
 
 
 class Sender(Follower):
-    """Rank 0's end of a transport. One bucket travels at a time: every engine must have loaded it before the next.
+    """Rank 0's end of a transport. One bucket travels at a time: every engine must have it before the next.
 
     For every bucket of a push rank 0 calls `send`, or `follow` once the push has failed.
     """
+
+    stages: ClassVar[bool] = False
+    """Whether engines have a `Stage`: they collect a version while they sample, and stand still only to load it."""
 
     def send(self, bucket: Tensors, verify: bool = False) -> Bucket:
         """Return the description that makes an engine load the bucket. With `verify` it carries digests."""
@@ -73,6 +76,29 @@ class Sender(Follower):
         Return the exception of this side, if there was one.
         """
         return None
+
+
+class Stage:
+    """The end of a transport in an engine's own process, which collects a version while the engine samples. One thread
+    calls `begin` and `receive`."""
+
+    def begin(self) -> None:
+        """Give up what was collected. The engine has loaded it, or never will."""
+
+    def join(self, membership: dict[str, Any]) -> None:
+        """Join the sender. It is called again when the sender has made another group."""
+
+    def receive(self, bucket: Any) -> Bucket:
+        """Bring a bucket into memory of this machine. Return the description with which the workers' receivers find it
+        there, until `begin` is called again.
+
+        Raises:
+            ValueError: a tensor is not as it was sent.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free everything, and end a `receive` that waits. Idempotent; any thread may call it."""
 
 
 class Receiver(Protocol):
@@ -112,6 +138,13 @@ class ReceiverPlace:
     parallel_config: Any
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlace:
+    """The surroundings of a stage. `address` is that of its machine in the run's cluster."""
+
+    address: str
+
+
 class Transport:
     """The base of every way for weights to travel. It makes both ends, and is made itself in each process that has one
     of them."""
@@ -126,6 +159,10 @@ class Transport:
     def follower(self, place: SenderPlace) -> Follower:
         """Make the part of another trainer rank."""
         return Follower()
+
+    def stage(self, place: StagePlace) -> Stage | None:
+        """Make the end of an engine's own process; None where engines stand still, and load each bucket as it comes."""
+        return None
 
     def receiver(self, place: ReceiverPlace) -> Receiver:
         """Make the end of one worker of an engine."""

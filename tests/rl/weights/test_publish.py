@@ -45,9 +45,12 @@ CONTENT = content_hash({f"w{i}": f"digest of w{i}" for i in range(3)})
 
 class Sender(bucket.Sender):
     """A transport with one slot: a bucket that is sent while the last one is still loading would overwrite it. It
-    counts the buckets of which it sends nothing, and the ends of pushes."""
+    counts the buckets of which it sends nothing, and the ends of pushes. Engines of `stages` collect them."""
 
-    def __init__(self, failure: Exception | None = None, unsendable: str | None = None) -> None:
+    def __init__(
+        self, failure: Exception | None = None, unsendable: str | None = None, *, stages: bool = False
+    ) -> None:
+        self.stages = stages  # type: ignore[misc]
         self.loading = self.verifies = False
         self.abandoned = self.called = self.followed = self.rested = 0
         self._failure, self._unsendable = failure, unsendable
@@ -133,6 +136,24 @@ def test_the_stages_run_in_order_and_every_bucket_arrives() -> None:
     assert report.content == CONTENT
     assert 0.0 <= report.paused_s < 60.0
     assert engines.sender.verifies and engines.sender.abandoned == 0
+
+
+def test_engines_that_collect_a_version_stand_still_only_to_load_it() -> None:
+    engines = Engines(sender=Sender(stages=True))
+    report = publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages() == [
+        *("begin_update", "load_bucket", "load_bucket", "load_bucket"),
+        *("pause", "finish_update", "content", "checksums", "resume"),
+    ]
+    assert report is not None and 0.0 <= report.paused_s < 60.0
+
+
+@pytest.mark.parametrize("stage", ["begin_update", "load_bucket"])
+def test_engines_that_could_not_collect_a_version_never_stand_still_for_it(stage: str) -> None:
+    engines = Engines(failing=stage, sender=Sender(stages=True))
+    with pytest.raises(PublishError, match=f"stage {stage} failed"):
+        publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
+    assert "pause" not in engines.stages() and "finish_update" not in engines.stages()
 
 
 @pytest.mark.parametrize("stage", ["pause", "begin_update", "load_bucket", "finish_update", "resume"])

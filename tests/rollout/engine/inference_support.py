@@ -157,6 +157,7 @@ async def update(engine: Inference, sender: Sender, weights: Weights, version: i
     for bucket in in_buckets(weights):
         await engine.load_bucket(sender.send(bucket, verify=True))
     await engine.finish_update(version)
+    sender.rest()
 
 
 async def push(engine: Inference, sender: Sender, weights: Weights, version: int) -> None:

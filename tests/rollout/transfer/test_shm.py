@@ -19,7 +19,8 @@ from rl.paths import REPOSITORY
 from rollout.transfer.bucket import ReceiverPlace, SenderPlace, check_digests, describe
 from rollout.transfer.config import NcclSettings, TransportSettings, WeightSyncConfig
 from rollout.transfer.registry import make_transport, resolve_transport
-from rollout.transfer.shm import Shm, ShmSender, read_bucket
+from rollout.transfer.segment import read_bucket
+from rollout.transfer.shm import Shm, ShmSender, ShmStage
 
 
 @given(
@@ -44,14 +45,38 @@ def test_non_contiguous_tensors_arrive() -> None:
     assert torch.equal(received, tensor)
 
 
-def test_a_bucket_takes_the_place_of_the_one_before() -> None:
+def test_a_version_stays_until_the_next_one_takes_its_place() -> None:
     sender = ShmSender("test")
     first, second, third = (sender.send([("w", torch.full((1000,), float(i)))]) for i in range(3))
     assert [first.sequence, second.sequence, third.sequence] == [0, 1, 2]
-    for bucket in (first, second):
+    sender.rest()
+    assert [read_bucket(bucket)[0][1][0] for bucket in (first, second, third)] == [0, 1, 2]
+    next_version = sender.send([("w", torch.full((1000,), 3.0))])
+    for bucket in (first, second, third):
         with pytest.raises(RuntimeError, match=f"bucket {bucket.sequence} was overwritten"):
             read_bucket(bucket)
-    assert read_bucket(third)[0][1][0] == 2
+    assert read_bucket(next_version)[0][1][0] == 3
+    assert next_version.start == first.start, "its memory is used again"
+    sender.close()
+
+
+def test_memory_of_another_machine_is_refused_by_name() -> None:
+    sender = ShmSender("test")
+    bucket = sender.send([("w", torch.zeros(8))])
+    with pytest.raises(RuntimeError, match=r"shared memory of elsewhere, .*weight_sync.transport=shm reaches .*gloo"):
+        ShmStage().receive(replace(bucket, host="elsewhere/boot/pid:[1]"))
+    sender.close()
+
+
+def test_an_engine_checks_what_it_collects_and_passes_it_on_to_its_workers() -> None:
+    sender = ShmSender("test")
+    bucket = sender.send([("w", torch.arange(3.0)), ("v", torch.empty(0))], verify=True)
+    stored = ShmStage().receive(bucket)
+    assert bucket.digests and not stored.digests, "checked once"
+    assert read_bucket(stored)[0][1].tolist() == [0.0, 1.0, 2.0]
+    os.pwrite(bucket.fd, b"\x01", bucket.start + bucket.offsets[0])
+    with pytest.raises(ValueError, match="not the bytes that were sent: w$"):
+        ShmStage().receive(bucket)
     sender.close()
 
 
@@ -68,7 +93,7 @@ def test_digests_name_what_was_damaged_or_exchanged_on_the_way() -> None:
     exchanged = replace(bucket, offsets=(bucket.offsets[1], bucket.offsets[0], *bucket.offsets[2:]))
     with pytest.raises(ValueError, match=r"not the bytes that were sent: a, b$"):
         check_digests(exchanged, read_bucket(exchanged))
-    os.pwrite(bucket.fd, b"\x01", bucket.offsets[1] + 5)
+    os.pwrite(bucket.fd, b"\x01", bucket.start + bucket.offsets[1] + 5)
     with pytest.raises(ValueError, match=r"bucket 0: not the bytes that were sent: b$"):
         check_digests(bucket, read_bucket(bucket))
     unverified = sender.send([("a", torch.zeros(2))])
@@ -90,11 +115,12 @@ def test_a_receiver_of_an_overwritten_bucket_is_told_and_not_killed_by_a_segment
     large = sender.send([("w", torch.ones(1 << 16))])
     with (
         open(f"/proc/{large.pid}/fd/{large.fd}", "rb") as file,
-        mmap.mmap(file.fileno(), large.size, prot=mmap.PROT_READ) as mapped,
+        mmap.mmap(file.fileno(), large.start + large.size, prot=mmap.PROT_READ) as mapped,
     ):
+        sender.rest()
         small = sender.send([("w", torch.ones(1))])
         assert small.size < large.size
-        mapped[large.size - 1]  # a page beyond the end of a file raises SIGBUS
+        mapped[large.start + large.size - 1]  # a page beyond the end of a file raises SIGBUS
     with pytest.raises(RuntimeError, match="overwritten"):
         read_bucket(large)
     assert torch.equal(read_bucket(small)[0][1], torch.ones(1))
@@ -118,17 +144,10 @@ def test_a_killed_sender_leaves_nothing_and_the_receiver_is_told() -> None:
     command = [sys.executable, "-m", "tests.rollout.transfer.shm_sender"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as child:
         assert child.stdout is not None
-        pid, fd, nonce, size, offset, imports_vllm = child.stdout.readline().split()
+        pid, fd, nonce, imports_vllm = child.stdout.readline().split()
         assert imports_vllm == "False"
         own = ShmSender("test")
-        bucket = replace(
-            own.send([("w", torch.zeros(6))]),
-            pid=int(pid),
-            fd=int(fd),
-            nonce=int(nonce),
-            size=int(size),
-            offsets=(int(offset),),
-        )
+        bucket = replace(own.send([("w", torch.zeros(6))]), pid=int(pid), fd=int(fd), nonce=int(nonce))
         own.close()
         assert torch.equal(read_bucket(bucket)[0][1], torch.arange(6.0))
         named = [region.path for region in psutil.Process(child.pid).memory_maps() if "/dev/shm" in region.path]
