@@ -27,7 +27,8 @@ def evaluate_model(run: Session, against: Evaluation | None, shows: bool) -> Non
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     cluster.start_engines(recipe.inference)
     cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, None)
-    settings = replace(specs.engine_settings(recipe, cluster.device), load_format="auto", adapters=None)
+    settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
+    settings = replace(settings, load_format="auto", adapters=None)
     run.engines_started = calls.background(calls.start(cluster.engines, "start", settings))
     await_engines(run)
     run.progress.eval_after = evaluate(run)

@@ -118,13 +118,13 @@ def base_model(run: Session) -> str:
 def start_processes(run: Session) -> None:
     """Start every actor at once: they import and load side by side while the first stage goes on."""
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
-    cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device))
-    cluster.start_engines(recipe.inference, recipe.placement)
+    cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device, cluster.machines))
+    settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
+    cluster.start_engines(recipe.inference, recipe.placement, spread=settings.transport.name != "shm")
     buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.folder, run.saved_buffer())
     cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, buffer)
     address = calls.ask(cluster.trainers[0], "address", what="starting the trainer")
     calls.background(calls.start(cluster.trainers, "join", *address))
-    settings = specs.engine_settings(recipe, cluster.device)
     run.engines_started = calls.background(calls.start(cluster.engines, "start", settings))
     run.buffer_began = calls.background(calls.start([buffer], "told"))
     calls.watch([buffer], "watch")

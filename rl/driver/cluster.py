@@ -191,8 +191,9 @@ class Cluster:
             self.spawn(TrainerActor, f"trainer-{rank}", place, rank, spec) for rank, place in enumerate(places)
         ]
 
-    def start_engines(self, config: InferenceConfig, placement: Placement = "split") -> None:
-        """Start one actor per replica: on GPUs of its own, or colocated with the trainer, which has been started."""
+    def start_engines(self, config: InferenceConfig, placement: Placement = "split", *, spread: bool = True) -> None:
+        """Start one actor per replica: on GPUs of its own, or colocated with the trainer, which has been started. On
+        CPUs they are on the first machine, or `spread` over all, beginning with another one."""
         if placement == "colocated" and self.device == "cuda":
             seats = self.calls.ask_all(self.trainers, "seat", what="looking for the trainer's GPUs")
             dealt = shared_seats(seats, config.replicas, config.tensor_parallel)
@@ -200,8 +201,8 @@ class Cluster:
                 (beside(own[0]), [seat.gpu for seat in own]) for own in dealt
             ]
         else:
-            own_gpus = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else self._at(0)
-            places = [(own_gpus, None) for _ in range(config.replicas)]
+            own_gpus = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else None
+            places = [(own_gpus or self._at(i + 1 if spread else 0), None) for i in range(config.replicas)]
         groups = ENGINE_CONCURRENCY_GROUPS
         self.engines = [
             self.spawn(InferenceActor, f"engine-{i}", place, config.cpu_threads, i, gpus, groups=groups)

@@ -13,7 +13,7 @@ from rollout.engine.settings import EngineSettings
 from rollout.lora.arguments import AdapterSettings, Scale
 from rollout.store.config import TrajectoriesConfig
 from rollout.store.shared import RunFolder
-from rollout.transfer.config import WeightSyncConfig
+from rollout.transfer.config import TransportSettings, WeightSyncConfig
 from rollout.transfer.registry import resolve_transport
 from rollout.types import Device, Placement
 
@@ -31,13 +31,19 @@ class TrainerSpec:
     tensor_parallel: int
     replicas: int
     placement: Placement
+    transport: TransportSettings
     seed: int
     trajectories: TrajectoriesConfig
     folder: RunFolder
     device: Device
 
 
-def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSpec:
+def transport_of(recipe: Recipe, device: Device, machines: int) -> TransportSettings:
+    """How weights travel in a run on so many machines."""
+    return resolve_transport(recipe.weight_sync, device, recipe.placement, machines)
+
+
+def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device, machines: int = 1) -> TrainerSpec:
     return TrainerSpec(
         model=recipe.model,
         lora=recipe.lora,
@@ -47,6 +53,7 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSp
         tensor_parallel=recipe.inference.tensor_parallel,
         replicas=recipe.inference.replicas,
         placement=recipe.placement,
+        transport=transport_of(recipe, device, machines),
         seed=recipe.run.seed,
         trajectories=recipe.trajectories,
         folder=folder,
@@ -54,12 +61,12 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSp
     )
 
 
-def engine_settings(recipe: Recipe, device: Device) -> EngineSettings:
+def engine_settings(recipe: Recipe, device: Device, machines: int = 1) -> EngineSettings:
     return EngineSettings(
         model_path=recipe.model.path,
         dtype=recipe.model.dtype,
         config=recipe.inference,
-        transport=resolve_transport(recipe.weight_sync, device, recipe.placement),
+        transport=transport_of(recipe, device, machines),
         cache_policy=recipe.weight_sync.cache_policy,
         max_context=recipe.rollout.max_context,
         device=device,

@@ -180,7 +180,7 @@ class TrainerActor:
     def _make_sender(self) -> Any:
         """This rank's end of the transport."""
         from rollout.transfer.bucket import SenderPlace
-        from rollout.transfer.registry import make_transport, resolve_transport
+        from rollout.transfer.registry import make_transport
 
         place = SenderPlace(
             run_id=self._spec.folder.run_id,
@@ -190,8 +190,7 @@ class TrainerActor:
             address=ray.util.get_node_ip_address(),
             sync=self._spec.weight_sync,
         )
-        spec = self._spec
-        transport = make_transport(resolve_transport(spec.weight_sync, spec.device, spec.placement))
+        transport = make_transport(self._spec.transport)
         return transport.sender(place) if self._rank == 0 else transport.follower(place)
 
     def seat(self) -> Seat:

@@ -9,29 +9,19 @@ tests/rollout/transfer/test_nccl.py runs it where it finds two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rollout.ports import free_port
-from rollout.transfer.bucket import (
-    DTYPES,
-    Bucket,
-    ReceiverPlace,
-    Sender,
-    SenderPlace,
-    Tensors,
-    Transport,
-    describe,
-    digests,
-)
+from rollout.transfer.bucket import DTYPES, Bucket, ReceiverPlace, SenderPlace, Tensors, Transport
 from rollout.transfer.config import NcclSettings
+from rollout.transfer.group import Group, GroupSender, Meeting
+from rollout.types import WeightSpec
 
 MIB = 2**20
 
@@ -123,18 +113,6 @@ class NcclReceiver:
             self._group = None
 
 
-class Group(Protocol):
-    """Rank 0's end of an open group."""
-
-    def broadcast(self, bucket: Tensors) -> None:
-        """Block until every engine has received the bucket."""
-        ...
-
-    def leave(self) -> None:
-        """Leave the group, which also ends a broadcast that hangs. Idempotent; any thread may call it."""
-        ...
-
-
 class NcclGroup:
     """A communicator with every worker of every engine. Opening it waits until they have joined."""
 
@@ -167,73 +145,14 @@ class NcclGroup:
         self._communicator.destroy()
 
 
-class NcclSender(Sender):
-    """Rank 0 of a group with every worker of every engine; the first bucket opens it, a failed push replaces it.
-
-    After a broadcast that some engine did not take part in, no later broadcast can use the communicator. So `abandon`
-    aborts it, and the next bucket names another rendezvous, where the engines join anew.
-    """
+class NcclSender(GroupSender):
+    """Rank 0 of a communicator with every worker of every engine."""
 
     def __init__(self, place: SenderPlace, buffer_bytes: int, open_group: Callable[[NcclRendezvous], Group]) -> None:
-        self._place = place
-        self._buffer_bytes = buffer_bytes
-        self._open_group = open_group
-        self._membership = self._new_membership()
-        self._running: Future[None] | None = None
-        self._deadline_s = 0.0
-        self._sequence = 0
+        self._buffer_bytes, self._open_group = buffer_bytes, open_group
+        super().__init__(place)
 
-    def send(self, bucket: Tensors, verify: bool = False) -> NcclBucket:
-        """Start the broadcast of the bucket, after waiting for the end of the one before.
-
-        Raises:
-            RuntimeError: the one before did not end in time, although every engine has it.
-        """
-        self._finish()
-        # Copy the tensors: they are valid only until the source gathers the next bucket, which it does meanwhile.
-        own = [(name, tensor.detach().clone()) for name, tensor in bucket]
-        if torch.cuda.is_available():
-            # The copies must be complete before the broadcast's own stream reads them.
-            torch.cuda.current_stream().synchronize()
-        self._running = self._membership.broadcast(own)
-        sent = NcclBucket(
-            rendezvous=self._membership.rendezvous,
-            sequence=self._sequence,
-            tensors=tuple(describe(name, tensor) for name, tensor in bucket),
-            digests=digests(bucket, verify),
-        )
-        self._deadline_s = self._place.sync.deadline_s(sum(spec.nbytes for spec in sent.tensors))
-        self._sequence += 1
-        return sent
-
-    def abandon(self) -> Exception | None:
-        """Leave the group, whatever it is doing; the next bucket opens another one.
-
-        Return the exception of the last broadcast if that has failed.
-        """
-        failed = self._running.exception() if self._running is not None and self._running.done() else None
-        self._membership.leave()
-        self._membership, self._running = self._new_membership(), None
-        return failed if isinstance(failed, Exception) else None
-
-    def close(self) -> None:
-        """Leave the group, without waiting for engines that are gone. Idempotent."""
-        self._membership.leave()
-        self._running = None
-
-    def _finish(self) -> None:
-        """Wait for the last broadcast to end. Every engine has loaded its bucket, so this does not take long."""
-        if self._running is None:
-            return
-        try:
-            self._running.result(self._deadline_s)
-        except FutureTimeoutError as error:
-            raise RuntimeError(
-                f"the broadcast of weight bucket {self._sequence - 1} did not end in {self._deadline_s:.0f} s, though "
-                "every engine has it: see the trainer's log"
-            ) from error
-
-    def _new_membership(self) -> _Membership:
+    def meet(self) -> NcclMeeting:
         rendezvous = NcclRendezvous(
             address=self._place.address,
             port=free_port(),
@@ -241,36 +160,19 @@ class NcclSender(Sender):
             tensor_parallel=self._place.tensor_parallel,
             buffer_bytes=self._buffer_bytes,
         )
-        return _Membership(rendezvous, self._open_group)
+        return NcclMeeting(rendezvous, self._open_group)
 
 
-class _Membership:
-    """One group and the only thread that uses it. `leave` ends both, even while the group is still opening."""
+@dataclass(frozen=True, slots=True)
+class NcclMeeting(Meeting):
+    rendezvous: NcclRendezvous
+    open_group: Callable[[NcclRendezvous], Group]
 
-    def __init__(self, rendezvous: NcclRendezvous, open_group: Callable[[NcclRendezvous], Group]) -> None:
-        self.rendezvous = rendezvous
-        self._open_group = open_group
-        self._group: Group | None = None
-        self._left = False
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nccl-sender")
+    def open(self) -> Group:
+        return self.open_group(self.rendezvous)
 
-    def broadcast(self, bucket: list[tuple[str, Tensor]]) -> Future[None]:
-        return self._worker.submit(self._run, bucket)
-
-    def leave(self) -> None:
-        self._left = True
-        self._worker.shutdown(wait=False, cancel_futures=True)
-        if self._group is not None:
-            self._group.leave()
-
-    def _run(self, bucket: list[tuple[str, Tensor]]) -> None:
-        if self._group is None:
-            self._group = self._open_group(self.rendezvous)
-        # `leave` may be called while the group opens. Then whichever comes later, `leave` or this, leaves the group.
-        if self._left:
-            self._group.leave()
-        else:
-            self._group.broadcast(bucket)
+    def describe(self, sequence: int, specs: Sequence[WeightSpec], digests: tuple[str, ...]) -> NcclBucket:
+        return NcclBucket(sequence=sequence, tensors=tuple(specs), digests=digests, rendezvous=self.rendezvous)
 
 
 def _tensor(pair: tuple[str, Tensor]) -> Any:

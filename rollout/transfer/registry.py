@@ -14,27 +14,34 @@ if TYPE_CHECKING:
 TRANSPORTS: Registry = {
     AUTO: Entry("rollout.transfer.shm:Shm"),
     "shm": Entry("rollout.transfer.shm:Shm"),
+    "gloo": Entry("rollout.transfer.gloo:Gloo"),
     "ipc": Entry("rollout.transfer.ipc:Ipc"),
     "nccl": Entry("rollout.transfer.nccl:Nccl", "rollout.transfer.config:NcclSettings"),
 }
 """`auto` is listed only so that a recipe can name it; `resolve_transport` replaces it."""
 
 
-def resolve_transport(sync: WeightSyncConfig, device: Device, placement: Placement = "split") -> TransportSettings:
+def resolve_transport(
+    sync: WeightSyncConfig, device: Device, placement: Placement = "split", machines: int = 1
+) -> TransportSettings:
     """Return the settings of the transport to use: `auto` becomes nccl on GPUs, ipc where trainer and engines share
-    them, and shm on CPU.
+    them, shm on CPU, and gloo where engines are on other machines.
 
     Raises:
-        ValueError: nccl or ipc without GPUs, or where it can't reach an engine.
+        ValueError: nccl or ipc without GPUs, gloo with them, or a transport that can't reach an engine.
     """
     name = sync.transport.name
     if name in ("nccl", "ipc") and device == "cpu":
-        raise ValueError(f"weight_sync.transport={name} needs GPUs and this run has none: use auto or shm")
+        raise ValueError(f"weight_sync.transport={name} needs GPUs and this run has none: use auto, shm or gloo")
+    if name == "gloo" and device == "cuda":
+        raise ValueError(
+            "weight_sync.transport=gloo sends from memory of CPUs, and this run has GPUs: use auto or nccl"
+        )
     check_reach(name, placement)
     if name != AUTO:
         return sync.transport
     if device == "cpu":
-        return TransportSettings(name="shm")
+        return TransportSettings(name="gloo" if machines > 1 and placement == "split" else "shm")
     return TransportSettings(name="ipc") if placement == "colocated" else NcclSettings(name="nccl")
 
 

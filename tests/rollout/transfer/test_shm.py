@@ -75,7 +75,7 @@ def test_an_engine_checks_what_it_collects_and_passes_it_on_to_its_workers() -> 
     assert bucket.digests and not stored.digests, "checked once"
     assert read_bucket(stored)[0][1].tolist() == [0.0, 1.0, 2.0]
     os.pwrite(bucket.fd, b"\x01", bucket.start + bucket.offsets[0])
-    with pytest.raises(ValueError, match="not the bytes that were sent: w$"):
+    with pytest.raises(ValueError, match=r"not the bytes that were sent: w$"):
         ShmStage().receive(bucket)
     sender.close()
 
