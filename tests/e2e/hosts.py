@@ -6,6 +6,7 @@ them takes root.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path
 
 from rl.paths import REPOSITORY
 
+_LETTERS = itertools.cycle("abcdefghijklmnopqrstuvwxyz")
+IPV4, IPV6 = "10.77.0.", "fd77::"
 PORT = 2222
 READY_S = 30.0
 ENTER = """
@@ -47,11 +50,12 @@ PasswordAuthentication no
 
 @dataclass(frozen=True)
 class Machine:
-    """One of them: its number from 1, and the folder that all share."""
+    """One of them: its number from 1, the folder that all share, and how the addresses of their network begin."""
 
     number: int
     prefix: str
     folder: Path
+    network: str = IPV4
 
     @property
     def name(self) -> str:
@@ -59,7 +63,7 @@ class Machine:
 
     @property
     def address(self) -> str:
-        return f"10.77.0.{self.number}"
+        return f"{self.network}{self.number}"
 
     def command(self, words: Sequence[str]) -> list[str]:
         """The command that runs another one there, with all that it starts in a process space of its own."""
@@ -77,11 +81,11 @@ def kept() -> list[str]:
 
 
 @contextmanager
-def machines(count: int) -> Iterator[list[Machine]]:
+def machines(count: int, network: str = IPV4) -> Iterator[list[Machine]]:
     """So many machines on one network, without any other. All but the first answer to ssh."""
     folder = Path(tempfile.mkdtemp(prefix="sluice-cluster-", dir="/var/tmp"))
-    prefix = f"sl{os.getpid() % 10000}-"
-    made = [Machine(number, prefix, folder) for number in range(1, count + 1)]
+    prefix = f"sl{os.getpid() % 10000}{next(_LETTERS)}-"
+    made = [Machine(number, prefix, folder, network) for number in range(1, count + 1)]
     servers: list[subprocess.Popen[bytes]] = []
     try:
         _wire(prefix, made)
@@ -131,7 +135,8 @@ def _wire(prefix: str, made: Sequence[Machine]) -> None:
         outside = f"{prefix}v{machine.number}"
         _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", machine.name)
         _ip("link", "set", outside, "master", bridge, "up")
-        _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", "eth0")
+        prefix_length, *once = ("64", "nodad") if machine.network == IPV6 else ("24",)
+        _ip("-n", machine.name, "addr", "add", f"{machine.address}/{prefix_length}", "dev", "eth0", *once)
         _ip("-n", machine.name, "link", "set", "eth0", "up")
         _ip("-n", machine.name, "link", "set", "lo", "up")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from rl.paths import REPOSITORY
 from tests.e2e.harness import COLD_START, DEADLINE_S, ONE_RANK, QUICKSTART, SHORT, Run
-from tests.e2e.hosts import Machine, machines, run_on, ssh_command
+from tests.e2e.hosts import IPV6, Machine, machines, run_on, ssh_command
 
 pytestmark = [
     pytest.mark.slow,
@@ -67,6 +68,12 @@ def asked(machine: Machine, command: str) -> str:
     return subprocess.run([*where, *words], capture_output=True, text=True, timeout=60, check=False).stdout
 
 
+def received(machine: Machine) -> int:
+    """The bytes that have come to a machine over its link."""
+    counter = Path(f"/sys/class/net/{machine.prefix}v{machine.number}/statistics/tx_bytes")
+    return int(counter.read_text())
+
+
 LEFT = "pgrep -fc 'raylet|ray::|launch.sh' ; ls /dev/shm ; ls -d /tmp/sluice-* 2>/dev/null"
 """On a machine without anything of a run it prints a count of the shell itself, and nothing else."""
 
@@ -76,31 +83,41 @@ def nothing_left(machine: Machine) -> bool:
 
 
 REACH = "(exec 3<>/dev/tcp/127.0.0.1/8123) && echo reached"
-
-
-REACH = "(exec 3<>/dev/tcp/127.0.0.1/8123) && echo reached"
 QUIET = "</dev/null >/dev/null 2>&1 &"
+ABSTRACT = """python3 -c "import socket; socket.socket(socket.AF_UNIX).connect('\\0sluice-test'); print('abstract')" """
+LISTEN = """python3 -c "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('\\0sluice-test'); s.listen();
+time.sleep(60)" """
 
 
 def test_machines_do_not_see_each_other(two: list[Machine]) -> None:
     first, second = two
     asked(second, "touch /tmp/mine /dev/shm/mine ~/mine")
     asked(second, f"setsid sleep 54321 {QUIET} setsid python3 -m http.server 8123 --bind 127.0.0.1 {QUIET} sleep 2")
+    asked(second, f"setsid {LISTEN} {QUIET} sleep 1")
     try:
-        assert "reached" in asked(second, f"bash -c '{REACH}'")
-        look = f"ls /tmp /dev/shm ~; echo seen $(pgrep -fc 'sleep 5432[1]'); {REACH}"
+        assert "reached" in asked(second, f"bash -c '{REACH}'") and "abstract" in asked(second, ABSTRACT)
+        look = f"ls /tmp /dev/shm ~; echo seen $(pgrep -fc 'sleep 5432[1]'); {REACH}; {ABSTRACT}; true"
         looked = run_on(first, ["bash", "-c", look], dict(os.environ), REPOSITORY, 30).stdout
         assert "mine" not in looked and "reached" not in looked and "seen 0" in looked, looked
+        assert "abstract\n" not in looked and "refused" in looked, looked
     finally:
-        asked(second, "pkill -f 'sleep 5432[1]'; pkill -f 'http.serve[r]'; rm /tmp/mine /dev/shm/mine ~/mine")
+        asked(
+            second,
+            "pkill -f 'sleep 5432[1]'; pkill -f 'sluice-tes[t]'; pkill -f 'http.serve[r]'; rm /tmp/mine /dev/shm/mine ~/mine",
+        )
 
 
 def test_a_run_uses_the_workers_of_both_machines(two: list[Machine], cache: str) -> None:
+    before = received(two[1])
     run = start(two, "run", COLD_START, *SHORT, *ONE_RANK, "rollout.workers=2", cache)
     assert run.code == 0, run.output[-4000:]
+    timeline = (run.directory / "timeline.jsonl").read_text()
+    pushed = sum(int(found.replace(",", "")) for found in re.findall(r"([\d,]+) bytes; engines", timeline))
+    assert pushed > 10 * 2**20
+    assert pushed <= received(two[1]) - before <= 1.15 * pushed, "all weights go over the link once, and little else"
     placed = {line.split()[0]: line for line in run.output.splitlines() if line.strip().startswith("10.77.0.")}
-    assert {"trainer-0,", "engine-0,", "worker-0"} <= set(placed["10.77.0.1"].split())
-    assert placed["10.77.0.2"].split()[1:] == ["worker-1"]
+    assert placed["10.77.0.1"].split()[1:] == ["buffer,", "trainer-0,", "worker-0"]
+    assert placed["10.77.0.2"].split()[1:] == ["engine-0,", "worker-1"]
     assert run.summary["steps"] == 2 and run.summary["trained_tokens"] > 0
     assert run.summary["mismatch_logprob_abs_mean"] < 1e-5
     assert nothing_left(two[1]), asked(two[1], LEFT)
@@ -132,6 +149,15 @@ def test_a_machine_that_is_cut_off_is_named_and_the_run_goes_on_from_its_checkpo
         time.sleep(1)
     again = start(two, "cut", f"run.steps={steps + 1}", *asked_for, "resume=must")
     assert again.code == 0 and again.summary["steps"] == steps + 1, again.output[-3000:]
+
+
+def test_a_pair_without_ipv4_runs_as_well() -> None:
+    with machines(2, IPV6) as pair:
+        run = start(pair, "run", COLD_START, *SHORT, *ONE_RANK, "rollout.workers=2", "sft.steps=10", "eval.every=0")
+        assert run.code == 0, run.output[-4000:]
+        assert re.search(r"fd77::2 +engine-0, worker-1", run.output)
+        assert run.summary["steps"] == 2
+        assert nothing_left(pair[1]), asked(pair[1], LEFT)
 
 
 def test_a_machine_that_does_not_answer_is_named_and_nothing_is_started(two: list[Machine]) -> None:
