@@ -215,8 +215,8 @@ class _Push:
 
     def _send_all(self, max_bytes: int, verify: bool) -> int:
         """Send every bucket and return how many were sent. Engines take one bucket while the ranks gather the next, so
-        at most two are on their way at a time."""
-        count, loading = 0, None
+        at most two are on their way at a time; of a sender that keeps them, they take all at once in the end."""
+        count, loading, kept = 0, None, []
         for bucket in self._source.buckets(max_bytes):
             if loading is not None and self._error is None:
                 self._wait(self._load, loading)
@@ -229,8 +229,12 @@ class _Push:
                 self._fail("send", error)
                 continue
             self._digests |= dict(zip(description.names, description.digests, strict=False))
-            loading = self._engines.start(self._load, description)
+            kept.append(description)
+            if not self._sender.keeps:
+                loading, kept = self._engines.start(self._load, *kept), []
             count += 1
+        if kept and self._error is None:
+            loading = self._engines.start(self._load, *kept)
         if loading is not None and self._error is None:
             self._wait(self._load, loading)
         return count

@@ -154,8 +154,9 @@ class Inference:
             self._check_paused(version)
         await self._updates.begin(version, manifest)
 
-    async def load_bucket(self, bucket: Bucket) -> None:
-        await self._updates.load(bucket)
+    async def load_bucket(self, *buckets: Bucket) -> None:
+        for bucket in buckets:
+            await self._updates.load(bucket)
 
     async def finish_update(self, version: int) -> int:
         """Make the weights that have arrived version `version` and apply the cache policy. Repeating it does nothing.
@@ -182,8 +183,9 @@ class Inference:
         await self._updates.clear()
         return await self.adapters.begin(version, manifest)
 
-    async def load_adapter(self, bucket: Bucket) -> None:
-        await self.adapters.load(await self._updates.arrived(self.adapters.expected, bucket))
+    async def load_adapter(self, *buckets: Bucket) -> None:
+        for bucket in buckets:
+            await self.adapters.load(await self._updates.arrived(self.adapters.expected, bucket))
 
     async def finish_adapter(self, version: int) -> None:
         await self.adapters.finish(version)

@@ -149,7 +149,8 @@ class Collected(Updates):
         self._arrivals.close()
 
     async def clear(self) -> None:
-        await self._call(_settled)  # what was given up may still be loading
+        if self.damage is not None:
+            await self._call(_settled)  # a version that was given up may still be loading
         await self._arrivals.begin()
 
     async def arrived(self, version: int, bucket: Bucket) -> Bucket:

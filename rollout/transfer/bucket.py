@@ -58,13 +58,17 @@ class Follower:
 
 
 class Sender(Follower):
-    """Rank 0's end of a transport. One bucket travels at a time: every engine must have it before the next.
+    """Rank 0's end of a transport. One bucket travels at a time: every engine must have it before the next, unless the
+    sender keeps them all.
 
     For every bucket of a push rank 0 calls `send`, or `follow` once the push has failed.
     """
 
     stages: ClassVar[bool] = False
     """Whether engines have a `Stage`: they collect a version while they sample, and stand still only to load it."""
+
+    keeps: ClassVar[bool] = False
+    """Whether all buckets of a push stay where they are until its end, so that engines may be told of them at once."""
 
     def send(self, bucket: Tensors, verify: bool = False) -> Bucket:
         """Return the description that makes an engine load the bucket. With `verify` it carries digests."""

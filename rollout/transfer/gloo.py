@@ -151,6 +151,8 @@ class GlooGroup:
 class GlooSender(GroupSender):
     """Rank 0 of a group with every engine. It packs a bucket into one buffer, which the next one fills again."""
 
+    stages = True
+
     def __init__(self, place: SenderPlace) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
         super().__init__(place)

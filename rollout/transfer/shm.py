@@ -66,6 +66,7 @@ class ShmSender(Sender):
     """Writes the buckets of a push one after another to a segment, over those of the push before."""
 
     stages = True
+    keeps = True
 
     def __init__(self, run_id: str) -> None:
         self._segment = Segment(run_id)

@@ -101,10 +101,7 @@ def test_machines_do_not_see_each_other(two: list[Machine]) -> None:
         assert "mine" not in looked and "reached" not in looked and "seen 0" in looked, looked
         assert "abstract\n" not in looked and "refused" in looked, looked
     finally:
-        asked(
-            second,
-            "pkill -f 'sleep 5432[1]'; pkill -f 'sluice-tes[t]'; pkill -f 'http.serve[r]'; rm /tmp/mine /dev/shm/mine ~/mine",
-        )
+        asked(second, "pkill -f 'sleep 5432[1]|sluice-tes[t]|http.serve[r]'; rm /tmp/mine /dev/shm/mine ~/mine")
 
 
 def test_a_run_uses_the_workers_of_both_machines(two: list[Machine], cache: str) -> None:

@@ -148,6 +148,20 @@ def test_engines_that_collect_a_version_stand_still_only_to_load_it() -> None:
     assert report is not None and 0.0 <= report.paused_s < 60.0
 
 
+def test_engines_are_told_at_once_of_all_buckets_that_stay_where_they_are() -> None:
+    class Keeps(Sender):
+        keeps = True
+
+        def send(self, bucket: Any, verify: bool = False) -> Any:
+            self.loading = False
+            return super().send(bucket, verify)
+
+    engines = Engines(sender=Keeps(stages=True))
+    publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages()[:3] == ["begin_update", "load_bucket", "pause"]
+    assert [sent.names for sent in engines.calls[1][1:]] == [("w0",), ("w1",), ("w2",)]
+
+
 @pytest.mark.parametrize("stage", ["begin_update", "load_bucket"])
 def test_engines_that_could_not_collect_a_version_never_stand_still_for_it(stage: str) -> None:
     engines = Engines(failing=stage, sender=Sender(stages=True))
