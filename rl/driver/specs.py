@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rl.config import Recipe
+from rl.driver.layout import Wanted
 from rl.learner.config import LoraConfig, ModelConfig, TrainerConfig
 from rl.recipe.adapters import pushes_adapter
 from rollout.actors.worker import WorkerSpec
@@ -35,6 +36,20 @@ class TrainerSpec:
     trajectories: TrajectoriesConfig
     folder: RunFolder
     device: Device
+
+
+def wanted(recipe: Recipe, device: Device, *, trains: bool = True) -> Wanted:
+    """The actors of a run on this device; those of an evaluation where it does not train."""
+    return Wanted(
+        device=device,
+        ranks=recipe.trainer.ranks if trains else 0,
+        expert_parallel=recipe.trainer.expert_parallel,
+        engines=recipe.inference.replicas,
+        tensor_parallel=recipe.inference.tensor_parallel,
+        workers=recipe.rollout.workers,
+        buffer=trains,
+        placement=recipe.placement if trains else "split",
+    )
 
 
 def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device) -> TrainerSpec:
