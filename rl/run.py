@@ -120,7 +120,7 @@ def start_processes(run: Session) -> None:
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device, cluster.machines))
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
-    cluster.start_engines(recipe.inference, recipe.placement, spread=settings.transport.name != "shm")
+    cluster.start_engines(recipe.inference, recipe.placement)
     buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.folder, run.saved_buffer())
     cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, buffer)
     address = calls.ask(cluster.trainers[0], "address", what="starting the trainer")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.driver.config import RunConfig
-from rl.driver.placement import Place, beside, shared_seats, trainer_places
+from rl.driver.layout import Layout, Node, Wanted, lay_out
+from rl.driver.placement import Place, beside, shared_seats
 from rl.driver.specs import TrainerSpec
 from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
@@ -64,13 +65,14 @@ class Hardware:
 
 
 class Cluster:
-    """Every actor of one run. Call `connect`, set `device`, then start the actors; `close` ends them."""
+    """Every actor of one run. Call `connect` and `lay_out`, then start the actors; `close` ends them."""
 
     def __init__(self, logs_dir: Path, run_id: str) -> None:
         self._logs_dir = logs_dir
         self._run_id = run_id
         self._hosts: Hosts | None = None
-        self._nodes: list[str] = []
+        self._nodes: list[Node] = []
+        self._layout: Layout | None = None
         self._temp_dir = TEMP / f"{resource_prefix(run_id)}ray"
         self.calls = Calls(logs_dir)
         self.device: Device = "cpu"
@@ -98,14 +100,26 @@ class Cluster:
                 self._hosts = Hosts(hosts, run.ssh, self._logs_dir)
                 self._gather(len(hosts))
                 self.calls.gone = self._hosts.ended
-        own = ray.get_runtime_context().get_node_id()
-        self._nodes = [own, *(node["NodeID"] for node in _alive() if node["NodeID"] != own)]
-        everything = ray.cluster_resources()
+        return self.look()
+
+    def look(self) -> Hardware:
+        """Ask the Ray instance of this process for its machines."""
+        self._nodes = _nodes(ray.get_runtime_context().get_node_id())
         return Hardware(
-            cpus=int(everything["CPU"]),
-            gpus=int(everything.get("GPU", 0)),
-            largest_node_gpus=max(int(node["Resources"].get("GPU", 0)) for node in _alive()),
+            cpus=sum(node.cpus for node in self._nodes),
+            gpus=sum(node.gpus for node in self._nodes),
+            largest_node_gpus=max(node.gpus for node in self._nodes),
         )
+
+    def lay_out(self, wanted: Wanted) -> dict[str, str]:
+        """Give every actor its machine, before any is started. Returns by the address of each machine its actors.
+
+        Raises:
+            Unplaceable: the machines cannot hold them.
+        """
+        self.device = wanted.device
+        self._layout = lay_out(self._nodes, wanted)
+        return self._layout.table(self._nodes)
 
     def _start_ray(self, address: str, object_store_bytes: int) -> None:
         ray.init(
@@ -132,25 +146,23 @@ class Cluster:
                 raise NoCluster(f"{len(_alive()) - 1} of {count} machines of run.hostfile joined within {GATHER_S:g} s")
             time.sleep(POLL_S)
 
-    def places(self) -> dict[str, str]:
-        """By the address of each machine the actors that it has. All of them must be idle."""
-        handles = self.calls.handles()
-        found = self.calls.ask_all(handles, "__ray_call__", _address, what="looking for the actors' machines")
-        table: dict[str, list[str]] = {}
-        for handle, address in zip(handles, found, strict=True):
-            table.setdefault(address, []).append(self.calls.role(handle))
-        return {address: ", ".join(sorted(table[address])) for address in sorted(table)}
-
     @property
     def machines(self) -> int:
         return len(self._nodes)
 
-    def _at(self, machine: int, cpus: float = 0) -> Place:
-        """A place on a machine by its number, 0 for the one with the driver. Alone, it is Ray's choice."""
+    @property
+    def layout(self) -> Layout:
+        assert self._layout is not None, "actors are laid out before they start"
+        return self._layout
+
+    def _at(self, machine: int, gpus: float = 0) -> Place:
+        """A place on a machine by its number, 0 for the one with the driver, with a core where there are GPUs. Alone,
+        it is Ray's choice."""
+        cpus = 1 if self.device == "cuda" else 0
         if self.machines <= 1:
-            return Place(cpus=cpus)
-        node = self._nodes[machine % self.machines]
-        return Place(cpus=cpus, strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            return Place(cpus=cpus, gpus=gpus)
+        strategy = NodeAffinitySchedulingStrategy(self._nodes[machine].id, soft=False)
+        return Place(cpus=cpus, gpus=gpus, strategy=strategy)
 
     def close(self) -> None:
         """Kill the actors and stop a local Ray instance. Never raises.
@@ -186,14 +198,14 @@ class Cluster:
 
     def start_trainers(self, spec: TrainerSpec) -> None:
         """Start one actor per rank."""
-        places = trainer_places(spec.trainer.ranks, self.device, self._at(0))
+        gpus = 1 if self.device == "cuda" else 0
         self.trainers = [
-            self.spawn(TrainerActor, f"trainer-{rank}", place, rank, spec) for rank, place in enumerate(places)
+            self.spawn(TrainerActor, f"trainer-{rank}", self._at(machine, gpus), rank, spec)
+            for rank, machine in enumerate(self.layout.trainers)
         ]
 
-    def start_engines(self, config: InferenceConfig, placement: Placement = "split", *, spread: bool = True) -> None:
-        """Start one actor per replica: on GPUs of its own, or colocated with the trainer, which has been started. On
-        CPUs they are on the first machine, or `spread` over all, beginning with another one."""
+    def start_engines(self, config: InferenceConfig, placement: Placement = "split") -> None:
+        """Start one actor per replica: on GPUs of its own, or colocated with the trainer, which has been started."""
         if placement == "colocated" and self.device == "cuda":
             seats = self.calls.ask_all(self.trainers, "seat", what="looking for the trainer's GPUs")
             dealt = shared_seats(seats, config.replicas, config.tensor_parallel)
@@ -201,8 +213,8 @@ class Cluster:
                 (beside(own[0]), [seat.gpu for seat in own]) for own in dealt
             ]
         else:
-            own_gpus = Place(cpus=1, gpus=config.tensor_parallel) if self.device == "cuda" else None
-            places = [(own_gpus or self._at(i + 1 if spread else 0), None) for i in range(config.replicas)]
+            width = config.tensor_parallel if self.device == "cuda" else 0
+            places = [(self._at(machine, width), None) for machine in self.layout.engines]
         groups = ENGINE_CONCURRENCY_GROUPS
         self.engines = [
             self.spawn(InferenceActor, f"engine-{i}", place, config.cpu_threads, i, gpus, groups=groups)
@@ -211,15 +223,15 @@ class Cluster:
 
     def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle | None) -> None:
         """Start one actor per rollout worker. Without a buffer they can only evaluate."""
-        cpus = 1 if self.device == "cuda" else 0
+        alone = (0,) * spec.rollout.workers
         self.workers = [
-            self.spawn(WorkerActor, f"worker-{i}", self._at(i, cpus), spec, engines, buffer)
-            for i in range(spec.rollout.workers)
+            self.spawn(WorkerActor, f"worker-{i}", self._at(machine), spec, engines, buffer)
+            for i, machine in enumerate(self._layout.workers if self._layout is not None else alone)
         ]
 
     def start_buffer(self, spec: BufferSpec, folder: RunFolder, saved: BufferState | None) -> ActorHandle:
         """Start the actor of the buffer."""
-        self.buffer = self.spawn(BufferActor, "buffer", self._at(0), spec, folder, saved)
+        self.buffer = self.spawn(BufferActor, "buffer", replace(self._at(0), cpus=0), spec, folder, saved)
         return self.buffer
 
     def spawn(
@@ -250,9 +262,18 @@ def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _address(_: Any) -> str:
-    address: str = ray.util.get_node_ip_address()
-    return address
+def _nodes(own: str) -> list[Node]:
+    """The machines of the Ray cluster, the driver's own first."""
+    found = [
+        Node(
+            id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            cpus=int(node["Resources"].get("CPU", 0)),
+            gpus=int(node["Resources"].get("GPU", 0)),
+        )
+        for node in _alive()
+    ]
+    return sorted(found, key=lambda node: node.id != own)
 
 
 def _own_address(run: RunConfig, hosts: Sequence[str]) -> str:

@@ -25,7 +25,9 @@ from rl.config import Recipe
 from rl.driver.check_chat import UnfitChat, chat_report
 from rl.driver.cluster import Cluster, NoCluster
 from rl.driver.health import Diverged
+from rl.driver.layout import Unplaceable
 from rl.driver.session import STALE, Session, StepRecord
+from rl.driver.specs import wanted
 from rl.driver.waiting import ProcessFailure
 from rl.exitcodes import NOTHING_STARTED, STALLED
 from rl.observe.alerts import Alerts
@@ -138,11 +140,13 @@ def _run(session: Session, train: Callable[[Session], None], trains: bool) -> En
         )
         if missing:
             return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
-        cluster.device = resolve_device(recipe, hardware.gpus)
+        table = cluster.lay_out(wanted(recipe, resolve_device(recipe, hardware.gpus), cluster.machines, trains=trains))
+        if cluster.machines > 1 or cluster.device == "cuda":
+            session.console.settings(table)
         with session.watchdog, cluster.calls.stop.interruptible():
             train(session)
         return Ending(code=0, reason="finished")
-    except NoCluster as error:
+    except (NoCluster, Unplaceable) as error:
         return Ending(code=NOTHING_STARTED, reason=str(error))
     except Stopped as stop:
         return Ending(code=stop.code, reason=str(stop))

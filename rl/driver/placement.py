@@ -1,4 +1,4 @@
-"""The place of each actor in a Ray cluster, and the resources that it reserves there."""
+"""The resources that an actor reserves in a Ray cluster, and the GPUs of ranks that colocated engines share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
-
-from rollout.types import Device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,18 +20,6 @@ class Place:
 
     def options(self) -> dict[str, Any]:
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": self.strategy}
-
-
-def trainer_places(ranks: int, device: Device, home: Place) -> list[Place]:
-    """One place per rank. On GPUs, each has a core and a GPU, on as few machines as can hold them; on CPUs all of them
-    are at `home`."""
-    if device == "cpu":
-        return [home] * ranks
-    group = placement_group([{"CPU": 1, "GPU": 1}] * ranks, strategy="PACK")
-    return [
-        Place(cpus=1, gpus=1, strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank))
-        for rank in range(ranks)
-    ]
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rl.config import Recipe
+from rl.driver.layout import Wanted
 from rl.learner.config import LoraConfig, ModelConfig, TrainerConfig
 from rl.recipe.adapters import pushes_adapter
 from rollout.actors.worker import WorkerSpec
@@ -41,6 +42,21 @@ class TrainerSpec:
 def transport_of(recipe: Recipe, device: Device, machines: int) -> TransportSettings:
     """How weights travel in a run on so many machines."""
     return resolve_transport(recipe.weight_sync, device, recipe.placement, machines)
+
+
+def wanted(recipe: Recipe, device: Device, machines: int = 1, *, trains: bool = True) -> Wanted:
+    """The actors of a run on this device, and so many machines; those of an evaluation where it does not train."""
+    return Wanted(
+        device=device,
+        ranks=recipe.trainer.ranks if trains else 0,
+        expert_parallel=recipe.trainer.expert_parallel,
+        engines=recipe.inference.replicas,
+        tensor_parallel=recipe.inference.tensor_parallel,
+        workers=recipe.rollout.workers,
+        buffer=trains,
+        placement=recipe.placement if trains else "split",
+        spread=not trains or transport_of(recipe, device, machines).name != "shm",
+    )
 
 
 def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device, machines: int = 1) -> TrainerSpec:

@@ -67,8 +67,6 @@ def begin_rollouts(run: Session) -> None:
     """Wait until the buffer has sorted what earlier starts left, and say what it found."""
     for line in run.calls.wait(run.buffer_began, "starting the buffer")[0]:
         run.console.note(line)
-    if run.cluster.machines > 1:
-        run.console.settings(run.cluster.places())
     run.first_segment = max(segments.paths(run.directory.trajectories), default=0) + 1
     run.first_trained = max(trained.paths(run.directory.trained), default=0) + 1
 

@@ -113,7 +113,7 @@ def test_a_run_uses_the_workers_of_both_machines(two: list[Machine], cache: str)
     assert pushed > 10 * 2**20
     assert pushed <= received(two[1]) - before <= 1.15 * pushed, "all weights go over the link once, and little else"
     placed = {line.split()[0]: line for line in run.output.splitlines() if line.strip().startswith("10.77.0.")}
-    assert placed["10.77.0.1"].split()[1:] == ["buffer,", "trainer-0,", "worker-0"]
+    assert placed["10.77.0.1"].split()[1:] == ["driver,", "buffer,", "trainer-0,", "worker-0"]
     assert placed["10.77.0.2"].split()[1:] == ["engine-0,", "worker-1"]
     assert run.summary["steps"] == 2 and run.summary["trained_tokens"] > 0
     assert run.summary["mismatch_logprob_abs_mean"] < 1e-5

@@ -1,0 +1,156 @@
+"""The machine of every actor, for clusters of many shapes, and with real Ray where the table says it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.driver.layout import Layout, Node, Unplaceable, Wanted, crossing, lay_out
+
+
+def nodes_of(*sizes: tuple[int, int]) -> list[Node]:
+    """Machines of so many GPUs and cores each."""
+    return [
+        Node(id=f"n{i:02d}", address=f"10.0.0.{i + 1}", gpus=gpus, cpus=cpus) for i, (gpus, cpus) in enumerate(sizes)
+    ]
+
+
+def wanted(**changed: object) -> Wanted:
+    settings = {"device": "cuda", "ranks": 1, "expert_parallel": 1, "engines": 1, "tensor_parallel": 1, "workers": 1}
+    return Wanted(**settings | changed)  # type: ignore[arg-type]
+
+
+shapes = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 24)), min_size=1, max_size=5)
+
+
+@given(shapes, st.integers(0, 3), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 8), st.integers(1, 9))
+def test_no_machine_holds_more_than_it_has_and_a_refusal_is_right(
+    sizes: list[tuple[int, int]], groups: int, expert_parallel: int, engines: int, width: int, workers: int
+) -> None:
+    nodes = nodes_of(*sizes)
+    want = wanted(
+        ranks=groups * expert_parallel,
+        expert_parallel=expert_parallel,
+        engines=engines,
+        tensor_parallel=width,
+        workers=workers,
+    )
+    try:
+        layout = lay_out(nodes, want)
+    except Unplaceable:
+        assert not possible(nodes, want)
+        return
+    assert (len(layout.trainers), len(layout.engines), len(layout.workers)) == (want.ranks, engines, workers)
+    ranks, held, busy = map(Counter, (layout.trainers, layout.engines, layout.workers))
+    for place, node in enumerate(nodes):
+        assert ranks[place] + width * held[place] <= node.gpus
+        assert ranks[place] + held[place] + busy[place] <= node.cpus
+
+
+def possible(nodes: Sequence[Node], want: Wanted) -> bool:
+    """Whether some way to divide engines among machines leaves enough GPUs and cores, by trying all of them."""
+    if sum(node.cpus for node in nodes) < want.ranks + want.engines + want.workers:
+        return False
+    choices = product(*(range(min(node.gpus // want.tensor_parallel, node.cpus) + 1) for node in nodes))
+    return any(
+        sum(min(n.gpus - e * want.tensor_parallel, n.cpus - e) for n, e in zip(nodes, engines, strict=True))
+        >= want.ranks
+        for engines in choices
+        if sum(engines) == want.engines
+    )
+
+
+@given(st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]), st.data())
+def test_on_equal_machines_groups_of_experts_stay_on_one_and_ranks_on_few(
+    count: int, expert_parallel: int, width: int, data: st.DataObject
+) -> None:
+    engines = data.draw(st.integers(1, count * 8 // width))
+    room = count * 8 - -(-engines * width // 8) * 8
+    ranks = data.draw(st.integers(0, room // expert_parallel)) * expert_parallel
+    want = wanted(ranks=ranks, expert_parallel=expert_parallel, engines=engines, tensor_parallel=width)
+    layout = lay_out(nodes_of(*[(8, 64)] * count), want)
+    assert crossing(layout, expert_parallel) == []
+    assert len({*layout.trainers}) == -(-ranks // 8), "ranks are on no more machines than they fill"
+    assert list(layout.trainers) == sorted(layout.trainers, key=layout.trainers.index), "machine by machine"
+    assert not {*layout.trainers} & {*layout.engines}
+
+
+@given(st.integers(1, 5), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]), st.data())
+def test_colocated_engines_have_gpus_of_one_machines_ranks(
+    count: int, expert_parallel: int, width: int, data: st.DataObject
+) -> None:
+    unit = max(expert_parallel, width)
+    ranks = data.draw(st.integers(1, count * 8 // unit)) * unit
+    want = wanted(
+        ranks=ranks,
+        expert_parallel=expert_parallel,
+        engines=ranks // width,
+        tensor_parallel=width,
+        placement="colocated",
+    )
+    layout = lay_out(nodes_of(*[(8, 64)] * count), want)
+    assert crossing(layout, expert_parallel) == []
+    held = Counter(layout.engines)
+    assert {place: held[place] * width for place in held} == Counter(layout.trainers)
+
+
+def test_the_cluster_recipe_by_hand() -> None:
+    """Four machines of 8 GPUs for 16 ranks in groups of 8 and two engines of 8."""
+    nodes = nodes_of(*[(8, 64)] * 4)
+    layout = lay_out(nodes, wanted(ranks=16, expert_parallel=8, engines=2, tensor_parallel=8, workers=6))
+    assert layout == Layout(trainers=(0,) * 8 + (1,) * 8, engines=(2, 3), workers=(0, 1, 2, 3, 0, 1), buffer=True)
+    assert layout.table(nodes) == {
+        "10.0.0.1": "driver, buffer, trainer-0…7, worker-0, worker-4",
+        "10.0.0.2": "trainer-8…15, worker-1, worker-5",
+        "10.0.0.3": "engine-0, worker-2",
+        "10.0.0.4": "engine-1, worker-3",
+    }
+
+
+def test_a_group_that_fits_on_no_machine_goes_on_on_the_next() -> None:
+    layout = lay_out(nodes_of((4, 32), (4, 32), (1, 8)), wanted(ranks=8, expert_parallel=8))
+    assert layout.trainers == (0,) * 4 + (1,) * 4 and layout.engines == (2,)
+    assert crossing(layout, 8) == [0] and crossing(layout, 4) == []
+
+
+def test_on_cpu_only_workers_are_elsewhere() -> None:
+    layout = lay_out(nodes_of((0, 1), (0, 1)), wanted(device="cpu", ranks=2, engines=2, workers=3))
+    assert (layout.trainers, layout.engines, layout.workers) == ((0, 0), (0, 0), (0, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "want", "told"),
+    [
+        (
+            [(8, 64), (4, 64)],
+            wanted(engines=2, tensor_parallel=8),
+            "engine 1 needs 8 GPUs and a CPU core on one machine, and the most that is free is 4, on 10.0.0.2: use "
+            "inference.replicas=1 or inference.tensor_parallel<=4 or more or larger machines",
+        ),
+        ([(8, 64)], wanted(ranks=8), "trainer ranks 7 to 7 find no GPU with a CPU core: trainer.ranks=8"),
+        ([(8, 5)], wanted(ranks=2, workers=4), "worker 2 of rollout.workers=4 finds no free CPU core on 10.0.0.1"),
+        (
+            [(6, 64), (2, 64)],
+            wanted(ranks=8, engines=2, tensor_parallel=4, placement="colocated"),
+            "trainer.ranks=8 want 2 blocks of inference.tensor_parallel=4 GPUs on one machine",
+        ),
+    ],
+)
+def test_what_cannot_be_placed_says_what_is_missing(sizes: list[tuple[int, int]], want: Wanted, told: str) -> None:
+    with pytest.raises(Unplaceable) as refused:
+        lay_out(nodes_of(*sizes), want)
+    assert told in str(refused.value)
+
+
+def test_on_cpus_engines_go_round_where_weights_reach_them() -> None:
+    nodes = [Node(id=str(i), address=f"10.0.0.{i}", cpus=2, gpus=0) for i in range(3)]
+    on_cpu = Wanted(device="cpu", ranks=2, expert_parallel=1, engines=4, tensor_parallel=1, workers=2)
+    assert lay_out(nodes, on_cpu).engines == (0, 0, 0, 0)
+    assert lay_out(nodes, replace(on_cpu, spread=True)).engines == (1, 2, 0, 1)
+    assert lay_out(nodes[:1], replace(on_cpu, spread=True)).engines == (0, 0, 0, 0)
