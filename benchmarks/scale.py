@@ -163,9 +163,7 @@ def main() -> None:
     tables.add_argument("--sizes", default=SIZES, help="GPUS:TRAJECTORIES, comma-separated")
     tables.add_argument("--steps", type=int, default=7)
     tables.add_argument("--write", action="store_true", help="into docs/scale.md")
-    parts.add_parser("check").add_argument(
-        "runs", nargs="+", type=Path, help="run directories; the first gives constants"
-    )
+    parts.add_parser("check").add_argument("runs", nargs="+", type=Path, help="run directories")
     options = parser.parse_args()
     if options.part == "check":
         print(compared(options.runs))

@@ -151,8 +151,7 @@ def test_no_token_is_older_than_the_bound(
     assert all(step.mean_age <= step.oldest and step.trajectories == groups * GROUP for step in steps)
 
 
-def test_twice_the_engines_help_where_rollouts_are_waited_for() -> None:
-    """GLM-4.5 on few trajectories: engines are the bottleneck, and the prediction says so."""
+def test_with_few_trajectories_glm_45_waits_for_its_engines() -> None:
     found = predict(128, 768, 6)
     assert found.bottleneck().startswith("engines") and found.share("wait_s") > 0.2
     assert found.mean("oldest") <= 2
