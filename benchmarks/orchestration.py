@@ -35,6 +35,7 @@ import ray
 
 from rewards.sandbox.config import SandboxConfig
 from rl.driver.cluster import Cluster
+from rl.driver.config import RunConfig
 from rl.driver.placement import Place
 from rl.processes.tree import kill_run, new_run_id
 from rl.rundir.directory import RunDir
@@ -341,7 +342,7 @@ def with_ray(trajectories: int) -> str:
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
         run = RunDir.open(Path(folder) / "run", resume="never", run_id=run_id)
         cluster = Cluster(run.logs, run_id)
-        cluster.connect(None, 256 * 2**20)
+        cluster.connect(RunConfig(), 256 * 2**20)
         try:
             engines = [
                 cluster.spawn(ScriptedInference, f"engine-{i}", Place(), groups=ENGINE_CONCURRENCY_GROUPS)

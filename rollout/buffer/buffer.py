@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from rollout.buffer.expiry import Expiry, Key
 from rollout.buffer.ledger import Issue, Ledger
 from rollout.cards import Card
 from rollout.tasks.config import TasksConfig
@@ -111,7 +112,10 @@ class Buffer:
         self._max_staleness = max_staleness
         self._groups_per_step = groups_per_step
         self._breaker = _Breaker(failure_share_limit)
-        self._finished = {issue.id: self._expiring(issue, cards[issue.id]) for issue in ledger.open("finished")}
+        self._cards = dict(cards)
+        self._expiry = Expiry()
+        for issue in ledger.open("finished"):
+            self._expiry.finish(self._expires(issue))
         self._version: int | None = None
         self._taken_at: int | None = None
         self._in_training = 0
@@ -121,6 +125,7 @@ class Buffer:
         if self._version is None or self._admitted() >= self._places:
             return None
         issue = self.ledger.issue_next(self._version, self._task)
+        self._expiry.run(self._expires(issue))
         return issue.id, issue.task
 
     def put(self, card: Card) -> None:
@@ -134,8 +139,10 @@ class Buffer:
         issue = self.ledger.finish(card.id, card.address, card.version_span())
         self.arrivals += 1
         self._breaker.observe(card)
+        self._expiry.end(card.id)
         if card.usable:
-            self._finished[card.id] = self._expiring(issue, card)
+            self._cards[card.id] = card
+            self._expiry.finish(self._expires(issue))
         else:
             fail(self.ledger, issue)
 
@@ -155,12 +162,12 @@ class Buffer:
         if self.ledger.count("finished") < self._groups_per_step:
             return None
         self._reissue_stale(version)
-        chosen = self._choose(version)
+        chosen = self._expiry.pop_next(self._groups_per_step, version)
         if chosen is None:
             return None
-        self.ledger.take([issue.id for issue in chosen], version)
+        self.ledger.take(chosen, version)
         self._taken_at, self._in_training = version, len(chosen)
-        return [self._finished.pop(issue.id).card for issue in chosen]
+        return [self._cards.pop(issue_id) for issue_id in chosen]
 
     def mark_trained(self, issue_ids: Sequence[str], step: int) -> None:
         """Record that the optimizer step is done. This frees no place at the gate; `published` does."""
@@ -212,38 +219,15 @@ class Buffer:
         epoch, place = divmod(position, len(self._tasks))
         return self._tasks[_order(len(self._tasks), self._seed, epoch)[place] if epoch else place]
 
-    def _expiring(self, issue: Issue, card: Card) -> _Finished:
-        begun, _ = card.version_span() or (issue.version, issue.version)
-        return _Finished(card=card, deadline=begun + self._max_staleness)
-
-    def _deadline(self, issue: Issue) -> int:
-        finished = self._finished.get(issue.id)
-        return issue.version + self._max_staleness if finished is None else finished.deadline
+    def _expires(self, issue: Issue) -> Key:
+        """A group is as old as its oldest token. While it runs, none is known to be older than its issue."""
+        oldest = issue.version if issue.versions is None else issue.versions[0]
+        return oldest + self._max_staleness, issue.number, issue.id
 
     def _reissue_stale(self, version: int) -> None:
-        for issue in self.ledger.open("finished"):
-            if self._deadline(issue) < version:
-                del self._finished[issue.id]
-                self.ledger.reissue(issue.id, "stale")
-
-    def _choose(self, version: int) -> list[Issue] | None:
-        """Return the P finished groups that expire first.
-
-        Return None if there are fewer, or if some of the groups left behind would then expire.
-        """
-        count = self._groups_per_step
-        admitted = sorted(
-            self.ledger.open("issued", "finished"), key=lambda issue: (self._deadline(issue), issue.number)
-        )
-        chosen = [issue for issue in admitted if issue.state == "finished"][:count]
-        if len(chosen) < count:
-            return None
-        if chosen == admitted[:count]:
-            return chosen
-        taken = {issue.id for issue in chosen}
-        left = [self._deadline(issue) for issue in admitted if issue.id not in taken]
-        in_time = all(deadline > version + rank // count for rank, deadline in enumerate(left))
-        return chosen if in_time else None
+        for issue_id in self._expiry.pop_stale(version):
+            del self._cards[issue_id]
+            self.ledger.reissue(issue_id, "stale")
 
 
 def fail(ledger: Ledger, issue: Issue) -> None:
@@ -252,13 +236,6 @@ def fail(ledger: Ledger, issue: Issue) -> None:
         ledger.reissue(issue.id, "infra_error")
     else:
         ledger.drop(issue.id, "infra_error")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Finished:
-    card: Card
-    deadline: int
-    """The last version whose step may train the group: that of its oldest token, plus S."""
 
 
 class _Breaker:
