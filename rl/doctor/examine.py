@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import ray
 from ray.actor import ActorHandle
@@ -144,9 +145,7 @@ class Examination:
             self._cluster.calls.stop.check()
             limit_s = self._budget.left(PING_S)
             try:
-                skews[name] = clock.skew(
-                    lambda probe=probe, limit_s=limit_s: ray.get(probe.clock.remote(), timeout=limit_s)
-                )
+                skews[name] = clock.skew(partial(_time_of, probe, limit_s))
             except RayError:
                 yield Finding("clocks", False, f"{name}: no answer within {limit_s:.0f} s")
         yield clock.judge(skews)
@@ -179,3 +178,8 @@ class Examination:
 def gpu_counts() -> dict[str, int]:
     """Ray's count of GPUs by the address of their machine."""
     return {node["NodeManagerAddress"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
+
+
+def _time_of(probe: ActorHandle, limit_s: float) -> float:
+    seconds: float = ray.get(probe.clock.remote(), timeout=limit_s)
+    return seconds

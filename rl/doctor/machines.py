@@ -5,7 +5,7 @@ Facts come by the machine's address, that of the driver's machine first: the oth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 from rl.doctor.facts import UNLIMITED, Facts
 from rl.doctor.finding import Finding
@@ -164,7 +164,7 @@ def sandbox(found: Found, needed: bool) -> Finding:
     return _finding("sandbox", wrong, f"bubblewrap isolates{everywhere(found)}" if needed else "the recipe needs none")
 
 
-def everywhere(found: Sequence[str] | Found) -> str:
+def everywhere(found: Sized) -> str:
     return f" on all {len(found)} machines" if len(found) > 1 else " here"
 
 

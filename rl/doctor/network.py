@@ -33,7 +33,7 @@ def _answer(server: socket.socket) -> None:
 def reach(ports: Mapping[str, int], limit_s: float = CONNECT_S) -> dict[str, str]:
     """Why each of these addresses could not be reached at its port. Those that were reached are left out."""
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda item: _connect(*item, limit_s), ports.items())
+        found = pool.map(lambda item: _connect(item[0], item[1], limit_s), ports.items())
         return {address: error for address, error in zip(ports, found, strict=True) if error is not None}
 
 

@@ -38,10 +38,11 @@ class Rank:
         """
         import torch
         from torch import distributed
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         place = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
         limit = timedelta(seconds=JOIN_S)
-        store = distributed.TCPStore(address, port, ranks, rank == 0, limit, wait_for_workers=False)
+        store = TCPStore(address, port, ranks, rank == 0, limit, wait_for_workers=False)
         store.set(f"arrived-{rank}", "1")
         try:
             backend = "nccl" if device == "cuda" else "gloo"

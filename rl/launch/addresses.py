@@ -32,7 +32,7 @@ def interface_of(address: str) -> str | None:
 
 
 def name_interface(own: str) -> None:
-    """Tell gloo in this process which interface to use: the one with this address, unless the environment names another.
-    By itself gloo takes the address of the host name, which many machines resolve to loopback."""
+    """Tell gloo in this process which interface to use: the one with this address, unless the environment names one. By
+    itself gloo takes the address of the host name, which many machines resolve to loopback."""
     if own != "127.0.0.1" and (interface := interface_of(own)) is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -56,7 +56,7 @@ def _installed(name: str) -> str:
 
 
 def doctor(argv: Sequence[str]) -> int:
-    """Print every finding. Returns 1 when one of them is not fine. `argv` is empty, or a recipe's path and overrides."""
+    """Print every finding. `argv` is empty, or a recipe's path and overrides. Returns 1 when a finding is not fine."""
     if argv:
         return _of_recipe(argv)
     findings = list(_findings())
