@@ -18,15 +18,20 @@ POLL_S = 0.3
 CHARACTERS = 300
 
 
+TOTAL_S = 50.0
+"""For all questions. Starting and stopping come on top, and all of it takes less than a minute."""
+
+
 class Budget:
-    """The time that is left for all questions together."""
+    """The time that is left for all questions together. The deadlines of single ones grow with it beyond TOTAL_S."""
 
     def __init__(self, total_s: float) -> None:
         self._end = time.monotonic() + total_s
+        self._scale = max(total_s / TOTAL_S, 1.0)
 
     def left(self, most_s: float) -> float:
-        """Seconds for the next question: `most_s`, or what is left."""
-        return max(min(most_s, self._end - time.monotonic()), 0.0)
+        """Seconds for the next question: `most_s`, scaled, or what is left."""
+        return max(min(most_s * self._scale, self._end - time.monotonic()), 0.0)
 
 
 @dataclass(slots=True)

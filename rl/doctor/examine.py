@@ -1,6 +1,6 @@
 """`doctor RECIPE`: gather the machines that a run of the recipe would use, ask each, and print a line for each check.
 
-A line is printed as soon as it is known. All of it stays within TOTAL_S, and what was started is stopped.
+A line is printed as soon as it is known. Every question has a deadline, and what was started is stopped.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from rl.recipe.check_sources import needs_sandbox
 from rl.recipe.hardware import missing_hardware, resolve_device
 from rl.recipe.resolved import object_store_bytes
 
-TOTAL_S = 50.0
 GATHER_S = 25.0
 """How long the machines of a hostfile may take to join. One that has to build its environment first takes longer."""
-FACTS_S, FOLDER_S, PAIRS_S, PING_S, REDUCE_S = 15.0, 8.0, 8.0, 2.0, 20.0
+FACTS_S, FOLDER_S, PAIRS_S, PING_S, READY_S, REDUCE_S = 15.0, 8.0, 8.0, 2.0, 30.0, 15.0
+LATE_S = 2.0
+"""By then a rank whose deadline has passed has said why."""
 CPU_RANKS = 2
-"""The most ranks of an all-reduce on one machine without GPUs."""
+"""The most ranks of an all-reduce on one machine without GPUs. On several machines, each has one."""
 
 
-def examine(recipe: Recipe, run_id: str, packages: Sequence[str]) -> int:
-    """Print every line. `packages` are those whose versions are compared. Returns the exit code."""
+def examine(recipe: Recipe, run_id: str, packages: Sequence[str], total_s: float) -> int:
+    """Print every line. `packages` are those whose versions are compared, and `total_s` is the time for all questions.
+    Returns the exit code."""
     logs = TEMP / f"{resource_prefix(run_id)}doctor"
     logs.mkdir()
-    cluster, budget = Cluster(logs, run_id), Budget(TOTAL_S)
+    cluster, budget = Cluster(logs, run_id), Budget(total_s)
 
     def on_signal(signum: signal.Signals) -> None:
         cluster.calls.stop.interrupt(signum.name, 128 + signum)
@@ -75,9 +77,11 @@ class Examination:
         self._hardware = hardware
         cluster.device = resolve_device(recipe, hardware.gpus)
         self._probes: dict[str, ActorHandle] = {}
+        self._ranks: dict[str, ActorHandle] = {}
 
     def findings(self, packages: Sequence[str]) -> Iterator[Finding]:
         self._probes = self._cluster.start_on_machines(Probe, "probe")
+        self._ranks = self._start_ranks()
         isolated = self._recipe.sandbox.kind == "bubblewrap" and needs_sandbox(self._recipe)
         others = {name: [other for other in self._probes if other != name] for name in self._probes}
         config = self._recipe.sandbox if isolated else None
@@ -150,23 +154,27 @@ class Examination:
                 yield Finding("clocks", False, f"{name}: no answer within {limit_s:.0f} s")
         yield clock.judge(skews)
 
+    def _start_ranks(self) -> dict[str, ActorHandle]:
+        """Start the ranks first of all: they import torch while other questions are answered."""
+        ranks, cluster = self._recipe.trainer.ranks, self._cluster
+        if cluster.device == "cpu":
+            ranks = 1 if cluster.machines > 1 else min(ranks, CPU_RANKS)
+        actors = cluster.start_on_ranks(reduce.Rank, "rank", ranks)
+        return {f"rank {number}": actor for number, actor in enumerate(actors)}
+
     def _reduce(self) -> Finding:
-        device = self._cluster.device
-        ranks = self._recipe.trainer.ranks if device == "cuda" else min(self._recipe.trainer.ranks, CPU_RANKS)
-        actors = dict(enumerate(self._cluster.start_on_ranks(reduce.Rank, "rank", ranks)))
-        named = {f"rank {rank}": actor for rank, actor in actors.items()}
-        stop, none = self._cluster.calls.stop, dict.fromkeys(named, ())
-        ready = ask(named, "ready", none, stop, self._budget.left(REDUCE_S))
+        device, stop = self._cluster.device, self._cluster.calls.stop
+        ready = ask(self._ranks, "ready", dict.fromkeys(self._ranks, ()), stop, self._budget.left(READY_S))
         if problem := ready.problem():
-            return Finding(
-                "all-reduce", False, f"{problem}; on {', '.join(one[0] for one in ready.given.values())} ready"
-            )
-        meeting = (*ready.given["rank 0"], len(named), device)
-        each = {name: (*meeting[:2], rank, *meeting[2:]) for rank, name in enumerate(named)}
-        sums = ask(named, "reduce", each, stop, self._budget.left(REDUCE_S))
+            arrived = ", ".join(f"{name} on {where}" for name, (where, _) in ready.given.items()) or "no rank"
+            return Finding("all-reduce", False, f"{problem}; {arrived} could start: look at the other machines")
+        limit_s = self._budget.left(REDUCE_S)
+        meeting = (*ready.given["rank 0"], len(self._ranks), device, limit_s)
+        each = {name: (rank, *meeting) for rank, name in enumerate(self._ranks)}
+        sums = ask(self._ranks, "reduce", each, stop, limit_s + LATE_S)
         return reduce.judge(
-            [sums.given.get(name, sums.failed.get(name, "")) for name in named],
-            [ready.given[name][0] for name in named],
+            [sums.given.get(name, sums.failed.get(name, "")) for name in self._ranks],
+            [ready.given[name][0] for name in self._ranks],
             device,
         )
 

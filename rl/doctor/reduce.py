@@ -14,8 +14,6 @@ from rollout.actors.process import enter_role
 from rollout.ports import free_port
 from rollout.types import Device
 
-JOIN_S = 15.0
-
 
 class Rank:
     """One participant."""
@@ -30,8 +28,8 @@ class Rank:
 
         return ray.util.get_node_ip_address(), free_port()
 
-    def reduce(self, address: str, port: int, rank: int, ranks: int, device: Device) -> float:
-        """Add the numbers 1 to `ranks`, of which each rank has one.
+    def reduce(self, rank: int, address: str, port: int, ranks: int, device: Device, limit_s: float) -> float:
+        """Add the numbers 1 to `ranks`, of which each rank has one. They meet at the address within `limit_s`.
 
         Raises:
             RuntimeError: the ranks did not meet; the text of rank 0 names those that did not arrive.
@@ -41,7 +39,7 @@ class Rank:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         place = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
-        limit = timedelta(seconds=JOIN_S)
+        limit = timedelta(seconds=max(limit_s, 1.0))
         store = TCPStore(address, port, ranks, rank == 0, limit, wait_for_workers=False)
         store.set(f"arrived-{rank}", "1")
         try:

@@ -58,7 +58,7 @@ def _comments(place: Place) -> str:
         *edits,
         "Apply it with: kubectl apply -f FILE. It needs KubeRay 1.5.1 or later, which makes the token of the cluster.",
         f"The image has this working tree at {REPOSITORY} with its environment, bubblewrap, and on PATH of a login",
-        f'shell the commands of "ray[default]=={place.ray}": it submits the job, and the lock has Ray without the extra.',
+        f'shell the commands of "ray[default]=={place.ray}": it submits the job, and the lock lacks it.',
         "The claim is of a volume that all pods may write to (ReadWriteMany).",
         "bubblewrap needs user namespaces: where they are forbidden, set the recipe's sandbox or a securityContext.",
         "CPU cores and memory are estimates; GPUs are counted from the recipe.",

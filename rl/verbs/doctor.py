@@ -65,6 +65,10 @@ def doctor(argv: Sequence[str]) -> int:
     return DONE if all(finding.fine for finding in findings) else FAILED
 
 
+LIMIT = "limit_s="
+"""An argument of the verb itself, for machines that are slow to answer: how many seconds all questions may take."""
+
+
 def _of_recipe(argv: Sequence[str]) -> int:
     if not is_file(argv[0]):
         return refuse(no_such(argv[0]))
@@ -73,7 +77,10 @@ def _of_recipe(argv: Sequence[str]) -> int:
             f"doctor RECIPE needs the environment of a run, and {sys.prefix} is none: any run of launch.sh builds it, "
             "and doctor without a recipe looks at this machine without it"
         )
-    recipe = read_recipe(argv)
+    limit = next((word.removeprefix(LIMIT) for word in argv if word.startswith(LIMIT)), None)
+    if limit is not None and not limit.isdecimal():
+        return refuse(f"{LIMIT}{limit}: give whole seconds")
+    recipe = read_recipe([word for word in argv if not word.startswith(LIMIT)])
     if recipe is None:
         return NOTHING_STARTED
     from rl.launch.hostfile import read_hostfile
@@ -88,9 +95,10 @@ def _of_recipe(argv: Sequence[str]) -> int:
     run_id, packages = new_run_id(), list(wanted_pins(chosen_device(), REPOSITORY / "locks"))
 
     def examination() -> int:
+        from rl.doctor.ask import TOTAL_S
         from rl.doctor.examine import examine
 
-        return examine(recipe, run_id, packages)
+        return examine(recipe, run_id, packages, TOTAL_S if limit is None else float(limit))
 
     return run_guarded(examination, run_id=run_id)
 
