@@ -9,6 +9,7 @@ of GPUs in one machine. Nothing is started and no cluster is asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rl.exitcodes import DONE, NOTHING_STARTED
 from rl.paths import REPOSITORY
@@ -37,6 +38,7 @@ def k8s(argv: Sequence[str]) -> int:
     from rl.kubernetes.manifest import Place, manifest
 
     ray = read_pins(REPOSITORY / "locks" / LOCKS["cpu"])["ray"]
+    others[0] = _in_repository(others[0])
     place = Place(image=own.get("image"), claim=own.get("claim"), gpus=int(gpus), ray=ray)
     try:
         text = manifest(recipe, others, place)
@@ -44,3 +46,9 @@ def k8s(argv: Sequence[str]) -> int:
         return refuse(str(error))
     print(text, end="")
     return DONE
+
+
+def _in_repository(recipe: str) -> str:
+    """The path of a recipe from the repository's root, where the run starts; one from elsewhere stays as it is."""
+    path = Path(recipe).resolve()
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else recipe
