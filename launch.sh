@@ -201,7 +201,7 @@ share_environment() {
 }
 
 ensure_bubblewrap() {
-    [[ $1 != plan && $1 != check && $1 != model ]] && ! command -v bwrap >/dev/null || return 0
+    [[ $1 != plan && $1 != k8s && $1 != check && $1 != model ]] && ! command -v bwrap >/dev/null || return 0
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
         say "installing the bubblewrap package (the sandbox for code that models write)"
         local output install=(apt-get -o DPkg::Lock::Timeout=120 install -y -qq bubblewrap)
@@ -231,7 +231,7 @@ case "$verb" in
         recipe=$verb
         case "$verb" in
             test | check | model | reward-test | report | node) recipe="" ;;
-            plan | eval | rollout | play) recipe=${2:-} && [[ -n $recipe ]] || die "$verb needs a recipe: ./launch.sh $verb RECIPE [key=value …]" ;;
+            plan | eval | rollout | play | k8s) recipe=${2:-} && [[ -n $recipe ]] || die "$verb needs a recipe: ./launch.sh $verb RECIPE [key=value …]" ;;
         esac
         if [[ -n $recipe && ! -f $recipe ]]; then
             if command -v python3 >/dev/null; then # of any version: this needs the standard library only

@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "test": "rl.verbs.develop:test",
     "check": "rl.verbs.develop:check",
     "lock": "rl.verbs.lock:lock",
+    "k8s": "rl.verbs.k8s:k8s",
     "node": "rl.verbs.node:node",
     "doctor": "rl.verbs.doctor:doctor",
     "model": "rl.verbs.model:model",

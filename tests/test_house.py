@@ -20,7 +20,7 @@ TIERS: dict[str, list[set[str]]] = {
     "rl": [
         {"cli"},
         {"verbs"},
-        {"evaluate_endpoint", "report"},
+        {"evaluate_endpoint", "report", "doctor", "kubernetes"},
         {"run", "evaluate"},
         {"stages"},
         {"sft"},

@@ -21,7 +21,7 @@ MODULES = sorted(path.relative_to(REPOSITORY) for package in PACKAGES for path i
 ALLOWED_IMPORTERS = {
     "deepspeed": ("rl/learner/*.py", "rl/weights/*.py", "rl/zero/*.py"),
     "vllm": ("rollout/engine/*.py", "rollout/cpu/*.py", "rollout/lora/*.py", "rollout/transfer/*.py"),
-    "ray": ("rl/driver/*.py", "rl/launch/*.py", "rollout/actors/*.py"),
+    "ray": ("rl/driver/*.py", "rl/doctor/*.py", "rl/launch/*.py", "rollout/actors/*.py"),
 }
 FORBIDDEN_PACKAGES = {"rewards": {"rl", "rollout"}, "rollout": {"rl"}, "rl": set()}
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

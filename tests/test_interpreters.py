@@ -40,6 +40,7 @@ NEED_MORE = (
         "rl/sft",
         "rl/report",
         "rl/driver",
+        "rl/doctor",
         "rl/verbs",
         "rl/test_cli.py",
         "rl/test_config.py",

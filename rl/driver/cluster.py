@@ -81,9 +81,9 @@ class Cluster:
         self.workers: list[ActorHandle] = []
         self.buffer: ActorHandle | None = None
 
-    def connect(self, run: RunConfig, object_store_bytes: int) -> Hardware:
-        """Start a Ray instance with an object store of this size, here and on the machines of a hostfile, or join an
-        existing cluster.
+    def connect(self, run: RunConfig, object_store_bytes: int, gather_s: float = GATHER_S) -> Hardware:
+        """Start a Ray instance with an object store of this size, here and on the machines of a hostfile, which may
+        take `gather_s` to join, or join an existing cluster.
 
         Raises:
             NoCluster: nobody answers there, or a machine does not join.
@@ -98,7 +98,7 @@ class Cluster:
             self._start_ray(_own_address(run, hosts) if hosts else "127.0.0.1", object_store_bytes)
             if hosts:
                 self._hosts = Hosts(hosts, run.ssh, self._logs_dir)
-                self._gather(len(hosts))
+                self._gather(len(hosts), gather_s)
                 self.calls.gone = self._hosts.ended
         return self.look()
 
@@ -132,18 +132,18 @@ class Cluster:
             _node_ip_address=address,
         )
 
-    def _gather(self, count: int) -> None:
+    def _gather(self, count: int, limit_s: float) -> None:
         """Let so many machines join, and wait for them."""
         assert self._hosts is not None
         head = ray.get_runtime_context().gcs_address
         self._hosts.start(greeting(head, _token(), self._run_id, os.environ))
-        end = time.monotonic() + GATHER_S
+        end = time.monotonic() + limit_s
         while len(_alive()) <= count:
             self.calls.stop.check()
             if ended := self._hosts.ended():
                 raise NoCluster(f"a machine of run.hostfile did not join: {'; '.join(ended)}")
             if time.monotonic() > end:
-                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of run.hostfile joined within {GATHER_S:g} s")
+                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of run.hostfile joined within {limit_s:g} s")
             time.sleep(POLL_S)
 
     @property
@@ -163,6 +163,19 @@ class Cluster:
             return Place(cpus=cpus, gpus=gpus)
         strategy = NodeAffinitySchedulingStrategy(self._nodes[machine].id, soft=False)
         return Place(cpus=cpus, gpus=gpus, strategy=strategy)
+
+    def start_on_machines(self, actor: type, role: str) -> dict[str, ActorHandle]:
+        """Start one actor on each machine, the driver's first, and return them by the addresses of their machines."""
+        addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in _alive()}
+        places = enumerate(self._nodes)
+        return {addresses[node]: self.spawn(actor, f"{role}-{number}", self._at(number)) for number, node in places}
+
+    def start_on_ranks(self, actor: type, role: str, ranks: int) -> list[ActorHandle]:
+        """Start one actor on the place of each trainer rank and, on CPUs, on each other machine."""
+        places = trainer_places(ranks, self.device, self._at(0))
+        if self.device == "cpu":
+            places += [self._at(number) for number in range(1, self.machines)]
+        return [self.spawn(actor, f"{role}-{number}", place) for number, place in enumerate(places)]
 
     def close(self) -> None:
         """Kill the actors and stop a local Ray instance. Never raises.
@@ -292,6 +305,8 @@ def _own_address(run: RunConfig, hosts: Sequence[str]) -> str:
 
 def _join_cluster(address: str, environment: dict[str, str]) -> None:
     try:
+        if address == "auto" and "://" not in os.environ.get("RAY_ADDRESS", "://"):
+            address = os.environ["RAY_ADDRESS"]  # as ray.init would; so that what follows is tried first
         # Connect first: ray.init takes more than five minutes to notice that nobody answers, then ends the process.
         host, colon, port = address.rpartition(":")
         if colon and port.isdigit():

@@ -21,7 +21,7 @@ from rl.driver.placement import Seat
 from rl.driver.specs import TrainerSpec
 from rl.driver.trained import TrainedRecord
 from rl.driver.training import TrainingStage
-from rl.launch.addresses import interface_of
+from rl.launch.addresses import name_interface
 from rl.losses.config import KlConfig
 from rl.weights.adapter_push import AdapterPusher
 from rl.weights.publish import PublishReport, publish
@@ -83,9 +83,7 @@ class TrainerActor:
             WORLD_SIZE=str(self._spec.trainer.ranks),
             LOCAL_RANK="0",
         )
-        own = ray.util.get_node_ip_address()
-        if own != "127.0.0.1" and (interface := interface_of(own)) is not None:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        name_interface(ray.util.get_node_ip_address())
         if self._spec.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         if self._spec.placement == "colocated":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import psutil
@@ -28,3 +29,10 @@ def interface_of(address: str) -> str | None:
         if any(one.address.partition("%")[0] == address for one in found):
             return name
     return None
+
+
+def name_interface(own: str) -> None:
+    """Tell gloo in this process which interface to use: the one with this address, unless the environment names one. By
+    itself gloo takes the address of the host name, which many machines resolve to loopback."""
+    if own != "127.0.0.1" and (interface := interface_of(own)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 VERBS = (
     *("plan", "eval", "rollout", "play", "model", "reward-test", "report", "new"),
-    *("test", "check", "lock", "node", "doctor"),
+    *("test", "check", "lock", "node", "doctor", "k8s"),
 )
 """The names of rl.cli's verbs."""
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -1,16 +1,19 @@
-"""`doctor`: what is installed and what is missing on this machine."""
+"""`doctor`: what is installed and what is missing on this machine. With a recipe: whether the machines of its run fit
+together (rl.doctor)."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import isolation
+from rl.doctor.finding import Finding
+from rl.exitcodes import DONE, FAILED, NOTHING_STARTED
 from rl.paths import REPOSITORY
 from rl.recipe.machine import (
     ENVIRONMENT_GB,
@@ -22,18 +25,10 @@ from rl.recipe.machine import (
     gpu_names,
     sandbox_error,
 )
+from rl.verbs.absent import is_file, no_such
 from rl.verbs.lock import read_pins
-from rl.verbs.usage import refuse_arguments
+from rl.verbs.usage import read_recipe, refuse
 from rollout.types import Device
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of `doctor`: what was looked at, whether it is fine, and what was seen or is to be done."""
-
-    name: str
-    fine: bool
-    text: str
 
 
 def lock_differences(pins: Mapping[str, str]) -> list[str]:
@@ -61,13 +56,51 @@ def _installed(name: str) -> str:
 
 
 def doctor(argv: Sequence[str]) -> int:
-    """Print every finding. Returns 1 when one of them is not fine."""
-    if (refused := refuse_arguments("doctor", argv)) is not None:
-        return refused
+    """Print every finding. `argv` is empty, or a recipe's path and overrides. Returns 1 when a finding is not fine."""
+    if argv:
+        return _of_recipe(argv)
     findings = list(_findings())
     for finding in findings:
-        print(f"{'ok  ' if finding.fine else 'FAIL'}  {finding.name:<12} {finding.text}")
-    return 0 if all(finding.fine for finding in findings) else 1
+        print(finding.line())
+    return DONE if all(finding.fine for finding in findings) else FAILED
+
+
+LIMIT = "limit_s="
+"""An argument of the verb itself, for machines that are slow to answer: how many seconds all questions may take."""
+
+
+def _of_recipe(argv: Sequence[str]) -> int:
+    if not is_file(argv[0]):
+        return refuse(no_such(argv[0]))
+    if any(importlib.util.find_spec(package) is None for package in ("pydantic", "ray")):
+        return refuse(
+            f"doctor RECIPE needs the environment of a run, and {sys.prefix} is none: any run of launch.sh builds it, "
+            "and doctor without a recipe looks at this machine without it"
+        )
+    limit = next((word.removeprefix(LIMIT) for word in argv if word.startswith(LIMIT)), None)
+    if limit is not None and not limit.isdecimal():
+        return refuse(f"{LIMIT}{limit}: give whole seconds")
+    recipe = read_recipe([word for word in argv if not word.startswith(LIMIT)])
+    if recipe is None:
+        return NOTHING_STARTED
+    from rl.launch.hostfile import read_hostfile
+    from rl.processes.guardian import run_guarded
+    from rl.processes.tree import new_run_id
+
+    try:
+        if recipe.run.hostfile is not None:
+            read_hostfile(Path(recipe.run.hostfile))
+    except ValueError as error:
+        return refuse(str(error))
+    run_id, packages = new_run_id(), list(wanted_pins(chosen_device(), REPOSITORY / "locks"))
+
+    def examination() -> int:
+        from rl.doctor.ask import TOTAL_S
+        from rl.doctor.examine import examine
+
+        return examine(recipe, run_id, packages, TOTAL_S if limit is None else float(limit))
+
+    return run_guarded(examination, run_id=run_id)
 
 
 def _findings() -> Iterator[Finding]:

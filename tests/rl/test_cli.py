@@ -55,7 +55,12 @@ def test_the_help_page_names_every_exit_code(capsys: pytest.CaptureFixture[str])
         ([CLUSTER, "run.stepz=1"], "the nearest is 'run.steps'"),
         (["check", "now"], "check takes no arguments"),
         (["lock", "now"], "lock takes no arguments"),
-        (["doctor", "now"], "doctor takes no arguments"),
+        (["doctor", "now"], "no recipe file and no verb is called 'now'"),
+        (["doctor", CLUSTER, "limit_s=soon"], "limit_s=soon: give whole seconds"),
+        (["doctor", CLUSTER, "run.hostfile=no/such"], "run.hostfile=no/such cannot be read"),
+        (["k8s"], "k8s needs a recipe"),
+        (["k8s", CLUSTER, "gpus=some"], "gpus=some: give the number of GPUs in one machine"),
+        (["k8s", CLUSTER, "run.dir=runs/mine"], "the shared volume is at /shared"),
     ],
 )
 def test_what_cannot_start_exits_with_2(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
