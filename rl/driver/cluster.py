@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
 from rl.launch.addresses import own_address
 from rl.launch.greeting import greeting
-from rl.launch.hostfile import read_hostfile
-from rl.launch.ssh import Hosts
+from rl.launch.hosts import Hosts, Others
+from rl.launch.others import other_machines
 from rl.paths import REPOSITORY
 from rl.processes.tree import TEMP, resource_prefix
+from rl.recipe.machine import cpu_count, in_job
 from rollout.actors.buffer import BufferActor
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.actors.worker import WorkerActor, WorkerSpec
@@ -42,7 +43,7 @@ from rollout.types import Device, Placement
 
 JOIN_S = 10.0
 GATHER_S = 900.0
-"""How long the machines of a hostfile may take to join: each may have to build its environment first."""
+"""How long the other machines of a run may take to join: each may have to build its environment first."""
 POLL_S = 0.3
 SHUTDOWN_S = 5.0
 CLOSE_S = 20.0
@@ -80,8 +81,8 @@ class Cluster:
         self.buffer: ActorHandle | None = None
 
     def connect(self, run: RunConfig, object_store_bytes: int) -> Hardware:
-        """Start a Ray instance with an object store of this size, here and on the machines of a hostfile, or join an
-        existing cluster.
+        """Start a Ray instance with an object store of this size, here and on the machines of a hostfile or of a SLURM
+        job, or join an existing cluster.
 
         Raises:
             NoCluster: nobody answers there, or a machine does not join.
@@ -92,11 +93,11 @@ class Cluster:
         else:
             # By default Ray starts its workers at niceness 15: any other program on the machine would starve the run.
             os.environ.update(environment | {"RAY_worker_niceness": "0"})
-            hosts = [] if run.hostfile is None else read_hostfile(Path(run.hostfile))
-            self._start_ray(_own_address(run, hosts) if hosts else "127.0.0.1", object_store_bytes)
-            if hosts:
-                self._hosts = Hosts(hosts, run.ssh, self._logs_dir)
-                self._gather(len(hosts))
+            others = _other_machines(run)
+            self._start_ray(_own_address(run, others) if others else "127.0.0.1", object_store_bytes)
+            if others is not None:
+                self._hosts = Hosts(others, self._logs_dir)
+                self._gather(others)
                 self.calls.gone = self._hosts.ended
         own = ray.get_runtime_context().get_node_id()
         self._nodes = [own, *(node["NodeID"] for node in _alive() if node["NodeID"] != own)]
@@ -116,20 +117,22 @@ class Cluster:
             object_store_memory=object_store_bytes,
             _temp_dir=str(self._temp_dir),
             _node_ip_address=address,
+            num_cpus=cpu_count() if in_job() else None,
         )
 
-    def _gather(self, count: int) -> None:
-        """Let so many machines join, and wait for them."""
+    def _gather(self, others: Others) -> None:
+        """Let the other machines join, and wait for them."""
         assert self._hosts is not None
+        count, source = len(others.commands), others.source
         head = ray.get_runtime_context().gcs_address
         self._hosts.start(greeting(head, _token(), self._run_id, os.environ))
         end = time.monotonic() + GATHER_S
         while len(_alive()) <= count:
             self.calls.stop.check()
             if ended := self._hosts.ended():
-                raise NoCluster(f"a machine of run.hostfile did not join: {'; '.join(ended)}")
+                raise NoCluster(f"a machine of {source} did not join: {'; '.join(ended)}")
             if time.monotonic() > end:
-                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of run.hostfile joined within {GATHER_S:g} s")
+                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of {source} joined within {GATHER_S:g} s")
             time.sleep(POLL_S)
 
     def places(self) -> dict[str, str]:
@@ -255,16 +258,22 @@ def _address(_: Any) -> str:
     return address
 
 
-def _own_address(run: RunConfig, hosts: Sequence[str]) -> str:
+def _other_machines(run: RunConfig) -> Others | None:
+    try:
+        return other_machines(run)
+    except ValueError as error:
+        raise NoCluster(str(error)) from error
+
+
+def _own_address(run: RunConfig, others: Others) -> str:
     if run.host_address is not None:
         return run.host_address
-    name = hosts[0].rpartition("@")[2]
     try:
-        found = own_address(name)
+        found = own_address(others.first)
     except OSError as error:
         raise NoCluster(
-            f"no address of this machine leads to {name}, the first of run.hostfile ({error}): set run.host_address to "
-            "the address that the other machines reach"
+            f"no address of this machine leads to {others.first}, the first of {others.source} ({error}): set "
+            "run.host_address to the address that the other machines reach"
         ) from error
     return found
 
