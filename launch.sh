@@ -3,12 +3,42 @@
 # Everything that can be refused (Python, disk, tools, a misspelt recipe) is refused before anything is downloaded.
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
-
 say() { printf 'launch: %s\n' "$*" >&2; }
 die() {
     printf 'launch: error: %s\n' "$*" >&2
     exit 2
+}
+
+# The repository. sbatch runs a copy of this script from a folder of SLURM's, and scontrol knows which file was submitted.
+find_root() {
+    local here submitted folder
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+    if [[ ! -f $here/rl/cli.py && -n ${SLURM_JOB_ID:-} ]]; then
+        submitted=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p' || true)
+        for folder in "${submitted%%/launch.sh*}" "${SLURM_SUBMIT_DIR:-}"; do
+            [[ ! -f $folder/rl/cli.py || ! -f $folder/launch.sh ]] || { root=$(cd "$folder" && pwd -P) && return; }
+        done
+        die "this is SLURM's copy of launch.sh, and neither the script that was submitted (${submitted:-unknown}) nor the folder that it was submitted from (${SLURM_SUBMIT_DIR:-unknown}) is in the repository on this node: submit REPOSITORY/launch.sh, in a folder that all nodes share"
+    fi
+    root=$here
+}
+
+# In a SLURM job a run starts once, on a node of the job. A shell that salloc has opened may be on another machine.
+enter_slurm_job() {
+    ((${SLURM_STEP_NUM_TASKS:-1} == 1)) ||
+        die "srun starts this $SLURM_STEP_NUM_TASKS times, and a run is one command that reaches the other nodes itself: start it without srun, or with srun --ntasks=1"
+    [[ -n ${SLURM_JOB_NODELIST:-} && " $* " != *" run.hostfile="* && " $* " != *" run.ray_address="* ]] || return 0
+    local nodes job=$SLURM_JOB_ID name step=(--overlap --nodes=1 --ntasks=1 --mpi=none --cpu-bind=none --unbuffered)
+    nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null) || {
+        [[ -n ${SLURMD_NODENAME:-} ]] || die "scontrol does not say which nodes the SLURM job $job has: put SLURM's commands on PATH"
+        return 0 # in a container without SLURM's commands: a run that needs the other nodes says so
+    }
+    ! grep -qxF -- "${SLURMD_NODENAME:-}" <<<"$nodes" || return 0
+    say "this machine is not in the SLURM job $job: going on on its first node, ${nodes%%$'\n'*}"
+    # Most variables of SLURM's are options of srun too, which were meant for the job.
+    for name in ${!SLURM@} ${!SRUN_@} ${!SALLOC_@}; do [[ $name == SLURM_CONF || $name == SLURM_JWT ]] || unset "$name"; done
+    [[ ! -t 0 || ! -t 1 ]] || step+=(--pty)
+    exec srun --jobid="$job" "${step[@]}" --nodelist="${nodes%%$'\n'*}" "$root/launch.sh" "$@"
 }
 
 # The Pythons that rl/recipe/machine.py names for the device, oldest first: every wheel of the lock exists for them.
@@ -218,6 +248,7 @@ show_help() {
     exit 0
 }
 
+find_root
 verb="${1:---help}"
 case "${2:-}" in -h | --help) [[ $verb == test ]] || show_help ;; esac # pytest has a help page of its own
 case "$verb" in
@@ -239,6 +270,7 @@ case "$verb" in
             fi
             die "no recipe file and no verb is called '$recipe'; ./launch.sh --help lists the verbs"
         fi
+        [[ -z $recipe || $verb == plan || $verb == play || -z ${SLURM_JOB_ID:-} ]] || enter_slurm_job "$@"
         choose_device "$verb"
         if [[ -n ${SLUICE_VENV:-} ]]; then
             [[ -x $venv/bin/python ]] || die "SLUICE_VENV=$SLUICE_VENV holds no bin/python; unset it to have one built"

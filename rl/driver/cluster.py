@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
 from rl.launch.addresses import own_address
 from rl.launch.greeting import greeting
-from rl.launch.hostfile import read_hostfile
-from rl.launch.ssh import Hosts
+from rl.launch.hosts import Hosts, Others
+from rl.launch.others import other_machines
 from rl.paths import REPOSITORY
 from rl.processes.tree import TEMP, resource_prefix
+from rl.recipe.machine import cpu_count, in_job
 from rollout.actors.buffer import BufferActor
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.actors.worker import WorkerActor, WorkerSpec
@@ -43,7 +44,7 @@ from rollout.types import Device, Placement
 
 JOIN_S = 10.0
 GATHER_S = 900.0
-"""How long the machines of a hostfile may take to join: each may have to build its environment first."""
+"""How long the other machines of a run may take to join: each may have to build its environment first."""
 POLL_S = 0.3
 SHUTDOWN_S = 5.0
 CLOSE_S = 20.0
@@ -82,8 +83,8 @@ class Cluster:
         self.buffer: ActorHandle | None = None
 
     def connect(self, run: RunConfig, object_store_bytes: int, gather_s: float = GATHER_S) -> Hardware:
-        """Start a Ray instance with an object store of this size, here and on the machines of a hostfile, which may
-        take `gather_s` to join, or join an existing cluster.
+        """Start a Ray instance with an object store of this size, here and on the machines of a hostfile or of a SLURM
+        job, which may take `gather_s` to join, or join an existing cluster.
 
         Raises:
             NoCluster: nobody answers there, or a machine does not join.
@@ -94,11 +95,11 @@ class Cluster:
         else:
             # By default Ray starts its workers at niceness 15: any other program on the machine would starve the run.
             os.environ.update(environment | {"RAY_worker_niceness": "0"})
-            hosts = [] if run.hostfile is None else read_hostfile(Path(run.hostfile))
-            self._start_ray(_own_address(run, hosts) if hosts else "127.0.0.1", object_store_bytes)
-            if hosts:
-                self._hosts = Hosts(hosts, run.ssh, self._logs_dir)
-                self._gather(len(hosts), gather_s)
+            others = _other_machines(run)
+            self._start_ray(_own_address(run, others) if others else "127.0.0.1", object_store_bytes)
+            if others is not None:
+                self._hosts = Hosts(others, self._logs_dir)
+                self._gather(others, gather_s)
                 self.calls.gone = self._hosts.ended
         return self.look()
 
@@ -130,20 +131,22 @@ class Cluster:
             object_store_memory=object_store_bytes,
             _temp_dir=str(self._temp_dir),
             _node_ip_address=address,
+            num_cpus=cpu_count() if in_job() else None,
         )
 
-    def _gather(self, count: int, limit_s: float) -> None:
-        """Let so many machines join, and wait for them."""
+    def _gather(self, others: Others, limit_s: float) -> None:
+        """Let the other machines join, and wait for them."""
         assert self._hosts is not None
+        count, source = len(others.commands), others.source
         head = ray.get_runtime_context().gcs_address
         self._hosts.start(greeting(head, _token(), self._run_id, os.environ))
         end = time.monotonic() + limit_s
         while len(_alive()) <= count:
             self.calls.stop.check()
             if ended := self._hosts.ended():
-                raise NoCluster(f"a machine of run.hostfile did not join: {'; '.join(ended)}")
+                raise NoCluster(f"a machine of {source} did not join: {'; '.join(ended)}")
             if time.monotonic() > end:
-                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of run.hostfile joined within {limit_s:g} s")
+                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of {source} joined within {limit_s:g} s")
             time.sleep(POLL_S)
 
     @property
@@ -172,7 +175,11 @@ class Cluster:
 
     def start_on_ranks(self, actor: type, role: str, ranks: int) -> list[ActorHandle]:
         """Start one actor on the place of each trainer rank and, on CPUs, on each other machine."""
-        places = trainer_places(ranks, self.device, self._at(0))
+        alone = Wanted(
+            device=self.device, ranks=ranks, expert_parallel=1, engines=0, tensor_parallel=1, workers=0, buffer=False
+        )
+        gpus = 1 if self.device == "cuda" else 0
+        places = [self._at(machine, gpus) for machine in lay_out(self._nodes, alone).trainers]
         if self.device == "cpu":
             places += [self._at(number) for number in range(1, self.machines)]
         return [self.spawn(actor, f"{role}-{number}", place) for number, place in enumerate(places)]
@@ -289,16 +296,22 @@ def _nodes(own: str) -> list[Node]:
     return sorted(found, key=lambda node: node.id != own)
 
 
-def _own_address(run: RunConfig, hosts: Sequence[str]) -> str:
+def _other_machines(run: RunConfig) -> Others | None:
+    try:
+        return other_machines(run)
+    except ValueError as error:
+        raise NoCluster(str(error)) from error
+
+
+def _own_address(run: RunConfig, others: Others) -> str:
     if run.host_address is not None:
         return run.host_address
-    name = hosts[0].rpartition("@")[2]
     try:
-        found = own_address(name)
+        found = own_address(others.first)
     except OSError as error:
         raise NoCluster(
-            f"no address of this machine leads to {name}, the first of run.hostfile ({error}): set run.host_address to "
-            "the address that the other machines reach"
+            f"no address of this machine leads to {others.first}, the first of {others.source} ({error}): set "
+            "run.host_address to the address that the other machines reach"
         ) from error
     return found
 

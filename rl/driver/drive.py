@@ -30,6 +30,7 @@ from rl.driver.session import STALE, Session, StepRecord
 from rl.driver.specs import wanted
 from rl.driver.waiting import ProcessFailure
 from rl.exitcodes import NOTHING_STARTED, STALLED
+from rl.launch.others import unused_nodes
 from rl.observe.alerts import Alerts
 from rl.observe.console import Console, duration
 from rl.observe.evaluation import ALL, Evaluation
@@ -180,6 +181,8 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
     report = chat_report(recipe)
     if report.problems:
         raise UnfitChat("\n".join(report.problems))
+    if unused := unused_nodes(recipe.run):
+        console.note(unused)
     for remark in (*remarks(recipe), *report.warnings):
         console.warn(remark)
     cluster = Cluster(directory.logs, run_id)

@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from rl.processes.tree import kill_tree
 
+AGAIN_S = 1.0
+
 
 def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
     """Call `callback` in the main thread at the first SIGINT or SIGTERM. At the second one, kill all descendants and
-    exit at once with 128 + signal."""
-    received = 0
+    exit at once with 128 + signal. What comes within AGAIN_S of the first is the same request: SLURM signals every
+    process of a job, so that the driver hears of it from SLURM and from its guardian."""
+    first: float | None = None
 
     def handle(signum: int, _: FrameType | None) -> None:
-        nonlocal received
-        received += 1
-        if received > 1:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            callback(signal.Signals(signum))
+        elif now - first > AGAIN_S:
             kill_tree(grace_s=0.0, deadline_s=3.0)
             os._exit(128 + signum)
-        callback(signal.Signals(signum))
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

@@ -28,6 +28,11 @@ from pathlib import Path
 import psutil
 
 RUN_ID_VARIABLE = "SLUICE_RUN_ID"
+LIFELINE = "SLUICE_LIFELINE"
+"""Set to 1 in the environment of a process that ends by itself once the driver's end of its standard input is closed,
+and must not be ended sooner: an srun, which kills the whole step on the other node as soon as it is signalled."""
+LIFELINE_S = 12.0
+"""How long such a process is waited for before it is signalled like the others."""
 SHARED_MEMORY = Path("/dev/shm")
 SOCKETS = "sluice-12345678-ray/session_2026-11-28_08-25-31_489123_1234567/sockets/plasma_store"
 """The longest path of a socket that Ray makes in the temp directory."""
@@ -138,17 +143,22 @@ def _kill(find: Callable[[], list[psutil.Process]], grace_s: float, deadline_s: 
     terminated: set[psutil.Process] = set()
     while members := find():
         elapsed = time.monotonic() - start
-        if elapsed > deadline_s:
+        spared = {process: LIFELINE_S if _is_lifeline(process) else 0.0 for process in members}
+        if elapsed > deadline_s + max(spared.values()):
             return members
         for process in members:
-            if elapsed > grace_s:
+            if elapsed > spared[process] + grace_s:
                 _send(process, signal.SIGKILL)
-            elif process not in terminated:
+            elif elapsed >= spared[process] and process not in terminated:
                 terminated.add(process)
                 _send(process, signal.SIGTERM)
         time.sleep(_POLL_S)
         _reap()
     return []
+
+
+def _is_lifeline(process: psutil.Process) -> bool:
+    return f"{LIFELINE}=1".encode() in _environment(process.pid)
 
 
 def _send(process: psutil.Process, signum: signal.Signals) -> None:

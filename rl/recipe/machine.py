@@ -29,8 +29,15 @@ PROBE_S = 10.0
 
 
 def cpu_count() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
+    """CPUs this process may use: those that the kernel allows it, and in a SLURM job, which need not tell the kernel,
+    no more than the job has on this node."""
+    allowed = len(os.sched_getaffinity(0))
+    return min(allowed, int(os.environ["SLURM_CPUS_ON_NODE"])) if in_job() else allowed
+
+
+def in_job() -> bool:
+    """Whether SLURM has started this process and says how many CPUs it has here."""
+    return os.environ.get("SLURM_CPUS_ON_NODE", "").isdigit() and "SLURM_JOB_ID" in os.environ
 
 
 def gpu_names() -> list[str]:

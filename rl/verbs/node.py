@@ -1,4 +1,5 @@
-"""`node`: be one of the machines of a run with a hostfile. The run starts it over ssh; nobody types it.
+"""`node`: be one of the machines of a run with a hostfile, or of a SLURM job. The run starts it there over ssh or with
+srun; nobody types it.
 
 It reads a greeting from its standard input (rl.launch.greeting), joins Ray's cluster there, and ends everything of the
 run on this machine as soon as its standard input ends, however that comes about.
@@ -33,7 +34,7 @@ def node(argv: Sequence[str]) -> int:
     try:
         said = Greeting.of_line(sys.stdin.buffer.readline())
     except ValueError as error:
-        return refuse(f"{error}: a run with run.hostfile starts this verb on its other machines")
+        return refuse(f"{error}: a run with run.hostfile or in a SLURM job starts this verb on its other machines")
     if difference := said.difference():
         return refuse(f"{difference}: use a working tree and an environment that all machines share, or equal ones")
     lifeline = os.dup(sys.stdin.fileno())  # the guardian closes standard input itself

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.exitcodes import NOTHING_STARTED
@@ -23,6 +23,7 @@ def train(argv: Sequence[str]) -> int:
         return NOTHING_STARTED
     if missing := lacking(recipe):
         return refuse("\n".join(missing))
+    recipe = of_job(recipe)
     from rl.processes.guardian import run_guarded
     from rl.processes.tree import new_run_id
 
@@ -37,25 +38,41 @@ def train(argv: Sequence[str]) -> int:
     return run_guarded(driver, run_id=run_id)
 
 
+def of_job(recipe: Recipe) -> Recipe:
+    """The recipe, in a batch job of SLURM with a run directory that has the job's name, and when SLURM starts the job
+    again with resume=auto, each unless the recipe says otherwise."""
+    from rl.launch.slurm import Job
+
+    job = Job.of(os.environ)
+    if job is None or not job.batch:
+        return recipe
+    if recipe.run.dir is None:
+        run = recipe.run.model_copy(update={"dir": f"runs/{recipe.run.name}-job-{job.id}"})
+        recipe = recipe.model_copy(update={"run": run})
+    if job.restarts and "resume" not in recipe.model_fields_set:
+        print(f"the SLURM job {job.id} was requeued, so resume=auto", flush=True)
+        recipe = recipe.model_copy(update={"resume": "auto"})
+    return recipe
+
+
 def lacking(recipe: Recipe, *, trains: bool = True) -> list[str]:
     """Sentences that say why the recipe cannot run on this machine. Empty when it can. Nothing is started yet."""
-    from rl.launch.hostfile import read_hostfile
+    from rl.launch.others import other_machines
     from rl.recipe.check_sources import needs_sandbox
     from rl.recipe.hardware import missing_hardware, resolve_device
     from rl.recipe.machine import cpu_count, environment_error, gpu_names, sandbox_error
 
     found = []
-    # An existing cluster's devices are only known once connected to it; the driver asks the same question there.
-    if recipe.run.ray_address is None and recipe.run.hostfile is None:
+    try:
+        others = other_machines(recipe.run) if recipe.run.ray_address is None else None
+    except ValueError as error:
+        return [str(error)]
+    # The devices of several machines are only known once connected to them; the driver asks the same question there.
+    if recipe.run.ray_address is None and others is None:
         gpus = len(gpu_names())
         found += missing_hardware(recipe, cpus=cpu_count(), gpus=gpus, trains=trains)
         wrong = environment_error(resolve_device(recipe, gpus))
         found += [wrong] if wrong and not found else []
-    if recipe.run.hostfile is not None:
-        try:
-            read_hostfile(Path(recipe.run.hostfile))
-        except ValueError as error:
-            found.append(str(error))
     isolated = recipe.sandbox.kind == "bubblewrap" and needs_sandbox(recipe)
     unsafe = sandbox_error(recipe.sandbox) if isolated else None
     return [*found, unsafe] if unsafe else found

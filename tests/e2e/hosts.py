@@ -81,17 +81,18 @@ def kept() -> list[str]:
 
 
 @contextmanager
-def machines(count: int, network: str = IPV4) -> Iterator[list[Machine]]:
-    """So many machines on one network, without any other. All but the first answer to ssh."""
+def machines(count: int, network: str = IPV4, *, serve: bool = True) -> Iterator[list[Machine]]:
+    """So many machines on one network, without any other. If they serve, all but the first answer to ssh."""
     folder = Path(tempfile.mkdtemp(prefix="sluice-cluster-", dir="/var/tmp"))
     prefix = f"sl{os.getpid() % 10000}{next(_LETTERS)}-"
     made = [Machine(number, prefix, folder, network) for number in range(1, count + 1)]
     servers: list[subprocess.Popen[bytes]] = []
     try:
         _wire(prefix, made)
-        _keys(folder)
-        servers = [_serve(machine) for machine in made[1:]]
-        for machine, server in zip(made[1:], servers, strict=True):
+        if serve:
+            _keys(folder)
+            servers = [_serve(machine) for machine in made[1:]]
+        for machine, server in zip(made[1:], servers, strict=False):
             _await(made[0], machine, server)
         yield made
     finally:

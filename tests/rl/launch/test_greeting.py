@@ -64,7 +64,7 @@ def test_the_verb_refuses_what_it_cannot_join() -> None:
         )
 
     empty = said(b"")
-    assert empty.returncode == 2 and b"a run with run.hostfile starts this verb" in empty.stderr
+    assert empty.returncode == 2 and b"a run with run.hostfile or in a SLURM job starts this verb" in empty.stderr
     other = said(replace(made(), code="0" * 16).line())
     assert other.returncode == 2 and b"the code or the locks" in other.stderr
     assert os.environ.get("RAY_AUTH_TOKEN") is None

@@ -1,0 +1,125 @@
+"""SLURM: what its environment says of the job that this process is in, and the command that reaches another node.
+
+The driver is on one node of the job, whichever that is. On each of the others a step of the job runs the verb `node`.
+What its environment leaves open is asked of `scontrol`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from rl.launch.greeting import OWN
+from rl.launch.hosts import Others
+from rl.paths import REPOSITORY
+from rl.processes.tree import LIFELINE
+
+ASK_S = 60.0
+KEPT = ("SLURM_CONF", "SLURM_JWT")
+"""How to reach SLURM. Of its other variables most are options of srun as well, meant for the job and not for a step."""
+TEMPORARY = ("TMPDIR", "TMP", "TEMP")
+STEP = (
+    *("--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--cpu-bind=none", "--unbuffered"),
+    *(f"--export=ALL,{LIFELINE}=0", f"--chdir={REPOSITORY}"),
+)
+"""One task with all that the job has on a node. It shares that with every other step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job: its id, its nodes as SLURM abbreviates them (`node-[1-3,7]`) and their number, the node of this process,
+    and how often the job was requeued. In a batch job SLURM can start the script again."""
+
+    id: str
+    nodes: str
+    count: int
+    here: str
+    restarts: int
+    batch: bool
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self | None:
+        """The job whose processes have this environment; None outside of one.
+
+        Raises:
+            ValueError: it is a heterogeneous job, whose parts have lists of nodes of their own.
+        """
+        if not environment.get("SLURM_JOB_ID") or not environment.get("SLURMD_NODENAME"):
+            return None
+        if int(environment.get("SLURM_HET_SIZE") or 1) > 1:
+            raise ValueError(
+                f"the SLURM job {environment['SLURM_JOB_ID']} is heterogeneous, and only the nodes of its first part "
+                "would be used: submit one part (no `:` or `hetjob`), or name the machines in a run.hostfile"
+            )
+        return cls(
+            id=environment["SLURM_JOB_ID"],
+            nodes=environment.get("SLURM_JOB_NODELIST", environment["SLURMD_NODENAME"]),
+            count=int(environment.get("SLURM_JOB_NUM_NODES") or 1),
+            here=environment["SLURMD_NODENAME"],
+            restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
+            batch="SLURM_STEP_ID" not in environment,
+        )
+
+
+def over_srun(job: Job) -> Others | None:
+    """The other nodes of a job; None if it has one node.
+
+    Raises:
+        ValueError: SLURM does not say which.
+    """
+    if job.count <= 1:
+        return None
+    names = _ask("show", "hostnames", job.nodes).split()
+    others = [name for name in names if name != job.here]
+    if len(others) != job.count - 1:
+        raise ValueError(
+            f"the SLURM job {job.id} has {job.count} nodes, and `scontrol show hostnames {job.nodes}` gives {names} "
+            f"around {job.here}: name the machines in a run.hostfile"
+        )
+    return Others(
+        source=f"the SLURM job {job.id}",
+        commands={name: [*srun(job.id, name), str(REPOSITORY / "launch.sh"), "node"] for name in others},
+        environment=step_environment(os.environ),
+        first=address_in(_ask("--oneliner", "show", "node", others[0])) or others[0],
+    )
+
+
+def srun(job: str, node: str) -> list[str]:
+    """The start of a command on a node of a job."""
+    return ["srun", f"--jobid={job}", *STEP, f"--nodelist={node}"]
+
+
+def step_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a step on another node, and of the srun that starts it: this one, without what SLURM has set
+    for the processes here, and without what means something else on another machine."""
+    unwanted = ("SLURM", "SRUN_", "SBATCH_", "SALLOC_")
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name in KEPT or not (name.startswith(unwanted) or name in OWN or name in TEMPORARY)
+    }
+    named = {"SLUICE_VENV": sys.prefix} if "SLUICE_VENV" in environment else {}
+    return {**kept, **named, LIFELINE: "1"}
+
+
+def address_in(described: str) -> str | None:
+    """The address in what `scontrol --oneliner show node` prints."""
+    found = [word.removeprefix("NodeAddr=") for word in described.split() if word.startswith("NodeAddr=")]
+    return found[0] if found else None
+
+
+def _ask(*words: str) -> str:
+    command = ["scontrol", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise ValueError(
+            f"`{' '.join(command)}` does not say which nodes the SLURM job has ({str(said).strip()}): put SLURM's "
+            "commands on PATH, or name the machines in a run.hostfile"
+        ) from None
+    return done.stdout
