@@ -18,7 +18,7 @@ POLL_S = 0.3
 CHARACTERS = 300
 
 
-TOTAL_S = 50.0
+TOTAL_S = 45.0
 """For all questions. Starting and stopping come on top, and all of it takes less than a minute."""
 
 

@@ -167,7 +167,7 @@ class Examination:
         ready = ask(self._ranks, "ready", dict.fromkeys(self._ranks, ()), stop, self._budget.left(READY_S))
         if problem := ready.problem():
             arrived = ", ".join(f"{name} on {where}" for name, (where, _) in ready.given.items()) or "no rank"
-            return Finding("all-reduce", False, f"{problem}; {arrived} could start: look at the other machines")
+            return Finding("all-reduce", False, f"{problem}; {arrived} could start: a busy machine needs limit_s=300")
         limit_s = self._budget.left(REDUCE_S)
         meeting = (*ready.given["rank 0"], len(self._ranks), device, limit_s)
         each = {name: (rank, *meeting) for rank, name in enumerate(self._ranks)}
