@@ -29,8 +29,8 @@ import psutil
 
 RUN_ID_VARIABLE = "SLUICE_RUN_ID"
 LIFELINE = "SLUICE_LIFELINE"
-"""Set to 1 in the environment of a process that ends by itself once the driver's end of its standard input is closed, and
-must not be ended sooner: an srun, which kills the whole step on the other node as soon as it is signalled."""
+"""Set to 1 in the environment of a process that ends by itself once the driver's end of its standard input is closed,
+and must not be ended sooner: an srun, which kills the whole step on the other node as soon as it is signalled."""
 LIFELINE_S = 12.0
 """How long such a process is waited for before it is signalled like the others."""
 SHARED_MEMORY = Path("/dev/shm")
