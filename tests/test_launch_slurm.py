@@ -1,5 +1,7 @@
-"""launch.sh in a job of SLURM, in a bare checkout whose `scontrol` and `srun` are small scripts (tests/e2e/test_slurm.py
-has real ones): where the repository is, on which machine it goes on, and what it refuses."""
+"""launch.sh in a job of SLURM: where the repository is, on which machine it goes on, and what it refuses.
+
+In a bare checkout whose `scontrol` and `srun` are small scripts; tests/e2e/test_slurm.py has a real cluster.
+"""
 
 from __future__ import annotations
 

@@ -32,8 +32,11 @@ pytestmark = [
     ),
 ]
 SETTINGS = (COLD_START, *ONE_RANK, "rollout.workers=2", "tasks.eval_size=8", "checkpoint.every=1")
-LEFT = "ls -d /tmp/sluice-* /dev/shm/* 2>/dev/null; pgrep -fa '[r]aylet|[r]ay::|[r]l.cli'; true"
-"""Prints nothing on a node without anything of a run."""
+LEFT = (
+    "ls -d /tmp/sluice-* /dev/shm/* 2>/dev/null; "
+    "ps -eo stat=,args= | grep -v ^Z | grep -E '[r]aylet|[r]ay::|[r]l.cli'; true"
+)
+"""Prints nothing on a node without anything of a run. The first process of a node is slurmd, which reaps no orphans."""
 
 
 @pytest.fixture(scope="module")
