@@ -1,4 +1,5 @@
-"""For all tests: those marked `gpu` are skipped on machines without one, those of a folder stay together under
+"""For all tests: those marked `gpu` are skipped on machines without one, those marked `long`
+unless -m is given, those of a folder stay together under
 pytest-xdist, and Hypothesis' examples have no time limit."""
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFolder(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("long") and not config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason='takes minutes more; ./launch.sh test -m "slurm or hosts" runs it'))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not gpu_names():
         for item in wanting:

@@ -88,6 +88,28 @@ def over_srun(job: Job) -> Others | None:
     )
 
 
+def requeue_if_preempted(job: Job) -> bool:
+    """Let SLURM start a batch job again if it is being preempted, and say whether it will.
+
+    In a partition with a GraceTime SLURM ends the steps on the other nodes at once, and a run with them; by itself it
+    requeues only a job that is still going when that time is over.
+    """
+    try:
+        described = _ask("--oneliner", "show", "job", job.id)
+        if not job.batch or not is_preempted(described):
+            return False
+        _ask("requeue", job.id)
+    except ValueError:
+        return False
+    return True
+
+
+def is_preempted(described: str) -> bool:
+    """Whether a job that may be requeued is being preempted, from what `scontrol --oneliner show job` prints."""
+    fields = dict(word.partition("=")[::2] for word in described.split())
+    return fields.get("Requeue") == "1" and fields.get("PreemptTime", "None") != "None"
+
+
 def srun(job: str, node: str) -> list[str]:
     """The start of a command on a node of a job."""
     return ["srun", f"--jobid={job}", *STEP, f"--nodelist={node}"]
@@ -119,7 +141,7 @@ def _ask(*words: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         raise ValueError(
-            f"`{' '.join(command)}` does not say which nodes the SLURM job has ({str(said).strip()}): put SLURM's "
+            f"`{' '.join(command)}` fails ({str(said).strip()}), and SLURM is asked which nodes the job has: put its "
             "commands on PATH, or name the machines in a run.hostfile"
         ) from None
     return done.stdout

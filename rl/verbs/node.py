@@ -68,13 +68,18 @@ def _join(said: Greeting, lifeline: int) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     while not stopped and ray.poll() is None:
         if select.select([lifeline], [], [], POLL_S)[0] and not os.read(lifeline, 4096):
-            ray.terminate()
-            break
+            stopped = True
+    if stopped:
+        _end(ray)
+        return 0
+    print(f"error: Ray ended here with exit code {ray.returncode}", file=sys.stderr)
+    return FAILED
+
+
+def _end(ray: subprocess.Popen[bytes]) -> None:
+    ray.terminate()
     try:
         ray.wait(END_S)
     except subprocess.TimeoutExpired:
         ray.kill()
-    if not stopped and ray.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
-        print(f"error: Ray ended here with exit code {ray.returncode}", file=sys.stderr)
-        return FAILED
-    return 0
+        ray.wait()

@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rl.exitcodes import NOTHING_STARTED
+from rl.exitcodes import DONE, NOTHING_STARTED
 from rl.verbs.absent import is_file, no_such
 from rl.verbs.usage import read_recipe, refuse
 
 if TYPE_CHECKING:
     from rl.config import Recipe
+    from rl.launch.slurm import Job
 
 
 def train(argv: Sequence[str]) -> int:
@@ -23,7 +24,10 @@ def train(argv: Sequence[str]) -> int:
         return NOTHING_STARTED
     if missing := lacking(recipe):
         return refuse("\n".join(missing))
-    recipe = of_job(recipe)
+    from rl.launch.slurm import Job, requeue_if_preempted
+
+    job = Job.of(os.environ)
+    recipe = of_job(recipe, job)
     from rl.processes.guardian import run_guarded
     from rl.processes.tree import new_run_id
 
@@ -35,15 +39,15 @@ def train(argv: Sequence[str]) -> int:
 
         return run(recipe, run_id)
 
-    return run_guarded(driver, run_id=run_id)
+    code = run_guarded(driver, run_id=run_id)
+    if code not in (DONE, NOTHING_STARTED) and job is not None and requeue_if_preempted(job):
+        print(f"the SLURM job {job.id} is being preempted, so it is requeued", flush=True)
+    return code
 
 
-def of_job(recipe: Recipe) -> Recipe:
+def of_job(recipe: Recipe, job: Job | None) -> Recipe:
     """The recipe, in a batch job of SLURM with a run directory that has the job's name, and when SLURM starts the job
     again with resume=auto, each unless the recipe says otherwise."""
-    from rl.launch.slurm import Job
-
-    job = Job.of(os.environ)
     if job is None or not job.batch:
         return recipe
     if recipe.run.dir is None:

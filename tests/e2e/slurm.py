@@ -68,11 +68,11 @@ class Slurm:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
-    def ask(self, *words: str) -> str:
+    def ask(self, *words: str, cwd: Path = REPOSITORY) -> str:
         """What one of SLURM's commands prints on the login machine."""
         done = subprocess.run(
             ["ip", "netns", "exec", self.login.name, *words],
-            cwd=REPOSITORY,
+            cwd=cwd,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -83,9 +83,10 @@ class Slurm:
         assert done.returncode == 0, f"{words}: {done.stdout}"
         return done.stdout
 
-    def submit(self, output: Path, *words: str) -> str:
+    def submit(self, output: Path, *words: str, cwd: Path = REPOSITORY) -> str:
         """The id of a new job, whose output is appended to a file: options of sbatch, the script and its arguments."""
-        return self.ask("sbatch", "--parsable", f"--output={output}", "--open-mode=append", *words).strip()
+        options = (f"--output={output}", "--open-mode=append")
+        return self.ask("sbatch", "--parsable", *options, *words, cwd=cwd).strip()
 
     def state(self, job: str) -> str:
         found = re.search(r"JobState=(\w+)", self.ask("scontrol", "show", "job", job))

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "./launch.sh eval recipes/quickstart.yaml model=ADAPTER against=runs/eval-quickstart-…": "tests/e2e/test_eval.py",
     "./launch.sh report runs/quickstart-…": "tests/e2e/test_quickstart.py, tests/rl/report/",
     "./launch.sh recipes/agent_rl.yaml run.hostfile=HOSTS run.dir=SHARED/run": "tests/e2e/test_hostfile.py",
-    "./launch.sh node": "tests/e2e/test_hostfile.py: it is started over ssh",
+    "./launch.sh node": "tests/e2e/test_hostfile.py, test_slurm.py: it is started over ssh or with srun",
     "./launch.sh lock": "needs a package index and minutes; its own logic: tests/rl/verbs/test_lock.py",
     "./launch.sh test": "runs this",
     "./launch.sh model smollm2-135m": "downloads 93 MB: tests/rl/verbs/test_model.py",
@@ -38,6 +38,7 @@ SHORT = {
     "./launch.sh check": ("", "check: all clean"),
     './launch.sh test -n 2 -m "not slow"': (COLLECT, "tests collected"),
     "./launch.sh test tests/rl/batch/test_packing.py": ("", " passed in "),
+    './launch.sh test -m "slurm or hosts"': ("--collect-only -q tests/e2e", "test_slurm.py::"),
     "SLUICE_DEVICE=cuda ./launch.sh test -m gpu": (COLLECT, "tests/rollout/transfer/test_nccl.py::"),
     "./launch.sh recipes/quickstart.yaml run.steps=4 run.dir=runs/mine": (
         f"run.dir={{temp}}/run run.cache_dir={{cache}} {SMALLEST}",

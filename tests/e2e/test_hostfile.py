@@ -21,6 +21,7 @@ from tests.e2e.hosts import IPV6, Machine, machines, run_on, ssh_command
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.hosts,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may make machines of namespaces"),
     pytest.mark.skipif(
