@@ -28,7 +28,7 @@ enter_slurm_job() {
     ((${SLURM_STEP_NUM_TASKS:-1} == 1)) ||
         die "srun starts this $SLURM_STEP_NUM_TASKS times, and a run is one command that reaches the other nodes itself: start it without srun, or with srun --ntasks=1"
     [[ -n ${SLURM_JOB_NODELIST:-} && " $* " != *" run.hostfile="* && " $* " != *" run.ray_address="* ]] || return 0
-    local nodes job=$SLURM_JOB_ID name step=(--overlap --nodes=1 --ntasks=1 --mpi=none --cpu-bind=none --unbuffered)
+    local nodes job=$SLURM_JOB_ID name step=(--overlap --nodes=1 --ntasks=1 --mpi=none --cpu-bind=none)
     nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null) || {
         [[ -n ${SLURMD_NODENAME:-} ]] || die "scontrol does not say which nodes the SLURM job $job has: put SLURM's commands on PATH"
         return 0 # in a container without SLURM's commands: a run that needs the other nodes says so

@@ -23,7 +23,7 @@ KEPT = ("SLURM_CONF", "SLURM_JWT")
 """How to reach SLURM. Of its other variables most are options of srun as well, meant for the job and not for a step."""
 TEMPORARY = ("TMPDIR", "TMP", "TEMP")
 STEP = (
-    *("--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--cpu-bind=none", "--unbuffered"),
+    *("--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--cpu-bind=none"),
     *(f"--export=ALL,{LIFELINE}=0", f"--chdir={REPOSITORY}"),
 )
 """One task with all that the job has on a node. It shares that with every other step."""

@@ -48,6 +48,7 @@ def cluster() -> Iterator[Slurm]:
 @pytest.fixture(autouse=True)
 def idle(request: pytest.FixtureRequest, cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SLUICE_VENV", sys.prefix)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # two of Ray's nodes start at once on this machine
     yield
     cluster.cancel_all()
 
@@ -145,13 +146,15 @@ def test_a_run_from_salloc_on_the_login_machine_is_on_the_nodes_and_ends_there_w
 
 
 def driver_of(directory: Path) -> int:
-    """The id of the driver of a run: of the two processes with its command line the later one."""
-    found = [
-        process.pid
-        for process in psutil.process_iter()
-        if "rl.cli" in (words := process.cmdline()) and f"run.dir={directory}" in words
-    ]
-    return max(found)
+    """The id of the driver of a run: its parent, the guardian, has the same command line."""
+    found = {
+        process.pid: process.info["ppid"]
+        for process in psutil.process_iter(["cmdline", "ppid"])
+        if {"rl.cli", f"run.dir={directory}"} <= set(process.info["cmdline"] or ())
+    }
+    (guardian,) = (pid for pid, parent in found.items() if parent not in found)
+    (driver,) = (pid for pid, parent in found.items() if parent == guardian)
+    return driver
 
 
 @pytest.mark.long
