@@ -30,7 +30,8 @@ class RunConfig(StrictModel):
     stopped by the run."""
     hostfile: str | None = None
     """A file with the other machines of the run, a line each, which are reached over ssh; null: this machine alone, or
-    with it the other nodes of the SLURM job that it is in. They need the same working tree under the same path, and run.dir must be shared."""
+    with it the other nodes of the SLURM job that it is in. They need the same working tree under the same path, and
+    run.dir must be shared."""
     ssh: str = "ssh"
     """The command that reaches a machine of the hostfile, with options of yours."""
     host_address: str | None = None
