@@ -96,8 +96,8 @@ def over_srun(job: Job) -> Others | None:
 def to_requeue(job: Job) -> bool:
     """Whether a batch job is being preempted and has to be requeued by itself.
 
-    In a partition with a GraceTime SLURM ends the steps on the other nodes at once, and a run with them. It requeues only
-    a job that is still going when that time is over.
+    In a partition with a GraceTime SLURM ends the steps on the other nodes at once, and a run with them. By itself it
+    requeues only a job that is still going when that time is over.
     """
     try:
         return job.batch and is_preempted(_ask("--oneliner", "show", "job", job.id))

@@ -127,7 +127,7 @@ def test_a_step_that_does_not_know_the_nodes_asks_for_them(scontrol: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("requeue", "preempted", "found"),
+    ("may", "preempted", "found"),
     [
         ("1", "PreemptTime=2026-11-30T07:20:45", True),
         ("0", "PreemptTime=2026-11-30T07:20:45", False),
@@ -136,9 +136,9 @@ def test_a_step_that_does_not_know_the_nodes_asks_for_them(scontrol: Path, monke
     ],
 )
 def test_only_a_preempted_job_that_may_be_requeued_is(
-    requeue: str, preempted: str, found: bool, scontrol: Path, monkeypatch: pytest.MonkeyPatch
+    may: str, preempted: str, found: bool, scontrol: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = SHOWN.format(requeue=requeue, preempted=preempted)
+    shown = SHOWN.format(requeue=may, preempted=preempted)
     monkeypatch.setenv("SHOWN", shown)
     assert is_preempted(shown) is found
     assert to_requeue(job()) is found
