@@ -8,7 +8,7 @@ import pytest
 
 from rl.driver.config import RunConfig
 from rl.launch.others import other_machines, unused_nodes
-from rl.launch.slurm import Job, fields_in, is_preempted, over_srun, step_environment, to_requeue
+from rl.launch.slurm import Job, fields_in, is_preempted, over_srun, requeue, step_environment, to_requeue
 from rl.paths import REPOSITORY
 from rl.processes.tree import LIFELINE
 from rl.recipe.machine import cpu_count
