@@ -36,7 +36,9 @@ enter_slurm_job() {
     ! grep -qxF -- "${SLURMD_NODENAME:-}" <<<"$nodes" || return 0
     say "this machine is not in the SLURM job $job: going on on its first node, ${nodes%%$'\n'*}"
     # Most variables of SLURM's are options of srun too, which were meant for the job.
-    for name in ${!SLURM@} ${!SRUN_@} ${!SALLOC_@}; do [[ $name == SLURM_CONF || $name == SLURM_JWT ]] || unset "$name"; done
+    for name in ${!SLURM@} ${!SRUN_@} ${!SALLOC_@}; do
+        [[ " SLURM_CONF SLURM_JWT SLURM_JOB_NODELIST SLURM_JOB_NUM_NODES SLURM_HET_SIZE " == *" $name "* ]] || unset "$name"
+    done
     [[ ! -t 0 || ! -t 1 ]] || step+=(--pty)
     exec srun --jobid="$job" "${step[@]}" --nodelist="${nodes%%$'\n'*}" "$root/launch.sh" "$@"
 }

@@ -82,7 +82,7 @@ def test_on_a_node_of_the_job_it_stays_and_elsewhere_it_goes_on_on_the_first(in_
         command, *left = gone.stdout.splitlines()
         assert command.startswith("srun --jobid=12 --overlap --nodes=1 --ntasks=1 "), gone.stderr
         assert command.endswith(f" --nodelist=node-1 {in_job.root}/launch.sh recipe.yaml run.steps=1")
-        assert left == ["SLURM_CONF=/etc/slurm.conf"]
+        assert sorted(left) == ["SLURM_CONF=/etc/slurm.conf", "SLURM_JOB_NODELIST=node-[1-2]"]
         assert in_job.launch("recipe.yaml", "run.hostfile=hosts").stdout.startswith("ran: ")
         assert in_job.launch("plan", "recipe.yaml").stdout.startswith("ran: ")
 

@@ -29,8 +29,9 @@ class RunConfig(StrictModel):
     """An existing Ray cluster as HOST:PORT, an IPv6 host in brackets, or `auto`; null: a local instance, started and
     stopped by the run."""
     hostfile: str | None = None
-    """A file with the other machines of the run, a line each, which are reached over ssh; null: this machine alone.
-    They need the same working tree under the same path, and run.dir must be shared."""
+    """A file with the other machines of the run, a line each, which are reached over ssh; null: this machine alone, or
+    with it the other nodes of the SLURM job that it is in. They need the same working tree under the same path, and
+    run.dir must be shared."""
     ssh: str = "ssh"
     """The command that reaches a machine of the hostfile, with options of yours."""
     host_address: str | None = None

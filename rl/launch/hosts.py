@@ -11,6 +11,7 @@ from pathlib import Path
 from rl.launch.greeting import Greeting
 
 CLOSE_S = 15.0
+END_S = 2.0
 _CHARACTERS = 2000
 
 
@@ -73,11 +74,20 @@ class Hosts:
             try:
                 connection.wait(timeout=max(end - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
-                connection.kill()
-                connection.wait()
+                _end(connection)
         self._connections = {}
 
     def _last_line(self, name: str) -> str:
         text = self._logs[name].read_bytes()[-_CHARACTERS:].decode(errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         return lines[-1].strip() if lines else "the connection ended without a word"
+
+
+def _end(connection: subprocess.Popen[bytes]) -> None:
+    """An srun that is only killed would leave its step behind."""
+    connection.terminate()
+    try:
+        connection.wait(timeout=END_S)
+    except subprocess.TimeoutExpired:
+        connection.kill()
+        connection.wait()

@@ -32,11 +32,12 @@ STEP = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job: its id, its nodes as SLURM abbreviates them (`node-[1-3,7]`) and their number, the node of this process,
-    and how often the job was requeued. In a batch job SLURM can start the script again."""
+    and how often the job was requeued. In a batch job SLURM can start the script again. A step that was started from
+    outside of the job (`srun --jobid=12 --pty bash`) does not know the nodes."""
 
     id: str
-    nodes: str
-    count: int
+    nodes: str | None
+    count: int | None
     here: str
     restarts: int
     batch: bool
@@ -57,8 +58,8 @@ class Job:
             )
         return cls(
             id=environment["SLURM_JOB_ID"],
-            nodes=environment.get("SLURM_JOB_NODELIST", environment["SLURMD_NODENAME"]),
-            count=int(environment.get("SLURM_JOB_NUM_NODES") or 1),
+            nodes=environment.get("SLURM_JOB_NODELIST") or None,
+            count=int(environment["SLURM_JOB_NUM_NODES"]) if environment.get("SLURM_JOB_NUM_NODES") else None,
             here=environment["SLURMD_NODENAME"],
             restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
             batch="SLURM_STEP_ID" not in environment,
@@ -71,42 +72,51 @@ def over_srun(job: Job) -> Others | None:
     Raises:
         ValueError: SLURM does not say which.
     """
-    if job.count <= 1:
+    nodes, count = job.nodes, job.count
+    if nodes is None or count is None:
+        shown = fields_in(_ask("--oneliner", "show", "job", job.id))
+        nodes, count = shown.get("NodeList", job.here), int(shown.get("NumNodes", "1"))
+    if count <= 1:
         return None
-    names = _ask("show", "hostnames", job.nodes).split()
+    names = _ask("show", "hostnames", nodes).split()
     others = [name for name in names if name != job.here]
-    if len(others) != job.count - 1:
+    if len(others) != count - 1:
         raise ValueError(
-            f"the SLURM job {job.id} has {job.count} nodes, and `scontrol show hostnames {job.nodes}` gives {names} "
+            f"the SLURM job {job.id} has {count} nodes, and `scontrol show hostnames {nodes}` gives {names} "
             f"around {job.here}: name the machines in a run.hostfile"
         )
     return Others(
         source=f"the SLURM job {job.id}",
         commands={name: [*srun(job.id, name), str(REPOSITORY / "launch.sh"), "node"] for name in others},
         environment=step_environment(os.environ),
-        first=address_in(_ask("--oneliner", "show", "node", others[0])) or others[0],
+        first=fields_in(_ask("--oneliner", "show", "node", others[0])).get("NodeAddr", others[0]),
     )
 
 
-def requeue_if_preempted(job: Job) -> bool:
-    """Let SLURM start a batch job again if it is being preempted, and say whether it will.
+def to_requeue(job: Job) -> bool:
+    """Whether a batch job is being preempted and has to be requeued by itself.
 
-    In a partition with a GraceTime SLURM ends the steps on the other nodes at once, and a run with them; by itself it
+    In a partition with a GraceTime SLURM ends the steps on the other nodes at once, and a run with them. By itself it
     requeues only a job that is still going when that time is over.
     """
     try:
-        described = _ask("--oneliner", "show", "job", job.id)
-        if not job.batch or not is_preempted(described):
-            return False
-        _ask("requeue", job.id)
+        return job.batch and is_preempted(_ask("--oneliner", "show", "job", job.id))
     except ValueError:
         return False
-    return True
+
+
+def requeue(job: Job) -> None:
+    """Let SLURM start a batch job again. SLURM ends it first, and with it this process.
+
+    Raises:
+        ValueError: SLURM does not want to.
+    """
+    _ask("requeue", job.id)
 
 
 def is_preempted(described: str) -> bool:
     """Whether a job that may be requeued is being preempted, from what `scontrol --oneliner show job` prints."""
-    fields = dict(word.partition("=")[::2] for word in described.split())
+    fields = fields_in(described)
     return fields.get("Requeue") == "1" and fields.get("PreemptTime", "None") != "None"
 
 
@@ -128,10 +138,9 @@ def step_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **named, LIFELINE: "1"}
 
 
-def address_in(described: str) -> str | None:
-    """The address in what `scontrol --oneliner show node` prints."""
-    found = [word.removeprefix("NodeAddr=") for word in described.split() if word.startswith("NodeAddr=")]
-    return found[0] if found else None
+def fields_in(described: str) -> dict[str, str]:
+    """The fields that `scontrol --oneliner show` prints as words `Name=value`."""
+    return dict(word.partition("=")[::2] for word in described.split() if "=" in word)
 
 
 def _ask(*words: str) -> str:

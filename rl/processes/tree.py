@@ -31,7 +31,7 @@ RUN_ID_VARIABLE = "SLUICE_RUN_ID"
 LIFELINE = "SLUICE_LIFELINE"
 """Set to 1 in the environment of a process that ends by itself once the driver's end of its standard input is closed,
 and must not be ended sooner: an srun, which kills the whole step on the other node as soon as it is signalled."""
-LIFELINE_S = 12.0
+LIFELINE_S = 25.0
 """How long such a process is waited for before it is signalled like the others."""
 SHARED_MEMORY = Path("/dev/shm")
 SOCKETS = "sluice-12345678-ray/session_2026-11-28_08-25-31_489123_1234567/sockets/plasma_store"

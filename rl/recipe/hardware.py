@@ -67,7 +67,8 @@ def missing_hardware(
         f"{'of these ' if wanted.shared else ''}{wanted.inference_gpus} for "
         f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel}; "
         f"the cores are one for every rank, engine and rollout worker (rollout.workers={recipe.rollout.workers})",
-        "on several machines: name the others in a run.hostfile, or set run.ray_address to that of a Ray cluster",
+        "on several machines: name the others in a run.hostfile, start it in a SLURM job of several nodes, or set "
+        "run.ray_address to that of a Ray cluster",
         "smaller: lower those keys and trainer.expert_parallel, with a smaller model=PATH",
         _on_cpus(recipe),
     ]

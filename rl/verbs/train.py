@@ -24,7 +24,7 @@ def train(argv: Sequence[str]) -> int:
         return NOTHING_STARTED
     if missing := lacking(recipe):
         return refuse("\n".join(missing))
-    from rl.launch.slurm import Job, requeue_if_preempted
+    from rl.launch.slurm import Job, requeue, to_requeue
 
     job = Job.of(os.environ)
     recipe = of_job(recipe, job)
@@ -40,8 +40,9 @@ def train(argv: Sequence[str]) -> int:
         return run(recipe, run_id)
 
     code = run_guarded(driver, run_id=run_id)
-    if code not in (DONE, NOTHING_STARTED) and job is not None and requeue_if_preempted(job):
+    if code not in (DONE, NOTHING_STARTED) and job is not None and to_requeue(job):
         print(f"the SLURM job {job.id} is being preempted, so it is requeued", flush=True)
+        requeue(job)
     return code
 
 

@@ -48,7 +48,6 @@ def cluster() -> Iterator[Slurm]:
 @pytest.fixture(autouse=True)
 def idle(request: pytest.FixtureRequest, cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SLUICE_VENV", sys.prefix)
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # two of Ray's nodes start at once on this machine
     yield
     cluster.cancel_all()
 

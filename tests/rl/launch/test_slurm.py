@@ -8,7 +8,7 @@ import pytest
 
 from rl.driver.config import RunConfig
 from rl.launch.others import other_machines, unused_nodes
-from rl.launch.slurm import Job, address_in, is_preempted, over_srun, requeue_if_preempted, step_environment
+from rl.launch.slurm import Job, fields_in, is_preempted, over_srun, requeue, step_environment, to_requeue
 from rl.paths import REPOSITORY
 from rl.processes.tree import LIFELINE
 from rl.recipe.machine import cpu_count
@@ -107,13 +107,27 @@ def test_a_step_gets_the_environment_without_what_belongs_to_this_node(monkeypat
     assert found == kept | {"SLURM_CONF": "/etc/slurm.conf", LIFELINE: "1"}
 
 
-def test_the_address_of_a_node() -> None:
-    assert address_in("NodeName=a NodeAddr=fd00::2 NodeHostName=b") == "fd00::2"
-    assert address_in("nothing") is None
+def test_the_fields_that_scontrol_shows() -> None:
+    shown = "NodeName=a NodeAddr=fd00::2 Extra= OS=Linux 6.1 #1 Gres=gpu:h200:8(S:0-1)"
+    assert fields_in(shown) == {
+        "NodeName": "a",
+        "NodeAddr": "fd00::2",
+        "Extra": "",
+        "OS": "Linux",
+        "Gres": "gpu:h200:8(S:0-1)",
+    }
+
+
+def test_a_step_that_does_not_know_the_nodes_asks_for_them(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOWN", "JobId=12 NodeList=gpu[01-02],cpu-7 BatchHost=gpu01 NumNodes=3 NumCPUs=6")
+    others = over_srun(job(SLURM_JOB_NODELIST="", SLURM_JOB_NUM_NODES=""))
+    assert others is not None and list(others.commands) == ["gpu02", "cpu-7"]
+    monkeypatch.setenv("SHOWN", "JobId=12 NodeList=gpu01 BatchHost=gpu01 NumNodes=1 NumCPUs=6")
+    assert over_srun(job(SLURM_JOB_NODELIST="", SLURM_JOB_NUM_NODES="")) is None
 
 
 @pytest.mark.parametrize(
-    ("requeue", "preempted", "found"),
+    ("may", "preempted", "found"),
     [
         ("1", "PreemptTime=2026-11-30T07:20:45", True),
         ("0", "PreemptTime=2026-11-30T07:20:45", False),
@@ -122,14 +136,15 @@ def test_the_address_of_a_node() -> None:
     ],
 )
 def test_only_a_preempted_job_that_may_be_requeued_is(
-    requeue: str, preempted: str, found: bool, scontrol: Path, monkeypatch: pytest.MonkeyPatch
+    may: str, preempted: str, found: bool, scontrol: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = SHOWN.format(requeue=requeue, preempted=preempted)
+    shown = SHOWN.format(requeue=may, preempted=preempted)
     monkeypatch.setenv("SHOWN", shown)
     assert is_preempted(shown) is found
-    assert requeue_if_preempted(job()) is found
-    assert ("requeue 12" in scontrol.read_text().splitlines()) is found
-    assert not requeue_if_preempted(job(SLURM_STEP_ID="0"))
+    assert to_requeue(job()) is found
+    assert not to_requeue(job(SLURM_STEP_ID="0"))
+    requeue(job())
+    assert scontrol.read_text().splitlines()[-1] == "requeue 12"
 
 
 def test_a_job_with_fewer_cpus_than_the_node_counts_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
