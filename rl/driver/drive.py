@@ -49,6 +49,7 @@ from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
 from rl.rundir.runstate import UnreadableState, read_buffer, read_state
+from rollout.actors.process import relax_gc
 from rollout.buffer.buffer import BufferState, TooManyFailures
 from rollout.buffer.ledger import counts_of
 from rollout.store import eventlog
@@ -140,6 +141,7 @@ def _run(session: Session, train: Callable[[Session], None], trains: bool) -> En
             return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
         cluster.device = resolve_device(recipe, hardware.gpus)
         with session.watchdog, cluster.calls.stop.interruptible():
+            relax_gc()
             train(session)
         return Ending(code=0, reason="finished")
     except NoCluster as error:
