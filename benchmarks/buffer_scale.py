@@ -56,7 +56,8 @@ def main() -> None:
     relax_gc()  # as the driver does, which gets the cards
     columns = (
         "open | groups a step | issue, µs a trajectory | put and take, µs a trajectory | calls/s | "
-        "a quiet take, ms | of the actor's CPU, ms | its cards, MB | actor, MB | state, ms | state, MB | log, bytes a trajectory"
+        "a quiet take, ms | of the actor's CPU, ms | its cards, MB | actor, MB | state, ms | state, MB | "
+        "log, bytes a trajectory"
     )
     print(f"| {columns} |\n|{'---|' * (columns.count('|') + 1)}")
     for trajectories in map(int, options.trajectories.split(",")):
@@ -119,7 +120,8 @@ class Callers:
         state_mb = len(json.dumps(asdict(state))) / 1e6
         log = self.log.stat().st_size / (self.issued() * GROUP)
         memory = self.process.memory_info().rss / 1e6
-        cells = f"{is_open:,} | {self.per_step:,} | {issue_us:.1f} | {put_us:.1f} | {calls:,.0f} | {take_ms:,.0f} | {take_cpu_ms:,.0f}"
+        cells = f"{is_open:,} | {self.per_step:,} | {issue_us:.1f} | {put_us:.1f} | {calls:,.0f}"
+        cells += f" | {take_ms:,.0f} | {take_cpu_ms:,.0f}"
         return f"| {cells} | {cards_mb:.1f} | {memory:.0f} | {state_ms:,.0f} | {state_mb:.2f} | {log:.0f} |"
 
     def cpu(self) -> float:
