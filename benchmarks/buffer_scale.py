@@ -34,6 +34,7 @@ from rl.driver.cluster import Cluster
 from rl.driver.config import RunConfig
 from rl.processes.tree import kill_run, new_run_id
 from rl.rundir.directory import RunDir
+from rollout.actors.process import relax_gc
 from rollout.buffer.buffer import BufferSpec
 from rollout.cards import Card, card_of
 from rollout.envs.config import EnvironmentSettings
@@ -52,9 +53,11 @@ def main() -> None:
     parser.add_argument("--trajectories", default="1000,10000,100000", help="comma-separated: open trajectories")
     parser.add_argument("--steps", type=int, default=3, help="steps that are taken in a random order")
     options = parser.parse_args()
+    relax_gc()  # as the driver does, which gets the cards
     columns = (
         "open | groups a step | issue, µs a trajectory | put and take, µs a trajectory | calls/s | "
-        "a quiet take, ms | its cards, MB | actor, MB | state, ms | state, MB | log, bytes a trajectory"
+        "a quiet take, ms | of the actor's CPU, ms | its cards, MB | actor, MB | state, ms | state, MB | "
+        "log, bytes a trajectory"
     )
     print(f"| {columns} |\n|{'---|' * (columns.count('|') + 1)}")
     for trajectories in map(int, options.trajectories.split(",")):
@@ -112,12 +115,13 @@ class Callers:
         put_us = (cpu - issue_us / 1e6 * GROUP * (self.issued() - issued)) / (self.puts * GROUP) * 1e6
         calls = self.calls / seconds
         takes = [await self.quiet_take() for _ in range(3)]
-        take_ms, cards_mb = sorted(takes)[1]
+        take_ms, take_cpu_ms, cards_mb = sorted(takes)[1]
         assert self.oldest <= STALENESS
         state_mb = len(json.dumps(asdict(state))) / 1e6
         log = self.log.stat().st_size / (self.issued() * GROUP)
         memory = self.process.memory_info().rss / 1e6
-        cells = f"{is_open:,} | {self.per_step:,} | {issue_us:.1f} | {put_us:.1f} | {calls:,.0f} | {take_ms:,.0f}"
+        cells = f"{is_open:,} | {self.per_step:,} | {issue_us:.1f} | {put_us:.1f} | {calls:,.0f}"
+        cells += f" | {take_ms:,.0f} | {take_cpu_ms:,.0f}"
         return f"| {cells} | {cards_mb:.1f} | {memory:.0f} | {state_ms:,.0f} | {state_mb:.2f} | {log:.0f} |"
 
     def cpu(self) -> float:
@@ -149,15 +153,17 @@ class Callers:
         while order and not taken.done():
             await self.put(order.pop())
 
-    async def quiet_take(self) -> tuple[float, float]:
-        """Put every running group, then take: milliseconds, and the cards' megabytes."""
+    async def quiet_take(self) -> tuple[float, float, float]:
+        """Put every running group, then take: milliseconds, those of the actor's CPU, and the cards' megabytes."""
         ids = list(self.running)
         for begin in range(0, len(ids), CALLERS):
             await asyncio.gather(*(self.put(issue_id) for issue_id in ids[begin : begin + CALLERS]))
+        begun = self.cpu()
         milliseconds, cards = await timed(self.take())
+        cpu_ms = (self.cpu() - begun) * 1e3
         await self.trained(cards)
         await self.issue()
-        return milliseconds, sum(len(ray.cloudpickle.dumps(card)) for card in cards) / 1e6
+        return milliseconds, cpu_ms, sum(len(ray.cloudpickle.dumps(card)) for card in cards) / 1e6
 
     async def call(self, method: str, *arguments: Any) -> Any:
         self.calls += 1

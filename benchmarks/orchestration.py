@@ -162,6 +162,8 @@ class SlowTools(Environment):
 class Scripted(Source):
     """The source of tasks whose reward is random."""
 
+    compares = False
+
     def __init__(self) -> None:
         self.label = "scripted"
         self._random = random.Random(1)
@@ -198,8 +200,15 @@ class Trial:
         self.records = self.done = self.running = self.most = self.oldest = 0
 
     async def run(self) -> None:
+        """Take the steps. A slot that fails ends all with its error."""
         self.buffer.published(0)
-        slots = [asyncio.create_task(self.slot()) for _ in range((STALENESS + 1) * self.per_step)]
+        async with asyncio.TaskGroup() as group:
+            slots = [group.create_task(self.slot()) for _ in range((STALENESS + 1) * self.per_step)]
+            await self.train()
+            for slot in slots:
+                slot.cancel()
+
+    async def train(self) -> None:
         for version in range(STEPS):
             async with self.finished:
                 while (cards := self.buffer.take(version)) is None:
@@ -213,9 +222,6 @@ class Trial:
             async with self.gate:
                 self.buffer.published(version + 1)
                 self.gate.notify_all()
-        for slot in slots:
-            slot.cancel()
-        await asyncio.gather(*slots, return_exceptions=True)
 
     async def slot(self) -> None:
         while True:

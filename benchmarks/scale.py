@@ -20,15 +20,11 @@ from benchmarks.scale_check import compared
 from benchmarks.scale_cluster import (
     BUFFER_S,
     BUFFER_TAKE_S,
-    FORMAT_S,
-    GPUS_PER_MACHINE,
     GROUP,
     MAX_STALENESS,
     SAMPLE_BYTES,
     STORE_BYTES,
     STORE_PER_S,
-    WORKER_CORES,
-    WORKER_S,
     Training,
     cluster,
 )
@@ -44,7 +40,7 @@ IDLE = 0.6
 """Engines that are busy for less than this share of the time wait for something else."""
 COLUMNS = (
     "GPUs | open trajectories | groups a step | step, s | of it waiting / training / pushing | sampled tokens/s | "
-    "staleness, mean | oldest | finished groups waiting | engines busy | trainer busy | rollout workers' cores | "
+    "staleness, mean | oldest | finished groups waiting | engines busy | trainer busy | "
     "driver | buffer | store, GB an hour | to the trainer, MB/s | first bottleneck"
 )
 
@@ -109,10 +105,8 @@ def predict(gpus: int, concurrency: int, steps: int, seed: int = 0) -> Predictio
 def row(gpus: int, concurrency: int, steps: int) -> str:
     """The table's row."""
     found = predict(gpus, concurrency, steps)
-    machines = gpus // GPUS_PER_MACHINE
     trajectories = sum(step.trajectories for step in found.steps) / found.seconds
     tokens = sum(step.tokens for step in found.steps) / found.seconds
-    cores = trajectories * (WORKER_S + FORMAT_S) / (machines * WORKER_CORES)
     per_step = found.steps[0].trajectories // GROUP
     times = " / ".join(f"{found.share(name):.0%}" for name in ("wait_s", "train_s", "push_s"))
     ready = f"{found.mean('ready'):,.0f} (at most {max(step.ready for step in found.steps):,})"
@@ -130,7 +124,6 @@ def row(gpus: int, concurrency: int, steps: int) -> str:
         ready,
         f"{found.busy:.0%}",
         f"{found.share('train_s'):.0%}",
-        f"{cores:.2%}",
         f"{found.share('handling_s'):.2%}",
         f"{trajectories * (BUFFER_S + BUFFER_TAKE_S):.2%}",
         f"{tokens * STORE_BYTES * 3600 / 1e9:,.1f}",

@@ -39,8 +39,8 @@ PROMPT_PER_S = 30_000.0
 # Assumed: Adam's step on the CPUs of a machine, where the optimizer does not fit on its GPUs.
 HOST_PARAMETERS_PER_S = 3e9
 
-# Measured: benchmarks/README.md, "The path of a trajectory" (driver, of 1,024 tokens), "One buffer", "Orchestration"
-# (agent loop, and GLM-4.5's format), "The path of a trajectory" (on disk).
+# Measured, and rounded up: benchmarks/README.md, "The path of a trajectory" (the driver's work, and bytes on disk),
+# "One buffer" (110 to 160 µs of CPU; the driver waits for a part), "Orchestration" (agent loop, GLM-4.5's format).
 DRIVER_S, BUFFER_S, BUFFER_TAKE_S = 60e-6, 200e-6, 40e-6
 WORKER_S, FORMAT_S, STORE_BYTES = 1.9e-3, 3.9e-3, 4.5
 

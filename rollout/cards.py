@@ -57,6 +57,18 @@ class Turns(Sequence[Turn]):
     def __init__(self, turns: Sequence[Turn]) -> None:
         self._columns = tuple(tuple(getattr(turn, name) for turn in turns) for name in _TURN)
 
+    @classmethod
+    def of(cls, columns: tuple[tuple[Any, ...], ...]) -> Turns:
+        """The turns whose `columns` these are."""
+        turns = object.__new__(cls)
+        turns._columns = columns
+        return turns
+
+    @property
+    def columns(self) -> tuple[tuple[Any, ...], ...]:
+        """The values of each field of `Turn`."""
+        return self._columns
+
     def __len__(self) -> int:
         return len(self._columns[0])
 
@@ -90,7 +102,7 @@ _TURN = tuple(field.name for field in fields(Turn))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleCard(Light):
+class SampleCard:
     """A sample without its tokens.
 
     `parent` and `shared` describe the prefix tree of the group's samples: the first `shared` tokens of this sample are
@@ -108,7 +120,7 @@ class SampleCard(Light):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrajectoryCard(Light):
+class TrajectoryCard:
     """A trajectory without its tokens and messages. For the fields see `rollout.types.Trajectory`."""
 
     stop_reason: StopReason
@@ -129,7 +141,7 @@ class TrajectoryCard(Light):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card(Light):
+class Card:
     """A group without its tokens and messages, and where those are.
 
     `address` holds as long as the store keeps the group. `reference` is a faster way to its samples (`samples_of`): an
@@ -142,6 +154,12 @@ class Card(Light):
     trajectories: tuple[TrajectoryCard, ...]
     address: Address
     reference: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cards are pickled by the thousand: as plain values, in a fraction of the time that objects take."""
+        *head, trajectories, address, reference = _values(Card)(self)
+        members = [_member_values(one) for one in trajectories]
+        return _card, (head, members, (address.segment, address.record), reference)
 
     @property
     def usable(self) -> tuple[TrajectoryCard, ...]:
@@ -156,6 +174,26 @@ class Card(Light):
         """The smallest and the largest of `versions`; None when nothing was sampled."""
         versions = self.versions()
         return (min(versions), max(versions)) if versions else None
+
+
+def _member_values(member: TrajectoryCard) -> list[Any]:
+    values = list(_values(TrajectoryCard)(member))
+    values[_TURNS] = member.turns.columns
+    values[_SAMPLES] = [_values(SampleCard)(sample) for sample in member.samples]
+    return values
+
+
+_TURNS, _SAMPLES = ([field.name for field in fields(TrajectoryCard)].index(name) for name in ("turns", "samples"))
+
+
+def _card(head: list[Any], members: list[list[Any]], address: tuple[int, int], reference: Any) -> Card:
+    for values in members:
+        values[_TURNS] = Turns.of(values[_TURNS])
+        values[_SAMPLES] = tuple([_make(SampleCard, sample) for sample in values[_SAMPLES]])
+    trajectories = tuple([_make(TrajectoryCard, values) for values in members])
+    place = Address(segment=address[0], record=address[1])
+    card: Card = _make(Card, (*head, trajectories, place, reference))
+    return card
 
 
 def samples_of(group: Group) -> list[Sample]:

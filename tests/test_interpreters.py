@@ -50,7 +50,7 @@ NEED_MORE = (
     *("rollout/agent/test_replay.py", "rollout/agent/test_deadline.py", "rollout/tasks/test_stream.py"),
     *("rollout/envs/test_reasoning.py", "rollout/tasks/test_hub.py"),
     *("rewards/scorers/test_remote.py", "rollout/envs/test_plain.py", "rollout/agent/test_endpoint.py"),
-    "rollout/agent/test_compare.py",
+    *("rollout/agent/test_compare.py", "rollout/agent/test_orchestration.py"),
 )
 """Tests that are left out, as paths under tests/. They need torch, transformers, Ray, wandb, datasets or mypy, look at
 the whole environment, or wait for deadlines."""

@@ -52,6 +52,7 @@ from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
 from rl.rundir.runstate import UnreadableState, read_buffer, read_state
+from rollout.actors.process import relax_gc
 from rollout.buffer.buffer import BufferState, TooManyFailures
 from rollout.buffer.ledger import counts_of
 from rollout.store import eventlog
@@ -145,6 +146,7 @@ def _run(session: Session, train: Callable[[Session], None], trains: bool) -> En
         if cluster.machines > 1 or cluster.device == "cuda":
             session.console.settings(table)
         with session.watchdog, cluster.calls.stop.interruptible():
+            relax_gc()
             train(session)
         return Ending(code=0, reason="finished")
     except (NoCluster, Unplaceable) as error:

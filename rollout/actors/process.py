@@ -57,7 +57,8 @@ def relax_gc() -> None:
     """Make Python's garbage collector look at the objects of a process more rarely, and never at those there now.
 
     Call it when everything is imported and made. A worker holds many thousand messages and tokens arrays that are no
-    garbage; looking at them again and again cost a third of its time at 10,000 trajectories (benchmarks/README.md).
+    garbage; looking at them again and again cost a third of its time at 10,000 trajectories (benchmarks/README.md). The
+    driver gets a step's cards at once, some twenty objects for each trajectory, beside all modules of the trainer.
     """
     gc.collect()
     gc.freeze()

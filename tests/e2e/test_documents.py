@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.scale import DOCUMENT, SIZES, row
+from benchmarks.scale_cluster import GROUP, MAX_STALENESS
 from rl.paths import REPOSITORY
 from tests.e2e.harness import COLD_START, ONE_RANK, Run
 
@@ -92,3 +94,14 @@ def test_a_command_does_what_it_says(command: str, tmp_path: Path, quickstart: R
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert printed in done.stdout
+
+
+def test_the_table_of_clusters_is_what_the_simulation_predicts() -> None:
+    """One row is simulated again, as `python -m benchmarks.scale table --write` does with all of them."""
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert row(128, 1536, 7) in document
+    for size in SIZES.split(","):
+        gpus, trajectories = map(int, size.split(":"))
+        a_step = trajectories // (GROUP * (MAX_STALENESS + 1))
+        begin = rf"^\| {gpus:,}( \(.+?\))? \| {a_step * GROUP * (MAX_STALENESS + 1):,} \| {a_step:,} \|"
+        assert re.search(begin, document, flags=re.MULTILINE), f"{size} is missing: write the table again"
