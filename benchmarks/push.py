@@ -40,7 +40,7 @@ from rl.weights.publish import publish
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.engine.config import InferenceConfig
 from rollout.engine.settings import EngineSettings
-from rollout.transfer.bucket import Sender, SenderPlace, Tensors, describe, digest
+from rollout.transfer.bucket import Sender, SenderPlace, describe, digest
 from rollout.transfer.config import TransportSettings, WeightSyncConfig
 from rollout.transfer.gloo import GlooGroup, GlooRendezvous, listen
 from rollout.transfer.registry import make_transport
@@ -73,23 +73,6 @@ class Weights:
             room = max_bytes - tensor.nbytes if not bucket else room - tensor.nbytes
             bucket.append((name, tensor))
         yield bucket
-
-
-class Timed(Sender):
-    """A sender that notes when the last bucket has been sent."""
-
-    def __init__(self, sender: Sender) -> None:
-        self._sender = sender
-        self.stages, self.keeps = sender.stages, sender.keeps  # type: ignore[misc]
-
-    def send(self, bucket: Tensors, verify: bool = False) -> Any:
-        return self._sender.send(bucket, verify)
-
-    def rest(self) -> None:
-        self._sender.rest()
-
-    def abandon(self) -> Exception | None:
-        return self._sender.abandon()
 
 
 class Engines(RayEngines):
@@ -198,7 +181,7 @@ def measure(transport: str, path: Path, weights: Weights, rounds: int, verify: b
     """Push so often, and once more to the idle engine."""
     sync = WeightSyncConfig(transport=TransportSettings(name=NAMES[transport]))
     place = SenderPlace(run_id="push", device="cpu", replicas=1, tensor_parallel=1, address=ADDRESS, sync=sync)
-    sender = Timed(make_transport(sync.transport).sender(place))
+    sender = make_transport(sync.transport).sender(place)
     engine = start_engine(path, transport, logs)
     engines = Engines([engine])
     found: dict[str, list[float]] = {"arrive": [], "pause": [], "push": [], "apply": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,10 @@ def train(argv: Sequence[str]) -> int:
     code = run_guarded(driver, run_id=run_id)
     if code not in (DONE, NOTHING_STARTED) and job is not None and to_requeue(job):
         print(f"the SLURM job {job.id} is being preempted, so it is requeued", flush=True)
-        requeue(job)
+        try:
+            requeue(job)
+        except ValueError as error:
+            print(f"error: it was not requeued, so submit it again: {error}", file=sys.stderr)
     return code
 
 
