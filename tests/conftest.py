@@ -1,5 +1,5 @@
-"""For all tests: those marked `gpu` are skipped on machines without one, those marked `long` unless -m is given, those of
-a folder stay together under pytest-xdist, and Hypothesis' examples have no time limit."""
+"""For all tests: those marked `gpu` are skipped on machines without one, and those marked `long` unless -m is given.
+Those of a folder stay together under pytest-xdist, and Hypothesis' examples have no time limit."""
 
 from __future__ import annotations
 
