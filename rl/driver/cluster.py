@@ -169,9 +169,10 @@ class Cluster:
 
     def start_on_machines(self, actor: type, role: str) -> dict[str, ActorHandle]:
         """Start one actor on each machine, the driver's first, and return them by the addresses of their machines."""
-        addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in _alive()}
-        places = enumerate(self._nodes)
-        return {addresses[node]: self.spawn(actor, f"{role}-{number}", self._at(number)) for number, node in places}
+        return {
+            node.address: self.spawn(actor, f"{role}-{number}", self._at(number))
+            for number, node in enumerate(self._nodes)
+        }
 
     def start_on_ranks(self, actor: type, role: str, ranks: int) -> list[ActorHandle]:
         """Start one actor on the place of each trainer rank and, on CPUs, on each other machine."""
