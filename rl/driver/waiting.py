@@ -23,6 +23,10 @@ PING_S = 2.0
 DEATH_S = 3.0
 """After a failure, wait this long for another process to be found dead. That death is then reported as the cause."""
 
+SIGNAL_S = 3.0
+"""After a death, wait this long for a signal that ends the run. SLURM and systemd signal every process of a job one
+after the other, node after node, and the driver's turn need not come first."""
+
 Actor: TypeAlias = ActorHandle
 
 Started = dict[ray.ObjectRef, str]
@@ -35,6 +39,10 @@ class ProcessFailure(RuntimeError):
     def __init__(self, text: str, cause: Exception | None = None) -> None:
         super().__init__(text)
         self.cause = cause
+
+
+class ProcessDied(ProcessFailure):
+    """A process of the run is dead, or its machine is out of reach."""
 
 
 class Calls:
@@ -110,7 +118,11 @@ class Calls:
             Stopped: `stop` was requested.
         """
         with self.stop.deferred():  # a signal handler must not raise inside of Ray
-            return self._wait(calls, what, on_result)
+            try:
+                return self._wait(calls, what, on_result)
+            except ProcessDied:
+                self.stop.expect(SIGNAL_S)
+                raise
 
     def _wait(self, calls: Started, what: str, on_result: Callable[[], None] | None) -> list[Any]:
         results: dict[ray.ObjectRef, Any] = {}
@@ -119,7 +131,7 @@ class Calls:
             self.stop.check()
             self._ping()
             if gone := self.gone():
-                raise ProcessFailure(f"{what}: a machine is gone: {'; '.join(gone)}")
+                raise ProcessDied(f"{what}: a machine is gone: {'; '.join(gone)}")
             others = {ref: role for ref, role in (self._watched | self._background).items() if ref not in pending}
             done, _ = ray.wait([*pending, *others], num_returns=1, timeout=POLL_S)
             for reference in done:
@@ -181,11 +193,11 @@ class Calls:
                     return role, error
         return None
 
-    def _died(self, role: str, error: RayActorError, what: str) -> ProcessFailure:
+    def _died(self, role: str, error: RayActorError, what: str) -> ProcessDied:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # If an __init__ failed, the last line is its exception. Else the first line is the cause; process ids follow.
         cause = lines[-1] if error.actor_init_failed else lines[0]
-        return ProcessFailure(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
+        return ProcessDied(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -5,8 +5,11 @@ A request only sets a flag. The main thread raises `Stopped` when it next checks
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+POLL_S = 0.05
 
 
 class Stopped(RuntimeError):
@@ -43,6 +46,12 @@ class StopRequest:
         """Raise Stopped if a stop was requested."""
         if self._stopped is not None:
             raise self._stopped
+
+    def expect(self, wait_s: float) -> None:
+        """Wait at most this long for a request. The main thread's signal handlers run meanwhile."""
+        end = time.monotonic() + wait_s
+        while self._stopped is None and time.monotonic() < end:
+            time.sleep(POLL_S)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rl.driver.cluster import Cluster
 from rl.driver.placement import Place
 from rl.driver.specs import worker_spec
 from rl.driver.waiting import ProcessFailure
+from rl.processes.stopping import Stopped
 from rl.recipe.load import load_recipe
 from rl.rundir.directory import RunDir
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS as GROUPS
@@ -136,6 +138,17 @@ def test_a_watched_process_that_dies_ends_the_wait_for_another(cluster: Cluster)
     os.kill(cluster.calls.ask(buffer, "pid", what="start"), signal.SIGKILL)
     with pytest.raises(ProcessFailure, match="process buffer died"):
         cluster.calls.ask(worker, "forever", what="taking")
+
+
+def test_a_process_that_dies_of_the_signal_that_ends_the_run_is_not_blamed(cluster: Cluster) -> None:
+    engine, worker = (cluster.spawn(Actor, role, Place()) for role in ("engine-0", "worker-0"))
+    cluster.calls.watch([engine], "forever")
+    os.kill(cluster.calls.ask(engine, "pid", what="start"), signal.SIGTERM)
+    later = threading.Timer(1.0, cluster.calls.stop.request, ("SIGTERM", 143))
+    later.start()
+    with pytest.raises(Stopped, match="SIGTERM"):
+        cluster.calls.ask(worker, "forever", what="taking")
+    later.join()
 
 
 def test_a_call_in_the_background_that_fails_ends_the_wait_for_another(cluster: Cluster) -> None:
