@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 from benchmarks.scale_simulation import EngineSpeed, Run, Turn
 from rl.families.glm4_moe import GLM_45
-from rl.verbs.plan import MASTER_BYTES
 from rollout.types import TOKEN_BYTES
 
 GPUS_PER_MACHINE = 8
 
 # Published: zai-org/GLM-4.5, config.json.
-LAYERS, MOE_LAYERS, HIDDEN, EXPERT_HIDDEN = GLM_45.layers, 89, GLM_45.hidden, 1536
+LAYERS, MOE_LAYERS, HIDDEN, EXPERT_HIDDEN = GLM_45["num_hidden_layers"], 89, GLM_45["hidden_size"], 1536
 EXPERTS, EXPERTS_A_TOKEN, KV_HEADS, HEAD_DIM = 160, 8, 8, 128
-PARAMETERS, ACTIVE = GLM_45.parameters, 32 * 10**9
+PARAMETERS, ACTIVE = 355 * 10**9, 32 * 10**9  # with the layer for multi-token prediction, which is not trained
 EXPERT_PARAMETERS = MOE_LAYERS * EXPERTS * 3 * HIDDEN * EXPERT_HIDDEN
 WEIGHT_BYTES = 2  # bfloat16, on both sides: what the product pushes
+MASTER_BYTES = 16  # of a parameter besides: float32 gradient, float32 master copy, two float32 moments
 KV_BYTES = 2 * KV_HEADS * HEAD_DIM * WEIGHT_BYTES * LAYERS
 
 # Published: NVIDIA's data sheets of H200 and ConnectX-7.

@@ -20,7 +20,7 @@ TIERS: dict[str, list[set[str]]] = {
     "rl": [
         {"cli"},
         {"verbs"},
-        {"evaluate_endpoint", "report", "doctor", "kubernetes"},
+        {"evaluate_endpoint", "report", "doctor", "kubernetes", "planning"},
         {"run", "evaluate"},
         {"stages"},
         {"sft"},

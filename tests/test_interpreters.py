@@ -41,6 +41,7 @@ NEED_MORE = (
         "rl/report",
         "rl/driver",
         "rl/doctor",
+        "rl/planning",
         "rl/verbs",
         "rl/test_cli.py",
         "rl/test_config.py",

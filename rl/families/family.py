@@ -8,22 +8,12 @@ may be fused into one tensor. An *engine's* names are DeepSpeed's, where AutoEP 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rl.families.config import FamilySettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSize:
-    """The size of a model. `hidden` is the width of the residual stream between layers."""
-
-    parameters: int
-    layers: int
-    hidden: int
 
 
 class Family:
@@ -37,8 +27,9 @@ class Family:
     """The preset with which DeepSpeed's AutoEP splits the family's experts; None: there are no experts to split."""
     float32_router: bool = False
     """Whether the family's reference code computes router logits in float32 for parameters of any type."""
-    published: Mapping[str, ModelSize] = {}
-    """Sizes of published models by Hugging Face name, used when a model's config.json is not on this machine."""
+    published: Mapping[str, Mapping[str, Any]] = {}
+    """By the Hugging Face name of published models what their config.json says of shapes; it is used when the file is
+    not on this machine."""
 
     def __init__(self, settings: FamilySettings) -> None:
         self.settings = settings

@@ -6,10 +6,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from rl.families.experts import MixtureOfExperts
-from rl.families.family import ModelSize
 
-GLM_45 = ModelSize(parameters=355 * 10**9, layers=92, hidden=5120)
-GLM_45_AIR = ModelSize(parameters=106 * 10**9, layers=46, hidden=4096)
+_BOTH: Mapping[str, Any] = {
+    "model_type": "glm4_moe",
+    "vocab_size": 151552,
+    "num_attention_heads": 96,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "attention_bias": True,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "tie_word_embeddings": False,
+}
+GLM_45: Mapping[str, Any] = {
+    **_BOTH,
+    "num_hidden_layers": 92,
+    "hidden_size": 5120,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "n_routed_experts": 160,
+    "first_k_dense_replace": 3,
+    "use_qk_norm": True,
+}
+"""352.8 billion parameters. The report's 355 (arXiv:2508.06471, table 1) have the multi-token-prediction layer."""
+GLM_45_AIR: Mapping[str, Any] = {
+    **_BOTH,
+    "num_hidden_layers": 46,
+    "hidden_size": 4096,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 128,
+    "first_k_dense_replace": 1,
+    "use_qk_norm": False,
+}
+"""106.9 billion parameters."""
 
 
 class Glm4Moe(MixtureOfExperts):
@@ -25,8 +55,7 @@ class Glm4Moe(MixtureOfExperts):
         ".mlp.router.gate.weight": ".mlp.gate.weight",
         ".mlp.router.e_score_correction_bias": ".mlp.gate.e_score_correction_bias",
     }
-    # From the GLM-4.5 report (arXiv:2508.06471, table 1), without the multi-token-prediction layer.
-    published: Mapping[str, ModelSize] = {
+    published: Mapping[str, Mapping[str, Any]] = {
         "zai-org/GLM-4.5": GLM_45,
         "zai-org/GLM-4.5-Base": GLM_45,
         "zai-org/GLM-4.5-Air": GLM_45_AIR,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rewards.extension import Entry, Registry, make
 from rl.families.config import FamilySettings
-from rl.families.family import Family, ModelSize
+from rl.families.family import Family
 
 FAMILIES: Registry = {
     "glm4_moe": Entry("rl.families.glm4_moe:Glm4Moe"),
@@ -64,9 +64,10 @@ def refuse_quantised(config: Mapping[str, Any]) -> None:
         )
 
 
-def published_size(model: str) -> ModelSize | None:
-    """The size of a published model by its Hugging Face name; None if no family lists it."""
-    return _sizes().get(model, (None, None))[1]
+def published_config(model: str) -> Mapping[str, Any] | None:
+    """The shapes of a published model by its Hugging Face name, under the names of its config.json; None if no family
+    lists it."""
+    return _published().get(model, (None, None))[1]
 
 
 def known_family(model: str, settings: FamilySettings | None) -> Family | None:
@@ -79,12 +80,12 @@ def known_family(model: str, settings: FamilySettings | None) -> Family | None:
     config = local_config(model)
     if settings is not None or config is not None:
         return family_of(config or {}, settings)
-    return _sizes().get(model, (None, None))[0]
+    return _published().get(model, (None, None))[0]
 
 
-def _sizes() -> dict[str, tuple[Family, ModelSize]]:
+def _published() -> dict[str, tuple[Family, Mapping[str, Any]]]:
     families = [_made(_settings(name)) for name in FAMILIES]
-    return {model: (family, size) for family in families for model, size in family.published.items()}
+    return {model: (family, config) for family in families for model, config in family.published.items()}
 
 
 def _settings(name: str) -> FamilySettings:

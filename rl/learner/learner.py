@@ -36,7 +36,7 @@ from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerC
 from rl.learner.expert_load import ExpertLoad
 from rl.learner.lora import adapters_off, add_adapters, describe, experts_frozen, exported_config, save_only_trained
 from rl.learner.model import PolicyModel, load_model, resolve_model
-from rl.learner.process import join, partition, seed_generators, set_deadlines
+from rl.learner.process import join, partition, return_freed, seed_generators, set_deadlines
 from rl.learner.rng import restore_rng, rng_state
 from rl.learner.selfcheck import check_forward
 from rl.weights.adapter_export import hash_of, write_adapter
@@ -130,6 +130,7 @@ class Learner:
             route_in_float32(moe_layers)
         self._expert_load = ExpertLoad(moe_layers)
         self._states = States(self._engine.module, self._engine.optimizer, self._device)
+        return_freed()
 
     def train_step(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import Recipe
-from rl.families.registry import family_of, local_config
+from rl.families.registry import family_of, local_config, published_config
 
 
 def pushes_adapter(recipe: Recipe) -> bool:
@@ -21,8 +21,10 @@ def pushes_adapter(recipe: Recipe) -> bool:
 
 
 def has_experts(recipe: Recipe) -> bool:
-    """Whether the recipe's model has routed experts. Asks the hub if its config.json is not on this machine."""
-    config = local_config(recipe.model.path) or _hub_config(recipe.model.path)
+    """Whether the recipe's model has routed experts. Asks the hub if its config.json is not on this machine and no
+    family knows the model."""
+    model = recipe.model.path
+    config = local_config(model) or published_config(model) or _hub_config(model)
     return family_of(config, recipe.model.family).experts(config) > 0
 
 

@@ -25,6 +25,7 @@ from rollout.store.trained import FOLDER as TRAINED
 
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
+METRICS = "metrics.jsonl"
 
 
 class RunDir:
@@ -36,7 +37,7 @@ class RunDir:
         self.previous_run_id = previous_run_id
         self.resumed = resumed
         self.config = path / "config.yaml"
-        self.metrics = path / "metrics.jsonl"
+        self.metrics = path / METRICS
         self.timeline = path / "timeline.jsonl"
         self.summary = path / "summary.json"
         self.ledger = path / eventlog.NAME

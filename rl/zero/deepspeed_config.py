@@ -30,6 +30,10 @@ OWNED = {
     "expert_parallel.preset_model": "the model's architecture",
 }
 
+REDUCE_BUCKET = 50_000_000
+"""Elements of the buffer in which ZeRO puts gradients together for a message. There is a second one as large while they
+travel. DeepSpeed's own 500 million would be 4 GB of float32 in every rank, whatever the size of the model."""
+
 
 def deepspeed_config(
     trainer: TrainerConfig, optimizer: OptimizerConfig, family: Family, experts: int, dtype: str, device: str
@@ -126,7 +130,12 @@ def refuse_unknown(overrides: dict[str, Any], known: Collection[str]) -> None:
 
 
 def _zero(stage: int, device: str) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "reduce_scatter": True}
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": REDUCE_BUCKET,
+    }
     if device == "cpu":
         zero.update(overlap_comm=False)
     return zero

@@ -11,7 +11,8 @@ from recipes.models import make_tiny_glm4_moe as maker
 from rewards.extension import Entry
 from rewards.sandbox.config import SandboxConfig
 from rewards.sandbox.sandbox import Sandbox
-from rl.verbs.plan import model_size
+from rl.planning.tensors import tensors_of
+from rl.recipe.load import load_recipe
 from rollout.envs.registry import ENVIRONMENTS
 from tests.support import MODEL, environment, glm45
 
@@ -54,8 +55,8 @@ def test_the_config_is_a_small_glm_4_5() -> None:
     assert 0 < config["first_k_dense_replace"] < config["num_hidden_layers"], "dense layers first, then experts"
     assert config["n_shared_experts"] == 1 and 1 < config["num_experts_per_tok"] < config["n_routed_experts"]
     assert config["use_qk_norm"] and config["num_key_value_heads"] < config["num_attention_heads"]
-    size = model_size(str(MODEL))
-    assert size is not None and 1e6 <= size.parameters <= 3e6
+    tensors = tensors_of(load_recipe("recipes/quickstart.yaml"))
+    assert tensors is not None and 1e6 <= tensors.base <= 3e6
 
 
 def test_a_new_environment_leaves_the_committed_tokenizer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from rl.families.registry import family_of
 from rl.learner.config import OptimizerConfig, TrainerConfig
-from rl.zero.deepspeed_config import deepspeed_config
+from rl.zero.deepspeed_config import REDUCE_BUCKET, deepspeed_config
 
 OPTIMIZER = OptimizerConfig(lr=3e-4, clip_norm=0.5, weight_decay=0.1)
 GLM = {"model_type": "glm4_moe", "n_routed_experts": 8}
@@ -50,6 +50,7 @@ def test_the_optimizer_and_precision_are_the_recipes() -> None:
             "stage": 3,
             "contiguous_gradients": True,
             "reduce_scatter": True,
+            "reduce_bucket_size": REDUCE_BUCKET,
             "overlap_comm": False,
         },
     }
@@ -71,6 +72,7 @@ def test_communication_overlaps_on_gpus_only() -> None:
         "stage": 3,
         "contiguous_gradients": True,
         "reduce_scatter": True,
+        "reduce_bucket_size": REDUCE_BUCKET,
     }
     assert build(GLM, device="cpu")["zero_optimization"]["overlap_comm"] is False
     assert build(GLM)["optimizer"]["params"]["torch_adam"] is True, "needs no compiler on the machine"
