@@ -40,9 +40,10 @@ from rl.weights.publish import publish
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.engine.config import InferenceConfig
 from rollout.engine.settings import EngineSettings
+from rollout.ports import listen
 from rollout.transfer.bucket import Sender, SenderPlace, describe, digest
 from rollout.transfer.config import TransportSettings, WeightSyncConfig
-from rollout.transfer.gloo import GlooGroup, GlooRendezvous, listen
+from rollout.transfer.gloo import GlooGroup, GlooRendezvous
 from rollout.transfer.registry import make_transport
 from rollout.types import SamplingParams, WeightSpec
 

@@ -27,7 +27,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason='takes minutes more; ./launch.sh test -m "slurm or hosts" runs it'))
+            item.add_marker(pytest.mark.skip(reason="takes minutes more; ./launch.sh test -m long runs it"))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not gpu_names():
         for item in wanting:

@@ -11,7 +11,7 @@ import ray
 from rl.doctor.finding import Finding
 from rl.launch.addresses import name_interface
 from rollout.actors.process import enter_role
-from rollout.ports import free_port
+from rollout.ports import listen
 from rollout.types import Device
 
 
@@ -22,11 +22,13 @@ class Rank:
         enter_role(role, logs_dir)
 
     def ready(self) -> tuple[str, int]:
-        """Import torch. Returns the address of this machine and a free port of it."""
+        """Import torch. Returns the address of this machine, and a port at which rank 0 can listen and does already."""
         name_interface(ray.util.get_node_ip_address())
         import torch.distributed  # noqa: F401
 
-        return ray.util.get_node_ip_address(), free_port()
+        own = ray.util.get_node_ip_address()
+        self._listening = listen(own)
+        return own, self._listening.getsockname()[1]
 
     def reduce(self, rank: int, address: str, port: int, ranks: int, device: Device, limit_s: float) -> float:
         """Add the numbers 1 to `ranks`, of which each rank has one. They meet at the address within `limit_s`.
@@ -40,7 +42,8 @@ class Rank:
 
         place = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
         limit = timedelta(seconds=max(limit_s, 1.0))
-        store = TCPStore(address, port, ranks, rank == 0, limit, wait_for_workers=False)
+        fd = self._listening.detach() if rank == 0 else None
+        store = TCPStore(address, port, ranks, rank == 0, limit, wait_for_workers=False, master_listen_fd=fd)
         store.set(f"arrived-{rank}", "1")
         try:
             backend = "nccl" if device == "cuda" else "gloo"

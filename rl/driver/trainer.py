@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from rl.weights.adapter_push import AdapterPusher
 from rl.weights.publish import PublishReport, publish
 from rollout.actors.process import EXACT_PINNED, enter_role, settling_in
 from rollout.cards import samples_of
-from rollout.ports import free_port
+from rollout.ports import listen
 from rollout.store.segments import read_group
 from rollout.types import Sample
 
@@ -61,6 +62,8 @@ class TrainerActor:
         enter_role(role, logs_dir, spec.trainer.cpu_threads)
         spec.folder.check(role)
         self._rank, self._spec = rank, spec
+        self._listening: socket.socket | None = None
+        self._store: Any = None
         self._stage: TrainingStage | None = None
         self._learner: Any = None
         self._sender: Any = None
@@ -71,8 +74,11 @@ class TrainerActor:
         """Return when this rank is idle."""
 
     def address(self) -> tuple[str, int]:
-        """An address and a free port at which this rank can host the rendezvous of torch.distributed."""
-        return ray.util.get_node_ip_address(), free_port()
+        """The address and the port at which this rank hosts the rendezvous of torch.distributed. It listens there from
+        now on, and answers once `join` has imported torch."""
+        own = ray.util.get_node_ip_address()
+        self._listening = listen(own)
+        return own, self._listening.getsockname()[1]
 
     def join(self, address: str, port: int) -> None:
         """Set the environment variables that torch.distributed reads, and do the slow imports."""
@@ -82,6 +88,9 @@ class TrainerActor:
             RANK=str(self._rank),
             WORLD_SIZE=str(self._spec.trainer.ranks),
             LOCAL_RANK="0",
+            # Then rank 0's store is not opened by torch, which would listen on all addresses, but below.
+            TORCHELASTIC_USE_AGENT_STORE="True",
+            TORCHELASTIC_RESTART_COUNT="0",
         )
         name_interface(ray.util.get_node_ip_address())
         if self._spec.device == "cpu":
@@ -90,6 +99,9 @@ class TrainerActor:
             os.environ.setdefault("PYTORCH_ALLOC_CONF", EXACT_PINNED)
         with settling_in():
             import rl.learner.learner  # noqa: F401
+            from rl.learner.process import open_store
+        if self._listening is not None:
+            self._store = open_store(self._listening, self._spec.trainer.timeout_s)
 
     def build(self, model_path: str, stage: TrainingStage) -> str | None:
         """Make a fresh learner for a stage, with the weights in `model_path` and a fresh optimizer. Returns what it

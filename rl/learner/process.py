@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import socket
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +18,20 @@ from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from rl.learner.config import TrainerConfig
 from rl.zero.overhead import spare_on_cpu
+
+
+def open_store(listening: socket.socket, timeout_s: float) -> Any:
+    """The store in which the ranks find each other, at a port that this process has bound already."""
+    address, port = listening.getsockname()[:2]
+    return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        address,
+        port,
+        None,
+        True,
+        timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )
 
 
 def join(device: str, trainer: TrainerConfig, timeout: timedelta) -> torch.device:

@@ -1,6 +1,6 @@
 """Push a weight version from the trainer to every engine. Trainer rank 0 drives these stages:
 
-    whole weights   begin_update → every bucket → pause → finish_update(version) → [verify] → resume
+    whole weights   begin_update → every bucket → pause → finish_update(version) → resume → [read_back]
     an adapter      begin_adapter → every bucket → finish_adapter(version) → use_adapter(version)
 
 Engines collect the buckets while they sample, and stand still only to load the version. Where the transport has no
@@ -11,10 +11,13 @@ Every push checks that all announced tensors arrived and that every weight of th
 more things:
   * The tensors arrived as they were sent. Every engine hashes each tensor, where it has collected or received it, and
     compares the hash with the sender's for the same name.
-  * The replicas agree. Their checksums of the weights in the form they compute with, fused and packed, are equal.
-Only tests prove that the names mean the same on both sides and that vLLM fuses and packs correctly
-(tests/rl/weights/test_push_equals_export.py). During a run, an error there would show as a gap between the engine's and
-the trainer's logprobs of fresh tokens (`mismatch/*`).
+  * Engines compute with what was sent. Each reads its weights back, fused and packed as they are, and compares every
+    tensor, between the steps of its sampling. If one differs the push fails and engines are paused again; the run ends,
+    and what was sampled meanwhile is dropped when it is resumed, since its version is newer than the checkpoint's.
+Where nothing is staged, or where a tensor could not be found in the model, the replicas' checksums of the weights in
+the form they compute with are compared instead.
+Only tests prove that the names mean the same on both sides (tests/rl/weights/test_push_equals_export.py). During a run,
+an error there would show as a gap between the engine's and the trainer's logprobs of fresh tokens (`mismatch/*`).
 
 Every rank walks the source's buckets, because gathering one is a collective; only rank 0 has `engines` and sends. When
 a stage fails or misses its deadline, rank 0 remembers the error and still gathers the remaining buckets: otherwise the
@@ -33,6 +36,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rewards.errors import listed
+from rollout.transfer.bucket import digests_of
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.content import content_hash
 from rollout.types import WeightSpec
@@ -40,7 +44,7 @@ from rollout.types import WeightSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rollout.transfer.bucket import Follower, Sender
+    from rollout.transfer.bucket import Follower, Sender, Tensors
 
 
 class Source(Protocol):
@@ -74,7 +78,7 @@ class PublishReport:
     `verified` is the number of replicas that were found equal, with every tensor as it was sent; 0 without `verify`.
     Of an adapter it is the number of those that got every tensor as it was sent, which is always compared. `content`
     is the content hash of what they hold then, empty where nothing was compared. `superseded` requests were given up
-    for room.
+    for room. `read_back` tensors were found in every engine as it computes with them.
     """
 
     version: int
@@ -84,6 +88,7 @@ class PublishReport:
     paused_s: float
     content: str = ""
     superseded: int = 0
+    read_back: int = 0
 
 
 def publish(
@@ -151,7 +156,7 @@ class _Push:
         self._bytes = sum(spec.nbytes for spec in self._manifest)
         self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
-        self._verified, self._differ = 0, False
+        self._verified, self._read, self._differ = 0, 0, False
         self._paused_at = 0.0
         self._digests: dict[str, str] = {}
         self._superseded = 0
@@ -165,14 +170,19 @@ class _Push:
             if self._sender.stages:
                 self._pause()
             self._stage("finish_update", self._version)
-            if verify and self._error is None:
-                self._compare_replicas()
+            if verify:
+                self._compare_contents()
+            if verify and not self._sender.stages:
+                self._compare_checksums()
         finally:
             if self._resumes and not self._differ:
                 self._resume()
+        paused_s = time.monotonic() - self._paused_at
+        if verify and self._sender.stages:
+            self._read_back()
         if self._error is not None:
             raise self._error
-        return self._report(count, paused_s=time.monotonic() - self._paused_at)
+        return self._report(count, paused_s=paused_s)
 
     def _pause(self) -> None:
         self._paused_at = time.monotonic()
@@ -187,6 +197,7 @@ class _Push:
             paused_s=paused_s,
             content=content_hash(self._digests) if self._verified else "",
             superseded=self._superseded,
+            read_back=self._read,
         )
 
     def _stage(self, method: str, *args: Any) -> list[Any]:
@@ -214,23 +225,25 @@ class _Push:
         self._error.__cause__ = error
 
     def _send_all(self, max_bytes: int, verify: bool) -> int:
-        """Send every bucket and return how many were sent. Engines take one bucket while the ranks gather the next, so
-        at most two are on their way at a time; of a sender that keeps them, they take all at once in the end."""
+        """Send every bucket and return how many were sent. Engines take one bucket while the ranks gather the next and
+        its digests are computed, so at most two are on their way at a time. Of a sender that keeps them, they take all
+        at once in the end; but not with digests, so that both sides compute them at the same time."""
         count, loading, kept = 0, None, []
         for bucket in self._source.buckets(max_bytes):
+            digests = self._prepare(bucket, verify)
             if loading is not None and self._error is None:
                 self._wait(self._load, loading)
             if self._error is not None:
                 self._sender.follow(bucket)
                 continue
             try:
-                description = self._sender.send(bucket, verify)
+                description = self._sender.send(bucket, digests)
             except Exception as error:
                 self._fail("send", error)
                 continue
-            self._digests |= dict(zip(description.names, description.digests, strict=False))
+            self._digests |= dict(zip(description.names, digests, strict=False))
             kept.append(description)
-            if not self._sender.keeps:
+            if verify or not self._sender.keeps:
                 loading, kept = self._engines.start(self._load, *kept), []
             count += 1
         if kept and self._error is None:
@@ -239,21 +252,50 @@ class _Push:
             self._wait(self._load, loading)
         return count
 
-    def _compare_replicas(self) -> None:
-        """Fail the push unless all replicas hold what was sent, and hold the same weights, bit for bit. Engines that
-        differ stay paused: what they sampled would carry the version of weights that it does not come from."""
+    def _prepare(self, bucket: Tensors, verify: bool) -> tuple[str, ...]:
+        """What this side does for a bucket while engines take the one before. Returns its digests, if wanted."""
+        if self._error is not None:
+            return ()
+        try:
+            self._sender.prepare(bucket)
+            return digests_of(bucket) if verify else ()
+        except Exception as error:
+            self._fail("send", error)
+            return ()
+
+    def _read_back(self) -> None:
+        """Fail the push unless every engine computes with what was sent. Engines that do not are paused again."""
+        findings = self._stage("read_back")
+        for replica, found in enumerate(findings):
+            if found is not None and found.differ:
+                self._fail_replica(replica, f"computes with other values of {listed(found.differ)} than were sent")
+        if any(found is None or found.unread for found in findings):
+            self._compare_checksums()
+        elif findings and self._error is None:
+            self._verified, self._read = len(findings), findings[0].same
+        if self._differ:
+            self._engines.wait(self._engines.start("pause"), self._deadline_s)
+
+    def _compare_contents(self) -> None:
+        """Fail the push unless every engine has got what was sent. One that has not stays paused: what it sampled would
+        carry the version of weights that it does not come from."""
         sent = content_hash(self._digests)
         for replica, held in enumerate(self._stage("content")):
             if held != sent:
-                self._differ = True
-                self._fail("verify", ValueError(f"engine {replica} holds weights of another content than was sent"))
+                self._fail_replica(replica, "holds weights of another content than was sent")
+
+    def _compare_checksums(self) -> None:
+        """Fail the push unless all replicas hold the same weights, bit for bit."""
         checksums = self._stage("checksums")
         for replica, other in enumerate(checksums[1:], start=1):
             names = [n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n)]
             if names:
-                self._differ = True
-                self._fail("verify", ValueError(f"engine {replica} differs from engine 0 in {listed(names)}"))
+                self._fail_replica(replica, f"differs from engine 0 in {listed(names)}")
         self._verified = len(checksums)
+
+    def _fail_replica(self, replica: int, what: str) -> None:
+        self._differ = True
+        self._fail("verify", ValueError(f"engine {replica} {what}"))
 
     def _resume(self) -> None:
         try:

@@ -1,8 +1,9 @@
 """One inference replica: a vLLM engine, the version of its weights, and the life cycle of a weight version.
 
-    begin_update → load_bucket … → pause → finish_update(version) → [checksums] → resume
+    begin_update → load_bucket … → pause → finish_update(version) → resume → [read_back]
 
-Where the transport has no stage, `pause` comes first (`rollout.engine.updates`).
+Where the transport has no stage, `pause` comes first (`rollout.engine.updates`), and `checksums`, before `resume`,
+takes the place of `read_back`.
 
 This module decides which weights the engine samples from. It refuses to sample before the first push, to resume when
 only a part of the weights was replaced, and to start with settings that the trainer cannot mirror. `Inference` is a
@@ -32,7 +33,7 @@ from rollout.engine.thread import EngineThread, engine_core
 from rollout.engine.updates import Streamed, updates, worker
 from rollout.lora.updates import Adapters
 from rollout.transfer.bucket import Bucket
-from rollout.transfer.update import WeightUpdateError
+from rollout.transfer.update import Findings, WeightUpdateError
 from rollout.types import Completion, SamplingParams, TokenIds, WeightSpec
 
 if TYPE_CHECKING:
@@ -176,6 +177,11 @@ class Inference:
     async def content(self) -> str:
         """The content hash of the last weights that were pushed whole and verified."""
         return self._updates.content
+
+    async def read_back(self) -> Findings | None:
+        """Compare the weights that the engine computes with, fused and packed, with those that arrived last. None where
+        nothing of these is kept (nccl, ipc), or where several workers divide them."""
+        return await self._updates.read_back()
 
     async def begin_adapter(self, version: int, manifest: Sequence[WeightSpec]) -> int:
         """The four stages of an adapter's way into the engine are those of `rollout.lora.updates`."""

@@ -9,7 +9,8 @@ as it was. What fails while it is loaded leaves a mixture of two versions, the `
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollout.contracts import EngineDeadError
@@ -18,13 +19,16 @@ from rollout.engine.settings import EngineSettings
 from rollout.transfer.bucket import Bucket, StagePlace
 from rollout.transfer.content import content_hash
 from rollout.transfer.registry import make_transport
-from rollout.transfer.update import Update, WeightUpdateError
+from rollout.transfer.update import Findings, Update, WeightUpdateError
 from rollout.types import WeightSpec
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 T = TypeVar("T")
+
+READ_BYTES = 8 * 2**20
+"""The most bytes, but for a larger tensor, that are read back between two steps of an engine."""
 
 Call = Callable[[Callable[["LLMEngine"], Any]], Awaitable[Any]]
 """Runs a command on the engine's thread, between two steps."""
@@ -83,6 +87,11 @@ class Updates:
         self.content = content_hash(update.loaded)
         self.version, self._update, self.damage = version, None, None
         return version
+
+    async def read_back(self) -> Findings | None:
+        """Compare the weights that the engine computes with, with those that arrived last; None if these are not here
+        any more, or not whole."""
+        return None
 
     def give_up(self, why: str) -> None:
         """Note that the engine has no weights any more."""
@@ -161,6 +170,16 @@ class Collected(Updates):
             self._failed(why)
             raise WeightUpdateError(why) from error
 
+    async def read_back(self) -> Findings | None:
+        """The engine samples on between the parts."""
+        await self._call(lambda llm: llm.collective_rpc("sluice_begin_read_back"))
+        found: list[Findings] = []
+        for bucket in self._arrivals.collected:
+            for first, last in parts(bucket, READ_BYTES):
+                arguments = (bucket, first, last)
+                found = await self._call(partial(_collective, method="sluice_read_back", arguments=arguments))
+        return found[0] if len(found) == 1 else None
+
     async def _expect(self, version: int) -> None:
         await self.clear()
 
@@ -216,6 +235,21 @@ def updates(call: Call, settings: EngineSettings, replica: int, address: str) ->
 def worker(llm: LLMEngine, method: str, **arguments: Any) -> None:
     """Call a method of every vLLM worker."""
     llm.collective_rpc(method, kwargs=arguments)
+
+
+def parts(bucket: Bucket, most: int) -> Iterator[tuple[int, int]]:
+    """Places in a bucket from the first up to the last of parts of so many bytes, or of a larger tensor."""
+    first, size = 0, 0
+    for place, spec in enumerate(bucket.tensors):
+        if size and size + spec.nbytes > most:
+            yield first, place
+            first, size = place, 0
+        size += spec.nbytes
+    yield first, len(bucket.tensors)
+
+
+def _collective(llm: LLMEngine, method: str, arguments: tuple[Any, ...]) -> Any:
+    return llm.collective_rpc(method, args=arguments)
 
 
 def _settled(llm: LLMEngine) -> None:

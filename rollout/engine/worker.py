@@ -22,7 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from rollout.cpu import kernels, sampling  # noqa: F401 (registers them in this process)
-from rollout.engine.readback import packed_digests
+from rollout.engine.readback import ReadBack, packed_digests
 from rollout.engine.reload import Reload
 from rollout.lora import cpu  # noqa: F401 (likewise)
 from rollout.lora.arguments import Scale
@@ -30,6 +30,7 @@ from rollout.lora.worker import drop, put
 from rollout.transfer.bucket import Bucket, Receiver, ReceiverPlace, check_digests
 from rollout.transfer.config import TransportSettings
 from rollout.transfer.registry import make_transport
+from rollout.transfer.update import Findings
 
 BACKEND = "sluice"
 
@@ -130,6 +131,16 @@ class WorkerExtension:
         prefix = self._weight_checksum_prefix()
         packed = packed_digests(self.model_runner.get_model())
         return self.compute_weight_checksums() | {prefix + name: found for name, found in packed.items()}
+
+    def sluice_begin_read_back(self) -> None:
+        """Expect the tensors that the model should compute with."""
+        self._read_back = ReadBack(self.model_runner.get_model())
+
+    def sluice_read_back(self, bucket: Bucket, first: int, last: int) -> Findings:
+        """Compare the tensors of a bucket from the first up to the last place. Returns what was found since the
+        begin."""
+        self.weight_transfer_engine.receive(bucket, lambda tensors: self._read_back.compare(tensors[first:last]))
+        return self._read_back.found
 
     def sluice_begin_adapter(self) -> None:
         """Expect the tensors of an adapter."""

@@ -70,8 +70,12 @@ class Sender(Follower):
     keeps: ClassVar[bool] = False
     """Whether all buckets of a push stay where they are until its end, so that engines may be told of them at once."""
 
-    def send(self, bucket: Tensors, verify: bool = False) -> Bucket:
-        """Return the description that makes an engine load the bucket. With `verify` it carries digests."""
+    def prepare(self, bucket: Tensors) -> None:
+        """Do what can be done for the next `send`, of the same bucket, while engines still take the one before."""
+
+    def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> Bucket:
+        """Return the description that makes an engine load the bucket, and compare it with the digests if there are
+        some."""
         raise NotImplementedError
 
     def abandon(self) -> Exception | None:
@@ -187,9 +191,9 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
-def digests(bucket: Tensors, verify: bool) -> tuple[str, ...]:
-    """Return the digests of a bucket for its description; none where the push is not verified."""
-    return tuple(digest(tensor) for _, tensor in bucket) if verify else ()
+def digests_of(bucket: Tensors) -> tuple[str, ...]:
+    """Return the digests of a bucket for its description."""
+    return tuple(digest(tensor) for _, tensor in bucket)
 
 
 def check_digests(bucket: Bucket, received: Tensors) -> None:

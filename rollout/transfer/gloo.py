@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
+from rollout.ports import listen
 from rollout.transfer.bucket import (
     Bucket,
     ReceiverPlace,
@@ -37,7 +38,6 @@ from rollout.transfer.segment import Segment, StoredBucket, layout, views
 from rollout.transfer.shm import SegmentReceiver
 from rollout.types import WeightSpec
 
-BACKLOG = 1024
 POLL_S = 0.0005
 
 
@@ -149,12 +149,12 @@ class GlooGroup:
 
 
 class GlooSender(GroupSender):
-    """Rank 0 of a group with every engine. It packs a bucket into one buffer, which the next one fills again."""
+    """Rank 0 of a group with every engine. It packs a bucket into one of two buffers while the other travels."""
 
     stages = True
 
     def __init__(self, place: SenderPlace) -> None:
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._free, self._travels = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
         super().__init__(place)
 
     def meet(self) -> GlooMeeting:
@@ -171,9 +171,10 @@ class GlooSender(GroupSender):
     def own(self, bucket: Tensors) -> Tensors:
         specs = [describe(name, tensor) for name, tensor in bucket]
         offsets, size = layout(specs)
-        if len(self._buffer) < size:
-            self._buffer = torch.empty(size, dtype=torch.uint8)
-        packed = self._buffer[:size]
+        if len(self._free) < size:
+            self._free = torch.empty(size, dtype=torch.uint8)
+        packed = self._free[:size]
+        self._free, self._travels = self._travels, self._free
         for (_, tensor), place in zip(bucket, views(packed, specs, offsets), strict=True):
             place.copy_(tensor.detach())
         return [("", packed)]
@@ -207,12 +208,3 @@ class GlooMeeting(Meeting):
 
 def _end(group: Any) -> None:
     """Have the last reference to a group, which ends with it."""
-
-
-def listen(address: str) -> socket.socket:
-    """A socket that listens on a free port of that address, and on no other."""
-    family, kind, protocol, _, where = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind, protocol)
-    listening.bind(where)
-    listening.listen(BACKLOG)
-    return listening

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from rollout.transfer.bucket import Bucket, Sender, SenderPlace, Tensors, describe, digests
+from rollout.transfer.bucket import Bucket, Sender, SenderPlace, Tensors, describe
 from rollout.types import WeightSpec
 
 
@@ -54,6 +54,7 @@ class GroupSender(Sender):
     def __init__(self, place: SenderPlace) -> None:
         self._place = place
         self._membership = _Membership(self.meet())
+        self._prepared: Tensors | None = None
         self._running: Future[None] | None = None
         self._deadline_s = 0.0
         self._sequence = 0
@@ -70,16 +71,21 @@ class GroupSender(Sender):
             torch.cuda.current_stream().synchronize()
         return own
 
-    def send(self, bucket: Tensors, verify: bool = False) -> Bucket:
+    def prepare(self, bucket: Tensors) -> None:
+        self._prepared = self.own(bucket)
+
+    def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> Bucket:
         """Start the broadcast of the bucket, after waiting for the end of the one before.
 
         Raises:
             RuntimeError: the one before did not end in time, although every engine has it.
         """
+        own = self._prepared or self.own(bucket)
+        self._prepared = None
         self._finish()
-        self._running = self._membership.broadcast(self.own(bucket))
+        self._running = self._membership.broadcast(own)
         specs = [describe(name, tensor) for name, tensor in bucket]
-        sent = self._membership.meeting.describe(self._sequence, specs, digests(bucket, verify))
+        sent = self._membership.meeting.describe(self._sequence, specs, digests)
         self._deadline_s = self._place.sync.deadline_s(sum(spec.nbytes for spec in specs))
         self._sequence += 1
         return sent
@@ -91,7 +97,7 @@ class GroupSender(Sender):
         """
         failed = self._running.exception() if self._running is not None and self._running.done() else None
         self._membership.leave()
-        self._membership, self._running = _Membership(self.meet()), None
+        self._membership, self._running, self._prepared = _Membership(self.meet()), None, None
         return failed if isinstance(failed, Exception) else None
 
     def close(self) -> None:

@@ -34,7 +34,6 @@ from rollout.transfer.bucket import (
     Tensors,
     Transport,
     describe,
-    digests,
 )
 
 log = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ class IpcSender(Sender):
         self._lent: deque[Tensor] = deque()
         self._sequence = 0
 
-    def send(self, bucket: Tensors, verify: bool = False) -> IpcBucket:
+    def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> IpcBucket:
         """Lend the bucket, with all other ranks, which `follow`."""
         handles, failure = self._lend(bucket)
         if failure is not None:
@@ -163,7 +162,7 @@ class IpcSender(Sender):
         sent = IpcBucket(
             sequence=self._sequence,
             tensors=tuple(describe(name, tensor) for name, tensor in bucket),
-            digests=digests(bucket, verify),
+            digests=digests,
             handles=handles,
         )
         self._sequence += 1

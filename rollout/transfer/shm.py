@@ -23,7 +23,6 @@ from rollout.transfer.bucket import (
     Transport,
     check_digests,
     describe,
-    digests,
 )
 from rollout.transfer.segment import Segment, StoredBucket, read_bucket, views
 
@@ -73,7 +72,7 @@ class ShmSender(Sender):
         self._rested = False
         self._sequence = 0
 
-    def send(self, bucket: Tensors, verify: bool = False) -> StoredBucket:
+    def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> StoredBucket:
         """Copy the tensors (any device) into shared memory.
 
         Raises:
@@ -87,7 +86,7 @@ class ShmSender(Sender):
         for (_, tensor), place in zip(bucket, views(whole, specs, stored.offsets), strict=True):
             place.copy_(tensor.detach())
         self._sequence += 1
-        return replace(stored, digests=digests(bucket, verify))
+        return replace(stored, digests=digests)
 
     def rest(self) -> None:
         self._rested = True

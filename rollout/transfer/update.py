@@ -56,3 +56,13 @@ class Update:
             raise ValueError(f"finish_update({version}) while version {self.version} is loading")
         if missing := sorted(self.expected - self.loaded.keys()):
             raise ValueError(f"announced but never sent: {listed(missing)}")
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found of the tensors that were sent in a model: how many it computes with, the names of those that it
+    holds with other values, and of those that cannot be found in it."""
+
+    same: int = 0
+    differ: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)

@@ -12,6 +12,7 @@ from rl.weights.publish import PublishError, publish, publish_adapter
 from rollout.transfer import bucket
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.content import content_hash
+from rollout.transfer.update import Findings
 from rollout.types import WeightSpec
 
 CONFIG = WeightSyncConfig(bucket_mb=1.5)
@@ -40,7 +41,7 @@ class Sent(NamedTuple):
     digests: tuple[str, ...]
 
 
-CONTENT = content_hash({f"w{i}": f"digest of w{i}" for i in range(3)})
+CONTENT = content_hash({f"w{i}": bucket.digest(torch.full((2,), float(i))) for i in range(3)})
 
 
 class Sender(bucket.Sender):
@@ -61,14 +62,17 @@ class Sender(bucket.Sender):
     def rest(self) -> None:
         self.rested += 1
 
-    def send(self, bucket: Any, verify: bool = False) -> Any:
+    def prepare(self, bucket: Any) -> None:
+        self.prepared = bucket[0][0]
+
+    def send(self, bucket: Any, digests: tuple[str, ...] = ()) -> Any:
         self.called += 1
         assert not self.loading, "a bucket was sent before every engine had loaded the one before"
+        assert self.prepared == bucket[0][0]
         if bucket[0][0] == self._unsendable:
             raise OSError("no space left")
-        self.loading, self.verifies = True, verify
-        names = tuple(name for name, _ in bucket)
-        return Sent(names, tuple(f"digest of {name}" for name in names) if verify else ())
+        self.loading, self.verifies = True, bool(digests)
+        return Sent(tuple(name for name, _ in bucket), digests)
 
     def abandon(self) -> Exception | None:
         self.abandoned += 1
@@ -90,6 +94,7 @@ class Engines:
         self._failing, self._checksums = failing, checksums
         self.sender = sender or Sender()
         self.contents = (CONTENT, CONTENT)
+        self.findings: tuple[Findings | None, ...] = (Findings(same=3), Findings(same=3))
 
     def start(self, method: str, *args: Any) -> str:
         self.calls.append((method, *args))
@@ -105,6 +110,8 @@ class Engines:
             return [1, 2]
         if started == "content":
             return list(self.contents)
+        if started == "read_back":
+            return list(self.findings)
         return list(self._checksums) if started == "checksums" else [None, None]
 
     def stages(self) -> list[str]:
@@ -143,23 +150,51 @@ def test_engines_that_collect_a_version_stand_still_only_to_load_it() -> None:
     report = publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
     assert engines.stages() == [
         *("begin_update", "load_bucket", "load_bucket", "load_bucket"),
-        *("pause", "finish_update", "content", "checksums", "resume"),
+        *("pause", "finish_update", "content", "resume", "read_back"),
     ]
     assert report is not None and 0.0 <= report.paused_s < 60.0
+    assert (report.verified, report.read_back, report.content) == (2, 3, CONTENT)
+
+
+def test_an_engine_that_computes_with_other_values_is_named_and_paused_again() -> None:
+    engines = Engines(sender=Sender(stages=True))
+    engines.findings = (Findings(same=3), Findings(same=2, differ=["w1"]))
+    with pytest.raises(
+        PublishError, match=r"stage verify failed .*engine 1 computes with other values of w1 than were"
+    ):
+        publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages()[-3:] == ["resume", "read_back", "pause"]
+
+
+@pytest.mark.parametrize("second", [None, Findings(same=2, unread=["w2"])])
+def test_replicas_are_compared_where_something_cannot_be_read_back(second: Findings | None) -> None:
+    engines = Engines(sender=Sender(stages=True))
+    engines.findings = (Findings(same=3), second)
+    report = publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages()[-2:] == ["read_back", "checksums"]
+    assert report is not None and (report.verified, report.read_back) == (2, 0)
+    engines = Engines(checksums=({"a": "1"}, {"a": "2"}), sender=Sender(stages=True))
+    engines.findings = (Findings(same=3), second)
+    with pytest.raises(PublishError, match="engine 1 differs from engine 0 in a"):
+        publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages()[-1] == "pause"
 
 
 def test_engines_are_told_at_once_of_all_buckets_that_stay_where_they_are() -> None:
     class Keeps(Sender):
         keeps = True
 
-        def send(self, bucket: Any, verify: bool = False) -> Any:
+        def send(self, bucket: Any, digests: tuple[str, ...] = ()) -> Any:
             self.loading = False
-            return super().send(bucket, verify)
+            return super().send(bucket, digests)
 
     engines = Engines(sender=Keeps(stages=True))
-    publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
+    publish(Source(), 7, CONFIG, engines, engines.sender, verify=False)
     assert engines.stages()[:3] == ["begin_update", "load_bucket", "pause"]
     assert [sent.names for sent in engines.calls[1][1:]] == [("w0",), ("w1",), ("w2",)]
+    engines = Engines(sender=Keeps(stages=True))
+    publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages().count("load_bucket") == 3, "digests are computed on both sides at the same time"
 
 
 @pytest.mark.parametrize("stage", ["begin_update", "load_bucket"])

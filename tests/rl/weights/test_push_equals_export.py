@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rollout.transfer.bucket import describe
+from rollout.transfer.bucket import describe, digests_of
 from rollout.transfer.shm import ShmSender
 from rollout.types import Completion, SamplingParams
 from tests.rl.weights.push_scenario import BUCKET_BYTES, train_one_step
@@ -61,7 +61,7 @@ def test_an_engine_that_was_pushed_to_equals_one_that_loaded_the_export(
         await engine.pause()
         await engine.begin_update(1, manifest)
         for bucket in buckets:
-            await engine.load_bucket(sender.send(bucket, verify=True))
+            await engine.load_bucket(sender.send(bucket, digests_of(bucket)))
         await engine.finish_update(1)
         await engine.resume()
         found = await engine.checksums(), await support.sample(engine, PROMPTS, "pushed", GREEDY)

@@ -16,7 +16,7 @@ from rollout.engine.config import InferenceConfig
 from rollout.engine.inference import Inference
 from rollout.engine.settings import EngineSettings
 from rollout.engine.thread import engine_core
-from rollout.transfer.bucket import Sender, describe
+from rollout.transfer.bucket import Sender, describe, digests_of
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.registry import resolve_transport
 from rollout.types import Completion, SamplingParams
@@ -155,7 +155,7 @@ async def update(engine: Inference, sender: Sender, weights: Weights, version: i
     """Push weights, but do not resume: the engine stays paused."""
     await open_update(engine, weights, version)
     for bucket in in_buckets(weights):
-        await engine.load_bucket(sender.send(bucket, verify=True))
+        await engine.load_bucket(sender.send(bucket, digests_of(bucket)))
     await engine.finish_update(version)
     sender.rest()
 

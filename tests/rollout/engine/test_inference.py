@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from rollout.engine.inference import EngineDeadError, EngineError, Inference, WeightUpdateError
+from rollout.transfer.bucket import digests_of
 from rollout.transfer.shm import ShmSender
 from rollout.types import Completion, SamplingParams
 from tests.rollout.engine import inference_support as support
@@ -237,7 +238,7 @@ def test_a_tensor_that_was_damaged_on_the_way_is_named(bench: Bench) -> None:
 
     async def damage() -> None:
         await support.open_update(engine, bench.base, version)
-        sent = sender.send(support.in_buckets(bench.base)[0], verify=True)
+        sent = sender.send(first := support.in_buckets(bench.base)[0], digests_of(first))
         (byte,) = os.pread(sent.fd, 1, sent.start + sent.offsets[3])
         os.pwrite(sent.fd, bytes([byte ^ 1]), sent.start + sent.offsets[3])
         with pytest.raises(WeightUpdateError, match=f"not the bytes that were sent: {sent.names[3]}$"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rollout.engine.inference import WeightUpdateError
-from rollout.transfer.bucket import describe
+from rollout.transfer.bucket import describe, digests_of
 from rollout.transfer.config import TransportSettings, WeightSyncConfig
 from rollout.transfer.shm import ShmSender
 from rollout.types import SamplingParams
@@ -31,7 +31,7 @@ def test_an_engine_samples_from_the_old_version_until_the_new_one_is_complete(tm
         old = await support.sample(engine, PROMPTS, "old", SamplingParams(max_tokens=12, temperature=0.0))
         await engine.begin_update(2, [describe(name, tensor) for name, tensor in new.items()])
         for i, bucket in enumerate(support.in_buckets(new)):
-            await engine.load_bucket(sender.send(bucket, verify=True))
+            await engine.load_bucket(sender.send(bucket, digests_of(bucket)))
             now = await support.sample(engine, PROMPTS, f"now{i}", SamplingParams(max_tokens=12, temperature=0.0))
             assert [c.token_ids for c in now] == [c.token_ids for c in old], "whatever has arrived"
             assert {version for completion in now for version in completion.versions} == {1}

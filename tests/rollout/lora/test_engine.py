@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rollout.contracts import EngineError, Superseded
 from rollout.engine.inference import Inference
 from rollout.lora.arguments import AdapterSettings, Scale, linear_layers
-from rollout.transfer.bucket import describe, digest
+from rollout.transfer.bucket import describe, digest, digests_of
 from rollout.transfer.content import content_hash
 from rollout.transfer.shm import ShmSender
 from rollout.transfer.update import WeightUpdateError
@@ -77,7 +77,7 @@ async def push(engine: Inference, sender: ShmSender, tensors: Weights, version: 
     """Push an adapter. Return the number of requests that were given up for it."""
     given_up = await engine.begin_adapter(version, [describe(name, tensor) for name, tensor in tensors.items()])
     for bucket in support.in_buckets(tensors):
-        await engine.load_adapter(sender.send(bucket, verify=True))
+        await engine.load_adapter(sender.send(bucket, digests_of(bucket)))
     await engine.finish_adapter(version)
     await engine.use_adapter(version)
     return given_up

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rollout.transfer.bucket import digests_of
 from rollout.transfer.ipc import Handle, IpcSender, _gathered
 
 Pairs = list[tuple[str, Tensor]]
@@ -58,7 +59,7 @@ def rank(number: int, world: int, store: str, pipe: Connection) -> None:
     sender: Any = IpcSender(pages, _gathered, first=number == 0)
     for place, bucket in enumerate(buckets(number)):
         if number == 0 and place != 2:
-            pipe.send(sender.send(bucket, verify=place == 0))
+            pipe.send(sender.send(bucket, digests_of(bucket) if place == 0 else ()))
             pipe.recv()
         else:
             sender.follow(bucket)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl.paths import REPOSITORY
-from rollout.transfer.bucket import ReceiverPlace, SenderPlace, describe, digest
+from rollout.transfer.bucket import ReceiverPlace, SenderPlace, describe, digest, digests_of
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.nccl import NcclBucket, NcclReceiver, NcclRendezvous, NcclSender
 from rollout.transfer.registry import make_transport, resolve_transport
@@ -88,7 +88,7 @@ def test_buckets_go_one_after_the_other_through_one_group() -> None:
     group = network.opened.get(timeout=30)
     assert group.receive() == "a[0.0, 0.0]"
     ((_, reused),) = gathered = bucket("b")
-    second = sender.send(gathered, verify=True)
+    second = sender.send(gathered, digests_of(gathered))
     reused.fill_(7)
     assert group.receive() == "b[0.0, 0.0]", "the source's tensors end with the next bucket, the broadcast later"
     assert first.rendezvous == second.rendezvous == group.rendezvous and group.rendezvous.address == "10.0.0.7"
@@ -212,11 +212,11 @@ def test_a_push_over_nccl_equals_a_fresh_load(tmp_path: Path) -> None:
         call("pause")
         call("begin_update", 1, [describe(name, tensor) for name, tensor in weights.items()])
         for part in support.in_buckets(weights):
-            call("load_bucket", sender.send(part, verify=True))
+            call("load_bucket", sender.send(part, digests_of(part)))
         sender.abandon()
         call("begin_update", 1, [describe(name, tensor) for name, tensor in weights.items()])
         for part in support.in_buckets(weights):
-            call("load_bucket", sender.send(part, verify=True))
+            call("load_bucket", sender.send(part, digests_of(part)))
         call("finish_update", 1)
         pushed = call("checksums")
         child.stdin.write(pickle.dumps(None))

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.paths import REPOSITORY
-from rollout.transfer.bucket import ReceiverPlace, SenderPlace, check_digests, describe
+from rollout.transfer.bucket import ReceiverPlace, SenderPlace, check_digests, describe, digests_of
 from rollout.transfer.config import NcclSettings, TransportSettings, WeightSyncConfig
 from rollout.transfer.registry import make_transport, resolve_transport
 from rollout.transfer.segment import read_bucket
@@ -70,7 +70,8 @@ def test_memory_of_another_machine_is_refused_by_name() -> None:
 
 def test_an_engine_checks_what_it_collects_and_passes_it_on_to_its_workers() -> None:
     sender = ShmSender("test")
-    bucket = sender.send([("w", torch.arange(3.0)), ("v", torch.empty(0))], verify=True)
+    tensors = [("w", torch.arange(3.0)), ("v", torch.empty(0))]
+    bucket = sender.send(tensors, digests_of(tensors))
     stored = ShmStage().receive(bucket)
     assert bucket.digests and not stored.digests, "checked once"
     assert read_bucket(stored)[0][1].tolist() == [0.0, 1.0, 2.0]
@@ -88,7 +89,7 @@ def test_digests_name_what_was_damaged_or_exchanged_on_the_way() -> None:
         "c": torch.tensor(1.0),
         "d": torch.empty(0),
     }
-    bucket = sender.send(list(tensors.items()), verify=True)
+    bucket = sender.send([*tensors.items()], digests_of([*tensors.items()]))
     check_digests(bucket, read_bucket(bucket))
     exchanged = replace(bucket, offsets=(bucket.offsets[1], bucket.offsets[0], *bucket.offsets[2:]))
     with pytest.raises(ValueError, match=r"not the bytes that were sent: a, b$"):
