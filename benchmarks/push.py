@@ -10,7 +10,8 @@ A real engine in a Ray actor of its own, one thread, runs 8 requests all the tim
     arrive   from the start of the push until the engine has the whole version, sampling on
     apply    the same version loaded by an engine that is idle, alone
     pause    how long the engine stood still in the push
-    push     all of it
+    push     all of it; of a verified one, what comes before the read-back
+    read     the read-back, after which the push returns, while the engine samples
 
 `streamed` is the way without a stage, as before 2026-11-30 and as with nccl and ipc: every bucket is loaded into the
 engine that stands still. `--verify` compares digests, and adds the time of the digests alone to the floor.
@@ -79,11 +80,13 @@ class Weights:
 class Engines(RayEngines):
     """Engines that note when they were told to pause, which is when they have the whole version."""
 
-    paused_at = 0.0
+    paused_at = reading_at = 0.0
 
     def start(self, method: str, *args: Any) -> list[Any]:
         if method == "pause":
             self.paused_at = time.monotonic()
+        if method == "read_back":
+            self.reading_at = time.monotonic()
         return super().start(method, *args)
 
 
@@ -185,7 +188,7 @@ def measure(transport: str, path: Path, weights: Weights, rounds: int, verify: b
     sender = make_transport(sync.transport).sender(place)
     engine = start_engine(path, transport, logs)
     engines = Engines([engine])
-    found: dict[str, list[float]] = {"arrive": [], "pause": [], "push": [], "apply": []}
+    found: dict[str, list[float]] = {"arrive": [], "pause": [], "push": [], "apply": [], "read": []}
     publish(weights, 0, sync, engines, sender, verify)
     for version in range(1, rounds + 1):
         sampling = SamplingParams(max_tokens=1500, temperature=1.0)
@@ -194,7 +197,9 @@ def measure(transport: str, path: Path, weights: Weights, rounds: int, verify: b
         start = time.monotonic()
         report = publish(weights, version, sync, engines, sender, verify)
         assert report is not None
-        found["push"].append(time.monotonic() - start)
+        end = time.monotonic()
+        found["read"].append(end - engines.reading_at if engines.reading_at else 0.0)
+        found["push"].append(end - found["read"][-1] - start)
         found["pause"].append(report.paused_s)
         found["arrive"].append(engines.paused_at - start)
         for request in running:
@@ -248,14 +253,15 @@ def main() -> None:
         floors["streamed"] = floors["shm"]
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", num_cpus=2)
         print(f"{asked.model}: {weights.nbytes / MIB:.0f} MiB in {len(weights.tensors)} tensors, {asked.rounds} rounds")
-        columns = ("transport", "floor", "arrive", "÷ floor", "apply", "pause", "÷ apply", "push")
+        columns = ("transport", "floor", "arrive", "÷ floor", "apply", "pause", "÷ apply", "push", "read")
         print(f"| {' | '.join(columns)} |\n|{len(columns) * '---|'}")
         for transport in asked.transports:
             row = measure(transport, path, weights, asked.rounds, asked.verify, folder)
             floor = floors[transport] + hashing
             print(
                 f"| {transport} | {floor:.3f} | {row['arrive']:.3f} | {row['arrive'] / floor:.2f} | {row['apply']:.3f} "
-                f"| {row['pause']:.3f} | {row['pause'] / row['apply']:.2f} | {row['push']:.3f} |",
+                f"| {row['pause']:.3f} | {row['pause'] / row['apply']:.2f} | {row['push']:.3f} "
+                f"| {row['read']:.3f} |",
                 flush=True,
             )
         ray.shutdown()

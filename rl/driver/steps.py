@@ -98,6 +98,7 @@ def publish(run: Session, *, verify: bool) -> None:
             reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=again)
         waited_for.append(f"{reports[0].bytes:,} bytes; engines stood still for {reports[0].paused_s:.3f} s")
     run.step.values["policy/verified_engines"] = float(reports[0].verified)
+    run.step.values["policy/read_back_tensors"] = float(reports[0].read_back)
     run.step.values["staleness/superseded"] = float(reports[0].superseded)
     with run.timed("turns", run.progress.step):
         left_mb = run.turns.roll()

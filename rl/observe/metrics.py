@@ -43,6 +43,11 @@ _METRICS = (
         "count",
         "Engines that got that version as it was sent, by hashes; whole weights: all engines equal; 0: not verified.",
     ),
+    Metric(
+        "policy/read_back_tensors",
+        "count",
+        "Tensors of that version that every engine was found to compute with, bit for bit; 0: not read back.",
+    ),
     Metric("policy/entropy", "nats", "Mean entropy of the policy's next-token distribution at trained tokens."),
     Metric("policy/clip_fraction", "share", "Trained tokens whose importance ratio was clipped."),
     Metric("policy/rejected_fraction", "share", "Trained tokens that the correction left out of the loss."),

@@ -8,7 +8,7 @@ def size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def count(number: int) -> str:
+def scaled(number: int) -> str:
     """A number of parameters as `106.9 B` or `1.1 M`."""
     return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 

@@ -1,4 +1,4 @@
-"""A recipe on machines: the place of every process, the memory that it takes there, and what does not fit."""
+"""A recipe on machines: the place of every process, and the memory that it takes there."""
 
 from __future__ import annotations
 

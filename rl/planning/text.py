@@ -12,7 +12,7 @@ from rl.planning import flow
 from rl.planning.fit import problems
 from rl.planning.machines import Machines
 from rl.planning.memory import Memory, Part
-from rl.planning.numbers import count, seconds, size
+from rl.planning.numbers import scaled, seconds, size
 from rl.planning.plan import Plan, cached_bytes, host_parts, states_bytes, summed, turns
 from rl.recipe import marked_yaml
 from rl.recipe.checks import remarks
@@ -67,9 +67,9 @@ def _several(names: Sequence[str]) -> str:
 
 def _memory(plan: Plan) -> str:
     recipe, tensors = plan.recipe, plan.tensors
-    adapter = f", {count(tensors.trained)} of an adapter are trained" if recipe.lora is not None else ""
+    adapter = f", {scaled(tensors.trained)} of an adapter are trained" if recipe.lora is not None else ""
     lines = [
-        f"{count(tensors.base)} parameters ({tensors.base:,}) in {recipe.model.dtype}{adapter}",
+        f"{scaled(tensors.base)} parameters ({tensors.base:,}) in {recipe.model.dtype}{adapter}",
         *_of_process(plan, plan.trainer, "trainer rank"),
         *_of_process(plan, plan.engine, "engine"),
     ]
@@ -120,8 +120,7 @@ def _pushes(plan: Plan) -> str:
             f"each: {size(push.bytes)} through {push.transport}, to {recipe.inference.replicas} "
             f"engine{'s' if recipe.inference.replicas > 1 else ''}, after every step",
             f"expected ({expected}): {seconds(push.gather_s)} to gather, {seconds(push.arrive_s)} to arrive, "
-            f"{seconds(push.load_s)} to load; engines stand still for {seconds(push.pause_s)}"
-            + (" and sample meanwhile" if push.stages else ""),
+            f"{seconds(push.load_s)} to load; engines stand still for {seconds(push.pause_s)} of it",
             f"verified: the first of a start, then {verified} (weight_sync.verify_every)",
             f"staleness: a trained token is at most {bound} version{'s' if bound != 1 else ''} old "
             f"(buffer.max_staleness); no more than {groups} groups are issued and not yet trained",

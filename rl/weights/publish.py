@@ -272,7 +272,7 @@ class _Push:
         if any(found is None or found.unread for found in findings):
             self._compare_checksums()
         elif findings and self._error is None:
-            self._verified, self._read = len(findings), findings[0].same
+            self._verified, self._read = len(findings), min(found.same for found in findings)
         if self._differ:
             self._engines.wait(self._engines.start("pause"), self._deadline_s)
 

@@ -35,9 +35,11 @@ class WeightSyncConfig(StrictModel):
     """Deadline of one stage of a push, in seconds. seconds_per_gib is added for each GiB that is moved."""
     seconds_per_gib: float = Field(default=10.0, gt=0)
     verify_every: int = Field(default=0, ge=0)
-    """Steps from one verified push to the next: every worker compares the tensors that arrived with the sender's
-    digests, and the replicas' checksums are compared. The first push of a run, resumed or not, is always verified; 0:
-    only that one. The metric policy/verified_engines says of each step whether its push was."""
+    """Steps from one verified push to the next: every engine compares the tensors that arrived with the sender's
+    digests, and then what it computes with, fused and packed, with these tensors (on GPUs the replicas' checksums are
+    compared instead). The first push of a run, resumed or not, is always verified; 0: only that one. The metric
+    policy/verified_engines says of each step whether its push was, and policy/read_back_tensors how many tensors were
+    compared."""
 
     def deadline_s(self, moved_bytes: int) -> float:
         """Return the seconds that a stage which moves so many bytes may take."""

@@ -121,6 +121,27 @@ def test_a_run_uses_the_workers_of_both_machines(two: list[Machine], cache: str)
     assert nothing_left(two[1]), asked(two[1], LEFT)
 
 
+@pytest.mark.long
+def test_four_machines_have_two_engines_and_a_worker_each() -> None:
+    with machines(4) as four:
+        before = [received(machine) for machine in four]
+        many = ("rollout.workers=4", "inference.replicas=2", "weight_sync.verify_every=1", "sft.steps=10")
+        run = start(four, "run", COLD_START, *SHORT, *ONE_RANK, *many)
+        assert run.code == 0, run.output[-4000:]
+        placed = {line.split()[0]: line.split()[1:] for line in run.output.splitlines() if "10.77.0." in line[:20]}
+        assert placed["10.77.0.1"] == ["driver,", "buffer,", "trainer-0,", "worker-0"]
+        assert placed["10.77.0.2"] == ["engine-0,", "worker-1"] and placed["10.77.0.3"] == ["engine-1,", "worker-2"]
+        assert placed["10.77.0.4"] == ["worker-3"]
+        assert set(run.column("policy/verified_engines")) == {2.0}
+        assert run.summary["steps"] == 2 and run.summary["mismatch_logprob_abs_mean"] < 1e-5
+        timeline = (run.directory / "timeline.jsonl").read_text()
+        pushed = sum(int(found.replace(",", "")) for found in re.findall(r"([\d,]+) bytes; engines", timeline))
+        came = [received(machine) - old for machine, old in zip(four, before, strict=True)]
+        assert came[3] < 0.5 * pushed < pushed <= min(came[1:3]), "no weights go where no engine is"
+        for machine in four[1:]:
+            assert nothing_left(machine), asked(machine, LEFT)
+
+
 def test_a_machine_that_is_cut_off_is_named_and_the_run_goes_on_from_its_checkpoint(
     two: list[Machine], cache: str
 ) -> None:
