@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,8 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _nodes(own: str) -> list[Node]:
-    """The machines of the Ray cluster, the driver's own first."""
+    """The machines of the Ray cluster, the driver's own first, the others by their addresses: the same cluster gives
+    every start the same places."""
     found = [
         Node(
             id=node["NodeID"],
@@ -294,7 +296,16 @@ def _nodes(own: str) -> list[Node]:
         )
         for node in _alive()
     ]
-    return sorted(found, key=lambda node: node.id != own)
+    return sorted(found, key=lambda node: (node.id != own, _numbers_in(node.address), node.id))
+
+
+def _numbers_in(address: str) -> tuple[int, int]:
+    """An address as a number, after its version; names of machines come last."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return 10, 0
+    return found.version, int(found)
 
 
 def _other_machines(run: RunConfig) -> Others | None:

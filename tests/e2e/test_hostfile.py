@@ -133,7 +133,7 @@ def test_four_machines_have_two_engines_and_a_worker_each() -> None:
         assert placed["10.77.0.2"] == ["engine-0,", "worker-1"] and placed["10.77.0.3"] == ["engine-1,", "worker-2"]
         assert placed["10.77.0.4"] == ["worker-3"]
         assert set(run.column("policy/verified_engines")) == {2.0}
-        assert run.summary["steps"] == 2 and run.summary["mismatch_logprob_abs_mean"] < 1e-5
+        assert run.summary["steps"] == 2 and min(run.column("policy/read_back_tensors")) > 50
         timeline = (run.directory / "timeline.jsonl").read_text()
         pushed = sum(int(found.replace(",", "")) for found in re.findall(r"([\d,]+) bytes; engines", timeline))
         came = [received(machine) - old for machine, old in zip(four, before, strict=True)]

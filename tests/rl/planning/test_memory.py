@@ -57,9 +57,9 @@ def planned(role: str, model: Path, *others: str) -> Memory:
     [
         pytest.param("trainer", "smollm2", ("lora=null", "trainer.zero_stage=3"), marks=pytest.mark.long),
         ("trainer", "smollm2", ("lora=null", "trainer.gradient_checkpointing=false")),
-        ("trainer", "smollm2", ()),
+        pytest.param("trainer", "smollm2", (), marks=pytest.mark.long),
         ("trainer", "moe", ("trainer.zero_stage=3",)),
-        ("engine", "smollm2", ()),
+        pytest.param("engine", "smollm2", (), marks=pytest.mark.long),
         ("engine", "moe", ()),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value) or "as it is",
