@@ -1,7 +1,4 @@
-"""The memory of a plan against that of real processes: bytes of tensors exactly, resident memory within 15 %.
-
-.venv/bin/pytest -q tests/rl/planning/test_memory.py
-"""
+"""The memory of a plan against that of real processes: bytes of tensors exactly, resident memory within 15 %."""
 
 from __future__ import annotations
 
