@@ -40,9 +40,9 @@ class Machines:
 class Described(StrictModel):
     """Words of `plan` that describe machines. What is not said is as on a usual machine of a cluster."""
 
-    machines: int | None = Field(default=None, ge=1)
-    gpus: int | None = Field(default=None, ge=0)
-    cores: int | None = Field(default=None, ge=1)
+    machines: int | None = Field(default=None, ge=1, le=100_000)
+    gpus: int | None = Field(default=None, ge=0, le=10_000)
+    cores: int | None = Field(default=None, ge=1, le=1_000_000)
     gpu_gib: float = Field(default=80.0, gt=0)
     host_gib: float = Field(default=1024.0, gt=0)
 
@@ -58,7 +58,7 @@ def machines_for(recipe: Recipe, said: Described | None, others: Sequence[str]) 
             gpus=seen,
             gpu_bytes=_gpu_bytes(),
             host_bytes=psutil.virtual_memory().total,
-            known="as this machine is" if others else "",
+            known=_known(recipe, others),
         )
     assumed, said = said is None, said or Described()
     on_cpu = resolve_device(recipe, seen if said.gpus is None else said.gpus) == "cpu"
@@ -74,6 +74,12 @@ def machines_for(recipe: Recipe, said: Described | None, others: Sequence[str]) 
         known=f"assumed; say {' '.join(f'{word}=' for word in Described.model_fields)} for yours" if assumed else "",
         assumed=assumed,
     )
+
+
+def _known(recipe: Recipe, others: Sequence[str]) -> str:
+    if recipe.run.ray_address is not None:
+        return f"not asked: the cluster at {recipe.run.ray_address}, whose machines machines= and gpus= describe"
+    return "as this machine is" if others else ""
 
 
 def _gpu_bytes() -> int:

@@ -170,6 +170,8 @@ def test_machines_are_known_described_or_assumed() -> None:
     assert not described.assumed
     named = machines_for(load_recipe(CLUSTER, SHRUNK), None, ["node-1", "node-2"])
     assert named.names == ["this machine", "node-1", "node-2"] and named.gpus == 0
+    joined = machines_for(load_recipe(CLUSTER, [*SHRUNK, "run.ray_address=auto"]), None, [])
+    assert joined.known.startswith("not asked: the cluster at auto")
 
 
 def test_the_text_has_every_section_and_the_verdict() -> None:
@@ -201,7 +203,15 @@ def test_the_verb_takes_words_for_machines_and_refuses_others(capsys: pytest.Cap
     assert f"./launch.sh {QUICKSTART} run.steps=3" in said
     assert plan_verb([str(QUICKSTART), "gpus=0", "cores=4"]) == 0
     assert "this machine of 4 CPU cores, 1024.0 GiB" in capsys.readouterr().out
-    for word in ("gpus=-1", "machines=0", "gpu_gib=many", "cores=1.5", "host_gib=[1", "machines="):
+    for word in (
+        "gpus=-1",
+        "machines=0",
+        "gpu_gib=many",
+        "cores=1.5",
+        "host_gib=[1",
+        "machines=",
+        "machines=1000000000",
+    ):
         assert plan_verb([str(QUICKSTART), word]) == 2
         refused = capsys.readouterr().err
         assert f"{word}: describe machines by numbers, as in machines=8" in refused
