@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from rollout.engine.inference import Inference
 from rollout.engine.updates import parts
@@ -103,6 +104,50 @@ def test_every_tensor_is_found_and_other_values_are_named(
         sender.close()
 
     asyncio.run(scenario())
+
+
+SHAPE = support._SHAPE | {"pad_token_id": 0}
+TIED = {**SHAPE, "tie_word_embeddings": True}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Qwen2": {name: value for name, value in SHAPE.items() if name != "head_dim"} | {"hidden_size": 128},
+    "Qwen3Moe": SHAPE | {"moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2},
+    "Qwen3": SHAPE,
+    "Mistral": SHAPE,
+    "Phi3": SHAPE,
+    "Olmo2": SHAPE,
+    "Gemma": SHAPE,
+    "Gemma2": TIED | {"query_pre_attn_scalar": 32},
+    "Gemma3Text": SHAPE,
+    "Glm4": SHAPE,
+    "Granite": SHAPE,
+    "SmolLM3": SHAPE,
+    "Cohere": TIED,
+}
+FEW = ("Qwen2", "Qwen3Moe")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in ARCHITECTURES]
+)
+def test_every_tensor_of_other_architectures_is_found(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name])
+    model = transformers.AutoModelForCausalLM.from_config(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    weights = support.checkpoint_weights(tmp_path)
+
+    async def scenario() -> Findings | None:
+        engine, sender = await support.start(tmp_path), ShmSender("test")
+        await support.push(engine, sender, weights, 1)
+        found = await engine.read_back()
+        await engine.shutdown()
+        sender.close()
+        return found
+
+    assert asyncio.run(scenario()) == Findings(same=len(weights))
 
 
 async def sample(engine: Inference, version: int) -> set[int]:
