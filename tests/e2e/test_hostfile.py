@@ -142,6 +142,7 @@ def test_four_machines_have_two_engines_and_a_worker_each() -> None:
             assert nothing_left(machine), asked(machine, LEFT)
 
 
+@pytest.mark.long
 def test_a_machine_that_is_cut_off_is_named_and_the_run_goes_on_from_its_checkpoint(
     two: list[Machine], cache: str
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_machine_that_is_cut_off_is_named_and_the_run_goes_on_from_its_checkpo
     assert again.code == 0 and again.summary["steps"] == steps + 1, again.output[-3000:]
 
 
+@pytest.mark.long
 def test_a_pair_without_ipv4_runs_as_well() -> None:
     with machines(2, IPV6) as pair:
         run = start(pair, "run", COLD_START, *SHORT, *ONE_RANK, "rollout.workers=2", "sft.steps=10", "eval.every=0")
