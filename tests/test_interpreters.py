@@ -42,6 +42,7 @@ NEED_MORE = (
         "rl/driver",
         "rl/doctor",
         "rl/planning",
+        "rl/recipe/test_hardware.py",
         "rl/verbs",
         "rl/test_cli.py",
         "rl/test_config.py",

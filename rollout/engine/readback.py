@@ -42,7 +42,8 @@ class ReadBack:
 
     def __init__(self, model: nn.Module) -> None:
         self.found = Findings()
-        self._modules = dict(model.named_modules())
+        # With adapters a layer lies inside another, which has its attributes and takes its name.
+        self._modules = {name: getattr(each, "base_layer", each) for name, each in model.named_modules()}
         self._halves: dict[str, Tensor] = {}
         self._last: tuple[nn.Module, Tensor] | None = None
 
@@ -81,7 +82,7 @@ class ReadBack:
             yield plain
         if leaf != "weight":
             return
-        for each in self._modules.values():
+        for each in dict.fromkeys(self._modules.values()):
             tied = isinstance(each, VocabParallelEmbedding) and each.weight is plain
             if (each is module or (tied and plain.numel())) and hasattr(each, "cpu_linear"):
                 yield self._packed(each)

@@ -41,9 +41,12 @@ def test_a_process_is_killed(tmp_path: Path, cold_start_cache: Path, role: str) 
 
 
 def test_a_stall_dumps_all_stacks_and_says_who_waits(tmp_path: Path, cold_start_cache: Path) -> None:
-    """The engine is halted as soon as it has started. Wherever the run then waits for it, the watchdog ends the run."""
+    """The engine is halted as soon as it does what it was called for. (Halted before Ray has connected to it, it would
+    count as unreachable.) Wherever the run then waits for it, the watchdog ends the run."""
     with launched(tmp_path / "run", cold_start_cache, *ENDLESS, *ONE_RANK, "run.stall_s=25") as run:
         run.wait_until(lambda: run.has_role("engine-0") and run.has_role("worker-0"), "the processes")
+        log = tmp_path / "run" / "logs" / "engine-0.log"
+        run.wait_until(lambda: log.exists() and log.stat().st_size > 0, "the engine's first line")
         os.kill(run.pid_of("engine-0"), signal.SIGSTOP)
         ended = run.finish()
         assert ended.code == 75 and "no progress for" in ended.output and "Waiting for:" in ended.output

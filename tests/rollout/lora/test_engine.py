@@ -20,7 +20,7 @@ from rollout.lora.arguments import AdapterSettings, Scale, linear_layers
 from rollout.transfer.bucket import describe, digest, digests_of
 from rollout.transfer.content import content_hash
 from rollout.transfer.shm import ShmSender
-from rollout.transfer.update import WeightUpdateError
+from rollout.transfer.update import Findings, WeightUpdateError
 from rollout.types import Completion, SamplingParams
 from tests.rollout.engine import inference_support as support
 from tests.rollout.engine.inference_support import PARITY, Judge, Weights
@@ -110,6 +110,7 @@ def test_versions_follow_each_other_and_each_is_pefts(bench: Bench, tmp_path: Pa
     weights = support.checkpoint_weights(bench.base)
     bench.run.run(support.push(bench.engine, bench.sender, weights, 0))
     assert bench.run.run(bench.engine.content()) == content_hash({n: digest(t) for n, t in weights.items()})
+    assert bench.run.run(bench.engine.read_back()) == Findings(same=len(weights))
     checksums = bench.run.run(bench.engine.checksums())
     with pytest.raises(EngineError, match="nothing was pushed"):
         bench.sample("before")
