@@ -193,11 +193,12 @@ class Calls:
                     return role, error
         return None
 
-    def _died(self, role: str, error: RayActorError, what: str) -> ProcessDied:
+    def _died(self, role: str, error: RayActorError, what: str) -> ProcessFailure:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # If an __init__ failed, the last line is its exception. Else the first line is the cause; process ids follow.
         cause = lines[-1] if error.actor_init_failed else lines[0]
-        return ProcessDied(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
+        kind = ProcessFailure if error.actor_init_failed else ProcessDied
+        return kind(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -44,7 +44,7 @@ class ReadBack:
         self.found = Findings()
         # With adapters a layer lies inside another, which has its attributes and takes its name.
         self._modules = {name: getattr(each, "base_layer", each) for name, each in model.named_modules()}
-        self._halves: dict[str, Tensor] = {}
+        self._halves: dict[str, tuple[str, Tensor]] = {}
         self._last: tuple[nn.Module, Tensor] | None = None
 
     @torch.inference_mode()
@@ -52,15 +52,19 @@ class ReadBack:
         """Compare some tensors, whose values may be gone after the call."""
         for name, sent in tensors:
             try:
-                expert = _EXPERT.fullmatch(name)
-                same = self._same_expert(expert, sent) if expert is not None else self._same(name, sent)
-            except (KeyError, AttributeError):
+                names, same = self._compared(name, sent)
+            except (KeyError, AttributeError, IndexError, TypeError):
                 self.found.unread.append(name)
                 continue
             if same:
-                self.found.same += 1
+                self.found.same += len(names)
             else:
-                self.found.differ.append(name)
+                self.found.differ += names
+
+    def _compared(self, name: str, sent: Tensor) -> tuple[list[str], bool]:
+        """The tensors that were compared now, none if another one is needed for that, and whether they are the same."""
+        expert = _EXPERT.fullmatch(name)
+        return ([name], self._same(name, sent)) if expert is None else self._expert(name, expert, sent)
 
     def _same(self, name: str, sent: Tensor) -> bool:
         """Whether everything that computes with a tensor has its values."""
@@ -71,9 +75,13 @@ class ReadBack:
             module = self._modules[f"{parent}.{fused}"]
             first = sum(module.output_sizes[:place])
             rows = slice(first, first + module.output_sizes[place])
-            return all(_equal(held[rows], sent) for held in self._held(module, leaf))
-        module = self._modules[path]
-        return all(_equal(held[: len(sent)], sent) for held in self._held(module, leaf))
+        else:
+            module = self._modules[path]
+            rows = slice(len(sent) if isinstance(module, VocabParallelEmbedding) else None)  # vLLM pads vocabularies
+        found = [_equal(held[rows], sent) for held in self._held(module, leaf)]
+        if not found:
+            raise KeyError(name)
+        return all(found)
 
     def _held(self, module: nn.Module, leaf: str) -> Iterator[Tensor]:
         """What a module computes with under that name. An embedding and a packed head tied to it are two."""
@@ -93,22 +101,23 @@ class ReadBack:
             self._last = layer, _through(layer).T
         return self._last[1]
 
-    def _same_expert(self, expert: re.Match[str], sent: Tensor) -> bool:
-        """Whether an expert has a matrix. A half of its first one is kept until the other comes: they are packed
+    def _expert(self, name: str, expert: re.Match[str], sent: Tensor) -> tuple[list[str], bool]:
+        """Compare an expert's matrix. A half of its first one is kept until the other comes: they are packed
         together."""
         layer, number = self._modules[f"{expert['experts']}.routed_experts"], int(expert["number"])
         own = f"{expert['experts']}.{number}"
         if expert["matrix"] == "down_proj":
             held: Tensor = layer.w2_weight[number]
-            return _equal_packed(layer, held, functional.pad(sent, (0, held.shape[1] - sent.shape[1])))
-        other = self._halves.pop(own, None)
-        if other is None:
-            self._halves[own] = sent.clone()
-            return True
+            return [name], _equal_packed(layer, held, functional.pad(sent, (0, held.shape[1] - sent.shape[1])))
+        if own not in self._halves:
+            self._halves[own] = name, sent.clone()
+            return [], True
+        first, other = self._halves.pop(own)
         held = layer.w13_weight[number]
         halves = (other, sent) if expert["matrix"] == "up_proj" else (sent, other)
         missing = held.shape[0] // 2 - len(sent)
-        return _equal_packed(layer, held, torch.cat([functional.pad(half, (0, 0, 0, missing)) for half in halves]))
+        whole = torch.cat([functional.pad(half, (0, 0, 0, missing)) for half in halves])
+        return [first, name], _equal_packed(layer, held, whole)
 
 
 def packed_digests(model: nn.Module) -> dict[str, str]:
@@ -149,6 +158,6 @@ def _equal_packed(layer: nn.Module, held: Tensor, sent: Tensor) -> bool:
     """Whether an expert holds a matrix, packed as vLLM's kernel for this machine wants it, or as it is."""
     kernel = getattr(layer.quant_method.moe_kernel, "fused_experts", None)  # type: ignore[union-attr]
     isa = getattr(kernel, "isa", None)
-    if isa is not None:
+    if isa is not None and not getattr(kernel, "_use_zentorch", False):
         sent = cpu_prepack_moe_weight(sent[None].to(held.dtype), isa)[0]
     return _equal(held, sent)

@@ -11,7 +11,7 @@ import pytest
 
 from rl.config import Recipe
 from rl.planning.fit import problems
-from rl.planning.flow import checkpoint_bytes, push_of, step_s, trajectory_bytes
+from rl.planning.flow import STAGED, checkpoint_bytes, push_of, step_s, trajectory_bytes
 from rl.planning.machines import Described, Machines, machines_for
 from rl.planning.plan import Plan, host_parts, make_plan, turns
 from rl.planning.tensors import tensors_of
@@ -159,6 +159,16 @@ def test_a_push_of_the_adapter_alone_is_small() -> None:
     tensors = tensors_of(recipe)
     assert tensors is not None and push_of(recipe, tensors, "cuda", 1).bytes == 2 * tensors.trained
     assert tensors.trained < tensors.base / 50
+
+
+def test_the_transports_that_stage_are_those_whose_senders_say_so() -> None:
+    from rollout.transfer.gloo import GlooSender
+    from rollout.transfer.group import GroupSender
+    from rollout.transfer.ipc import IpcSender
+    from rollout.transfer.shm import ShmSender
+
+    senders = {"shm": ShmSender, "gloo": GlooSender, "nccl": GroupSender, "ipc": IpcSender}
+    assert {name for name, sender in senders.items() if sender.stages} == {*STAGED}
 
 
 def test_machines_are_known_described_or_assumed() -> None:

@@ -5,20 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rl.config import Recipe
-from rl.paths import REPOSITORY
 from rl.recipe.hardware import Wants, missing_hardware, resolve_device, wants
 from rl.recipe.load import load_recipe
-
-CLUSTER = REPOSITORY / "recipes" / "agent_rl.yaml"
-QUICKSTART = REPOSITORY / "recipes" / "quickstart.yaml"
-SHRUNK = (
-    "run.device=cpu",
-    "model.dtype=float32",
-    "trainer.ranks=2",
-    "trainer.expert_parallel=1",
-    "inference.replicas=1",
-    "inference.tensor_parallel=1",
-)
+from tests.rl.planning.cases import CLUSTER, QUICKSTART, SHRUNK
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def test_an_engine_that_computes_with_other_values_is_named_and_paused_again() -
     assert engines.stages()[-3:] == ["resume", "read_back", "pause"]
 
 
-@pytest.mark.parametrize("second", [None, Findings(same=2, unread=["w2"])])
+@pytest.mark.parametrize("second", [None, Findings(same=2, unread=["w2"]), Findings(same=2), Findings()])
 def test_replicas_are_compared_where_something_cannot_be_read_back(second: Findings | None) -> None:
     engines = Engines(sender=Sender(stages=True))
     engines.findings = (Findings(same=3), second)

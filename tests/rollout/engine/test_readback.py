@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from rollout.engine.inference import Inference
+from rollout.engine.readback import ReadBack
 from rollout.engine.updates import parts
 from rollout.transfer.bucket import Bucket
 from rollout.transfer.shm import ShmSender
@@ -99,7 +100,7 @@ def test_every_tensor_is_found_and_other_values_are_named(
         experts = {name.rpartition(".experts.")[0] + ".experts" for name in found.differ if ".experts." in name}
         assert {name for name in found.differ if ".experts." not in name} == named
         if make is support.make_glm:
-            assert experts == {"model.layers.1.mlp.experts"} and len(found.differ) == len(named) + 2
+            assert experts == {"model.layers.1.mlp.experts"} and len(found.differ) == len(named) + 3
         await engine.shutdown()
         sender.close()
 
@@ -155,6 +156,22 @@ async def sample(engine: Inference, version: int) -> set[int]:
     sampling = SamplingParams(max_tokens=8, temperature=1.0)
     completions = await support.sample(engine, [[5, 6, 7]], f"beside {version}", sampling)
     return {each for completion in completions for each in completion.versions}
+
+
+def test_what_was_not_compared_does_not_count_as_the_same() -> None:
+    model = torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(4), "gone": torch.nn.Linear(2, 0)})
+    experts = torch.nn.Module()
+    experts.routed_experts = torch.nn.Module()
+    model["experts"] = experts
+    compared = ReadBack(model)
+    compared.compare([("norm.weight", torch.ones(4)), ("norm.bias", torch.ones(4)), ("norm.weight", torch.ones(3))])
+    assert compared.found == Findings(same=1, differ=["norm.bias", "norm.weight"])
+    compared.compare(
+        [("gone.weight", torch.ones(2, 2)), ("absent.weight", torch.ones(1)), ("norm.eps", torch.ones(()))]
+    )
+    assert compared.found.unread == ["gone.weight", "absent.weight", "norm.eps"]
+    compared.compare([("layer.experts.0.gate_proj.weight", torch.ones(2, 2))])
+    assert compared.found.unread[-1] == "layer.experts.0.gate_proj.weight" and compared.found.same == 1
 
 
 def test_a_part_ends_before_it_is_too_large() -> None:
