@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from rewards.errors import InfrastructureError
 STATUS_S = 0.5
 """For this long a worker uses what the engines said about themselves."""
 ANSWER_S = 5.0
-"""An engine that does not answer for this long gets no new group."""
+"""An engine that does not answer for this long gets a new group only if no other answers either."""
 PAUSED_S = 10.0
 """Nor does one that has been paused for this long: its push has trouble."""
 
@@ -36,6 +37,10 @@ class EngineStatus:
     """Whether it has weights to sample from."""
     paused_s: float
     """For how long it has been paused; 0 while it samples."""
+
+
+SILENT = EngineStatus(outstanding=0, ready=False, paused_s=math.inf)
+"""What is taken for the status of an engine that is busy: nothing says that it has died."""
 
 
 class EngineChoice:
@@ -56,7 +61,7 @@ class EngineChoice:
         """Return the engine for a group, and count `tokens` for it until `release`.
 
         Raises:
-            InfrastructureError: no engine answers.
+            InfrastructureError: all engines have died.
         """
         async with self._asking:
             if time.monotonic() - self._asked >= STATUS_S:
@@ -64,10 +69,13 @@ class EngineChoice:
                 self._asked = time.monotonic()
         alive = {engine: status for engine, status in enumerate(self._statuses) if status is not None}
         serving = [engine for engine, s in alive.items() if s.ready and s.paused_s < PAUSED_S]
+        answering = [engine for engine, status in alive.items() if status is not SILENT]
         if not alive:
-            raise InfrastructureError(f"none of the {self._engines} inference engines answers")
+            raise InfrastructureError(f"none of the {self._engines} inference engines is alive")
         # Equal loads are told apart by the group, so that workers do not all choose the same engine.
-        chosen = min(serving or alive, key=lambda engine: (self._load(engine), _mixed(f"{group_id}/{engine}")))
+        chosen = min(
+            serving or answering or alive, key=lambda engine: (self._load(engine), _mixed(f"{group_id}/{engine}"))
+        )
         self._reserved[chosen] += tokens
         return chosen
 
@@ -96,7 +104,9 @@ class EngineChoice:
     async def _status(self, engine: int) -> EngineStatus | None:
         try:
             return await asyncio.wait_for(self._ask(engine), ANSWER_S)
-        except Exception:  # it is dead, or as good as that
+        except TimeoutError:
+            return SILENT
+        except Exception:  # it has died
             return None
 
 

@@ -76,7 +76,7 @@ class ScriptedEngine:
         self.most = max(self.most, self.running)
         try:
             await asyncio.sleep(0.05)
-            while not self.resumed:
+            while not self.resumed:  # control calls have a loop of their own, in another thread: no Event of asyncio
                 await asyncio.sleep(0.05)
         except asyncio.CancelledError:
             self.cancelled += 1
@@ -181,6 +181,7 @@ def test_an_engine_flooded_with_requests_while_it_is_paused_can_still_be_resumed
         await replica.call.remote("resume")
         assert len(await asyncio.gather(*requests)) == 1200
 
+    cluster.calls.ask(replica, "call", "counts", what="starting")
     asyncio.run(asyncio.wait_for(flood(), 120))
 
 
@@ -238,7 +239,7 @@ def test_groups_go_to_the_engine_with_the_least_to_do_and_leave_one_that_died(cl
         ray.kill(alive)
         for client in clients:
             client.close()
-        with pytest.raises(InfrastructureError, match=r"has died|none of the 2 inference engines answers"):
+        with pytest.raises(InfrastructureError, match=r"has died|none of the 2 inference engines is alive"):
             await clients[0].generate("late", [1], SAMPLING)
 
     asyncio.run(asyncio.wait_for(run(), 100))

@@ -67,8 +67,8 @@ def test_engines_that_a_push_has_paused_for_a_moment_are_waited_for() -> None:
     assert choose(saying(ConnectionError(), status(paused_s=100.0)), "a") == [1], "rather that one than none"
 
 
-def test_without_an_engine_that_answers_the_try_has_failed() -> None:
-    with pytest.raises(InfrastructureError, match="none of the 2 inference engines answers"):
+def test_a_try_fails_when_all_engines_have_died() -> None:
+    with pytest.raises(InfrastructureError, match="none of the 2 inference engines is alive"):
         choose(saying(ConnectionError(), ConnectionError()), "a")
 
 
@@ -81,6 +81,13 @@ def test_an_engine_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
         return status(7)
 
     assert choose(EngineChoice(2, ask), "a") == [1]
+
+
+def test_an_engine_that_is_too_busy_to_answer_is_better_than_none() -> None:
+    """A machine that is busy for some seconds must not cost the groups that begin then."""
+    assert choose(saying(TimeoutError()), "a") == [0]
+    assert choose(saying(ConnectionError(), TimeoutError()), "a") == [1]
+    assert choose(saying(TimeoutError(), status(1000, paused_s=100.0)), "a") == [1], "rather one that answers"
 
 
 def test_equal_engines_are_spread_over_groups_of_different_workers() -> None:
