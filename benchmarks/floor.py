@@ -109,7 +109,7 @@ def trainer_alone(model: Path, work: Work, folder: Path) -> None:
     from benchmarks.trajectory_path import member_card
     from rl.advantages.rows import train_rows
     from rl.batch.plan import build, plan
-    from rl.driver.training import policy_stage
+    from rl.driver.specs import policy_stage
     from rl.learner.learner import Learner
     from rl.losses.objective import make_objective
     from rl.recipe.load import load_recipe

@@ -42,7 +42,7 @@ from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.engine.config import InferenceConfig
 from rollout.engine.settings import EngineSettings
 from rollout.ports import listen
-from rollout.transfer.bucket import Sender, SenderPlace, describe, digest
+from rollout.transfer.bucket import Member, Sender, SenderPlace, describe, digest
 from rollout.transfer.config import TransportSettings, WeightSyncConfig
 from rollout.transfer.gloo import GlooGroup, GlooRendezvous
 from rollout.transfer.registry import make_transport
@@ -138,7 +138,7 @@ def copy_floor(weights: Weights) -> float:
 def gloo_floor(nbytes: int, bucket: int) -> float:
     """Seconds of a broadcast of so many bytes from this process to another."""
     listening = listen(ADDRESS)
-    meet = GlooRendezvous(address=ADDRESS, port=listening.getsockname()[1], engines=1, timeout_s=60)
+    meet = GlooRendezvous(address=ADDRESS, port=listening.getsockname()[1], replicas=(0,), timeout_s=60)
     other = subprocess.Popen([sys.executable, "-m", "benchmarks.push", "--echo", str(meet.port)], cwd=REPOSITORY)
     store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         ADDRESS, meet.port, None, True, timedelta(seconds=60), False, master_listen_fd=listening.detach()
@@ -156,7 +156,7 @@ def gloo_floor(nbytes: int, bucket: int) -> float:
 
 def echo(port: int) -> None:
     """The other process of `gloo_floor`."""
-    meet = GlooRendezvous(address=ADDRESS, port=port, engines=1, timeout_s=60)
+    meet = GlooRendezvous(address=ADDRESS, port=port, replicas=(0,), timeout_s=60)
     store = torch.distributed.TCPStore(ADDRESS, port, None, False, timedelta(seconds=60))  # type: ignore[attr-defined]
     group, data = GlooGroup(store, 1, meet, ADDRESS), torch.zeros(64 * MIB, dtype=torch.uint8)
     for _ in range(12):
@@ -184,10 +184,10 @@ def start_engine(path: Path, transport: str, logs: Path) -> Any:
 def measure(transport: str, path: Path, weights: Weights, rounds: int, verify: bool, logs: Path) -> dict[str, float]:
     """Push so often, and once more to the idle engine."""
     sync = WeightSyncConfig(transport=TransportSettings(name=NAMES[transport]))
-    place = SenderPlace(run_id="push", device="cpu", replicas=1, tensor_parallel=1, address=ADDRESS, sync=sync)
-    sender = make_transport(sync.transport).sender(place)
+    sender = make_transport(sync.transport).sender(SenderPlace(run_id="push", device="cpu", address=ADDRESS, sync=sync))
+    sender.send_to((Member(replica=0, process="engine"),))
     engine = start_engine(path, transport, logs)
-    engines = Engines([engine])
+    engines = Engines({0: engine})
     found: dict[str, list[float]] = {"arrive": [], "pause": [], "push": [], "apply": [], "read": []}
     publish(weights, 0, sync, engines, sender, verify)
     for version in range(1, rounds + 1):

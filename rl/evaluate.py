@@ -9,6 +9,7 @@ from functools import partial
 from rl.config import Recipe
 from rl.driver import specs
 from rl.driver.drive import drive
+from rl.driver.engines import Engines
 from rl.driver.session import Session
 from rl.driver.steps import await_engines, evaluate
 from rl.observe.console import Console
@@ -25,11 +26,10 @@ def run(recipe: Recipe, run_id: str, against: Evaluation | None, shows: bool) ->
 def evaluate_model(run: Session, against: Evaluation | None, shows: bool) -> None:
     """Evaluate the recipe's model, print a table, and compare it with another evaluation of the same tasks."""
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
-    cluster.start_engines(recipe.inference)
-    cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, None)
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
     settings = replace(settings, load_format="auto", adapters=None)
-    run.engines_started = calls.background(calls.start(cluster.engines, "start", settings))
+    run.engines = Engines(cluster, settings, "split", 0, run.console.warn)
+    cluster.start_workers(specs.worker_spec(recipe, run.folder), list(run.engines.all.values()), None)
     await_engines(run)
     run.progress.eval_after = evaluate(run)
     calls.ask_all(cluster.workers, "seal", what="sealing the trajectories")

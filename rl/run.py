@@ -26,9 +26,11 @@ from rl.batch.plan import plan
 from rl.config import Recipe
 from rl.driver import specs
 from rl.driver.drive import drive
+from rl.driver.engines import Engines
 from rl.driver.health import check_finite
 from rl.driver.session import Session
 from rl.driver.shown import show
+from rl.driver.specs import policy_stage
 from rl.driver.steps import (
     await_engines,
     begin_rollouts,
@@ -46,7 +48,6 @@ from rl.driver.steps import (
     take_turns,
     to_trainer,
 )
-from rl.driver.training import policy_stage
 from rl.learner.schedule import learning_rate
 from rl.observe.stepstats import learner_metrics, rollout_metrics, staleness
 from rl.rundir.checkpoint import MODEL
@@ -120,12 +121,12 @@ def start_processes(run: Session) -> None:
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device, cluster.machines))
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
-    cluster.start_engines(recipe.inference, recipe.placement)
+    restarts = recipe.inference.restarts
+    run.engines = Engines(cluster, settings, recipe.placement, restarts, run.console.warn)
     buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.folder, run.saved_buffer())
-    cluster.start_workers(specs.worker_spec(recipe, run.folder), cluster.engines, buffer)
+    cluster.start_workers(specs.worker_spec(recipe, run.folder), list(run.engines.all.values()), buffer)
     address = calls.ask(cluster.trainers[0], "address", what="starting the trainer")
     calls.background(calls.start(cluster.trainers, "join", *address))
-    run.engines_started = calls.background(calls.start(cluster.engines, "start", settings))
     run.buffer_began = calls.background(calls.start([buffer], "told"))
     calls.watch([buffer], "watch")
     calls.watch(cluster.workers, "run")

@@ -79,7 +79,9 @@ class Cluster:
         self.calls = Calls(logs_dir)
         self.device: Device = "cpu"
         self.trainers: list[ActorHandle] = []
-        self.engines: list[ActorHandle] = []
+        self.engines: dict[int, ActorHandle] = {}
+        self._engine_places: list[tuple[Place, list[str] | None]] = []
+        self._engine_threads = 1
         self.workers: list[ActorHandle] = []
         self.buffer: ActorHandle | None = None
 
@@ -210,12 +212,12 @@ class Cluster:
         """Stop workers and trainers before engines. Otherwise their last requests fail and fill the logs with
         misleading errors."""
         for actor in self.calls.handles():
-            if actor not in self.engines:
+            if actor not in self.engines.values():
                 ray.kill(actor)
-        endings = [engine.shutdown.remote() for engine in self.engines]
+        endings = [engine.shutdown.remote() for engine in self.engines.values()]
         if endings:
             ray.wait(endings, num_returns=len(endings), timeout=SHUTDOWN_S)
-        for engine in self.engines:
+        for engine in self.engines.values():
             ray.kill(engine)
 
     def start_trainers(self, spec: TrainerSpec) -> None:
@@ -231,17 +233,20 @@ class Cluster:
         if placement == "colocated" and self.device == "cuda":
             seats = self.calls.ask_all(self.trainers, "seat", what="looking for the trainer's GPUs")
             dealt = shared_seats(seats, config.replicas, config.tensor_parallel)
-            places: list[tuple[Place, list[str] | None]] = [
-                (beside(own[0]), [seat.gpu for seat in own]) for own in dealt
-            ]
+            self._engine_places = [(beside(own[0]), [seat.gpu for seat in own]) for own in dealt]
         else:
             width = config.tensor_parallel if self.device == "cuda" else 0
-            places = [(self._at(machine, width), None) for machine in self.layout.engines]
-        groups = ENGINE_CONCURRENCY_GROUPS
-        self.engines = [
-            self.spawn(InferenceActor, f"engine-{i}", place, config.cpu_threads, i, gpus, groups=groups)
-            for i, (place, gpus) in enumerate(places)
-        ]
+            self._engine_places = [(self._at(machine, width), None) for machine in self.layout.engines]
+        self._engine_threads = config.cpu_threads
+        for number in range(len(self._engine_places)):
+            self.start_engine(number)
+
+    def start_engine(self, number: int) -> ActorHandle:
+        """Start the actor of an engine on its place, instead of one that has died if there was one."""
+        place, gpus = self._engine_places[number]
+        arguments, groups = (self._engine_threads, number, gpus), ENGINE_CONCURRENCY_GROUPS
+        self.engines[number] = self.spawn(InferenceActor, f"engine-{number}", place, *arguments, groups=groups)
+        return self.engines[number]
 
     def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle | None) -> None:
         """Start one actor per rollout worker. Without a buffer they can only evaluate."""

@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 
 from rl.config import Recipe
 from rl.driver.cluster import Cluster
+from rl.driver.engines import Engines
 from rl.driver.turns import Split
 from rl.driver.waiting import Calls, Started
 from rl.observe.alerts import Alerts
@@ -92,7 +93,8 @@ class Session:
     step: StepRecord
     forecast: Forecast
     alerts: Alerts
-    engines_started: Started = field(default_factory=dict)
+    engines: Engines = field(init=False)
+    """Once they have been started."""
     buffer_began: Started = field(default_factory=dict)
     held_out: Sequence[Task] = ()
     """The tasks of every evaluation, once they have been read."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rl.config import Recipe
 from rl.driver.layout import Wanted
-from rl.learner.config import LoraConfig, ModelConfig, TrainerConfig
+from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rl.losses.config import SUPERVISED, ObjectiveSpec
 from rl.recipe.adapters import pushes_adapter
 from rollout.actors.worker import WorkerSpec
 from rollout.buffer.buffer import BufferSpec
@@ -21,7 +22,7 @@ from rollout.types import Device, Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
-    """The settings of a trainer rank that all stages share. `tensor_parallel` and `replicas` are those of the engines,
+    """The settings of a trainer rank that all stages share. `tensor_parallel` is that of the engines,
     and `pushes_adapter` says whether they get adapters instead of whole weights."""
 
     model: ModelConfig
@@ -30,7 +31,6 @@ class TrainerSpec:
     weight_sync: WeightSyncConfig
     pushes_adapter: bool
     tensor_parallel: int
-    replicas: int
     placement: Placement
     transport: TransportSettings
     seed: int
@@ -67,7 +67,6 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device, machines: in
         weight_sync=recipe.weight_sync,
         pushes_adapter=pushes_adapter(recipe),
         tensor_parallel=recipe.inference.tensor_parallel,
-        replicas=recipe.inference.replicas,
         placement=recipe.placement,
         transport=transport_of(recipe, device, machines),
         seed=recipe.run.seed,
@@ -128,4 +127,24 @@ def buffer_spec(recipe: Recipe) -> BufferSpec:
         groups_per_step=recipe.trainer.groups_per_step,
         failure_share_limit=recipe.rollout.failure_share_limit,
         seed=recipe.run.seed,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStage:
+    """A stage's optimizer, and the objective that it minimises."""
+
+    optimizer: OptimizerConfig
+    objective: ObjectiveSpec
+
+
+def supervised_stage(recipe: Recipe) -> TrainingStage:
+    assert recipe.sft is not None
+    return TrainingStage(optimizer=recipe.sft.optimizer, objective=SUPERVISED)
+
+
+def policy_stage(recipe: Recipe) -> TrainingStage:
+    return TrainingStage(
+        optimizer=recipe.trainer.optimizer,
+        objective=ObjectiveSpec(loss=recipe.loss, correction=recipe.correction, kl=recipe.kl),
     )

@@ -4,9 +4,12 @@ turns."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ray.actor import ActorHandle
 
 from rl.driver.health import check_eval_failures
 from rl.driver.session import Evaluating, Session
@@ -17,7 +20,7 @@ from rl.recipe.adapters import pushes_adapter
 from rl.rundir.best import keep_best
 from rl.rundir.checkpoint import ADAPTER, MODEL
 from rl.rundir.runstate import read_buffer, write_state
-from rl.weights.publish import PublishError
+from rl.weights.publish import PublishError, PublishReport
 from rollout.cards import Card
 from rollout.store import segments, trained
 from rollout.store.retention import needed, trim
@@ -36,7 +39,7 @@ def take_turns(run: Session) -> Colocated:
         what = f"taking turns: the engines' {_part(method, args)}"
         if args == ("kv_cache",):
             what += " (where there is no room for it, lower inference.engine_args.gpu_memory_utilization)"
-        return calls.ask_all(cluster.engines, "call", method, *args, what=what)
+        return calls.ask_all(list(run.engines.all.values()), "call", method, *args, what=what)
 
     def trainers(method: str, *args: Any) -> Any:
         what = f"taking turns: the trainer's {_part(method, args)}"
@@ -55,12 +58,10 @@ def _part(method: str, args: Sequence[Any]) -> str:
 
 
 def await_engines(run: Session) -> None:
-    """Wait until every engine has started, and end the run from then on when one ends."""
-    if run.engines_started:
+    """Wait until every engine has started."""
+    if not run.engines.started:
         with run.phase("waiting for the inference engines"):
-            run.calls.wait(run.engines_started, "starting the inference engines")
-            run.calls.watch(run.cluster.engines, "watch")
-        run.engines_started = {}
+            run.engines.wait()
 
 
 def begin_rollouts(run: Session) -> None:
@@ -78,32 +79,60 @@ def seal(run: Session) -> None:
 
 
 def publish(run: Session, *, verify: bool) -> None:
-    """Push the trainers' weights to every engine as the current version.
-
-    A push is idempotent, so a failed one is repeated once.
-    """
-    cluster, version = run.cluster, run.progress.version
-    arguments = (version, cluster.engines, verify)
+    """Push the trainers' weights to every engine that serves, as the current version. Where none does, wait for one
+    that is starting again."""
     with run.timed("turns", run.progress.step):
         run.turns.push()
     with run.timed("weight_sync", run.progress.step) as waited_for:
-        try:
-            what = f"publishing weights version {version}"
-            reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=what)
-        except ProcessFailure as error:
-            if not isinstance(error.cause, PublishError):
-                raise
-            run.console.warn(f"{error}; trying once more")
-            again = f"publishing weights version {version} again"
-            reports = run.calls.ask_all(cluster.trainers, "publish", *arguments, what=again)
-        waited_for.append(f"{reports[0].bytes:,} bytes; engines stood still for {reports[0].paused_s:.3f} s")
-    run.step.values["policy/verified_engines"] = float(reports[0].verified)
-    run.step.values["policy/read_back_tensors"] = float(reports[0].read_back)
-    run.step.values["staleness/superseded"] = float(reports[0].superseded)
+        report = _push(run, run.engines.serving, verify)
+        while report is None:
+            run.calls.wait_until(lambda: bool(run.engines.ready), "waiting for an engine that is started again")
+            report = admit_engines(run)
+        waited_for.append(f"{report.bytes:,} bytes; engines stood still for {report.paused_s:.3f} s")
+    run.step.values["policy/verified_engines"] = float(report.verified)
+    run.step.values["policy/read_back_tensors"] = float(report.read_back)
+    run.step.values["policy/engines_restarted"] = float(run.engines.restarted)
+    run.step.values["staleness/superseded"] = float(report.superseded)
     with run.timed("turns", run.progress.step):
         left_mb = run.turns.roll()
     if left_mb is not None:
         run.step.values["memory/trainer_left_mb"] = left_mb
+
+
+def admit_engines(run: Session) -> PublishReport | None:
+    """Give engines that were started again the current version, each alone, and let workers use them. The trainer must
+    hold that version. Returns the report of the last such push."""
+    report = None
+    for number in run.engines.ready:
+        handle = run.engines.all[number]
+        if pushed := _push(run, {number: handle}, verify=True):
+            report = pushed
+            run.calls.ask_all(run.cluster.workers, "use_engine", number, handle, what="admitting an engine")
+            run.engines.admit(number)
+            run.console.note(f"engine-{number} is back, with version {run.progress.version}")
+    return report
+
+
+def _push(run: Session, engines: Mapping[int, ActorHandle], verify: bool) -> PublishReport | None:
+    """Push the current version to these engines. A push is idempotent, so a failed one is repeated once, without the
+    engines that died in it. Returns None if there is none left."""
+    what = f"publishing weights version {run.progress.version}"
+    if not engines:
+        return None
+    try:
+        return _pushed(run, engines, verify, what)
+    except ProcessFailure as error:
+        if not isinstance(error.cause, PublishError):
+            raise
+        run.console.warn(f"{str(error).splitlines()[0]} Trying once more.")
+    left = {number: handle for number, handle in engines.items() if run.engines.holds(number, handle)}
+    return _pushed(run, left, verify, f"{what} again") if left else None
+
+
+def _pushed(run: Session, engines: Mapping[int, ActorHandle], verify: bool, what: str) -> PublishReport:
+    arguments = (run.progress.version, dict(engines), verify)
+    report: PublishReport = run.calls.ask_all(run.cluster.trainers, "publish", *arguments, what=what)[0]
+    return report
 
 
 def to_trainer(run: Session) -> None:
@@ -124,6 +153,7 @@ def take(run: Session) -> list[Card]:
         while True:
             answer = run.calls.ask(run.buffer, "take", run.progress.version, TAKE_POLL_S, what="taking")
             run.observe_buffer(answer)
+            admit_engines(run)
             if answer.cards is not None:
                 return list(answer.cards)
             waited_for[:] = [answer.waiting_for]
@@ -163,8 +193,12 @@ def finish_evaluation(run: Session) -> dict[str, float]:
     if run.evaluating is None:
         return {}
     begun, run.evaluating = run.evaluating, None
+
+    def beat() -> None:
+        run.watchdog.beat("a held-out task")
+
     with run.phase(f"evaluating {len(begun.started)} held-out tasks", timed=True), run.timed("eval", begun.step):
-        cards = run.calls.wait(begun.started, "evaluation", lambda: run.watchdog.beat("a held-out task"))
+        cards = run.calls.wait(begun.started, "evaluation", beat, partial(_keep_serving, run, begun.version))
     check_eval_failures(cards, run.recipe.rollout.failure_share_limit)
     evaluation = Evaluation.of_cards(cards, run.held_out, begun.version)
     evaluation.save(run.directory.evaluation(begun.step))
@@ -174,6 +208,21 @@ def finish_evaluation(run: Session) -> dict[str, float]:
         saved = run.checkpoints.of_step(begun.step)
         keep_best(run.directory.best, saved, begun.step, values["eval/success"])
     return values
+
+
+def _keep_serving(run: Session, version: int) -> None:
+    """Let engines that were started again take part in the evaluation of a version.
+
+    Raises:
+        ProcessFailure: none serves, and the trainer has gone on from the version.
+    """
+    if run.progress.version == version:
+        admit_engines(run)
+    elif not run.engines.serving:
+        raise ProcessFailure(
+            f"the last engine died while version {version} was evaluated, and the trainer holds version "
+            f"{run.progress.version} already: start again with resume=auto"
+        )
 
 
 def evaluate(run: Session) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -19,9 +19,8 @@ from ray.actor import ActorHandle
 from rl.batch.micro_batch import MicroBatch
 from rl.batch.plan import GroupPlace, RankPlan, build
 from rl.driver.placement import Seat
-from rl.driver.specs import TrainerSpec
+from rl.driver.specs import TrainerSpec, TrainingStage
 from rl.driver.trained import TrainedRecord
-from rl.driver.training import TrainingStage
 from rl.launch.addresses import name_interface
 from rl.losses.config import KlConfig
 from rl.weights.adapter_push import AdapterPusher
@@ -35,6 +34,7 @@ from rollout.types import Sample
 if TYPE_CHECKING:
     from rl.learner.learner import Seen
     from rl.zero.states import Part
+    from rollout.transfer.bucket import Member
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,17 @@ FETCH_S = 30.0
 
 
 class RayEngines:
-    """Implements `rl.weights.publish.Engines` with actor handles."""
+    """Implements `rl.weights.publish.Engines` with actor handles, by the engines' numbers."""
 
-    def __init__(self, replicas: Sequence[ActorHandle]) -> None:
-        self._replicas = replicas
+    def __init__(self, engines: Mapping[int, ActorHandle]) -> None:
+        self._engines = engines
+
+    @property
+    def numbers(self) -> list[int]:
+        return list(self._engines)
 
     def start(self, method: str, *args: Any) -> list[Any]:
-        return [replica.call.remote(method, *args) for replica in self._replicas]
+        return [engine.call.remote(method, *args) for engine in self._engines.values()]
 
     def wait(self, started: list[Any], timeout_s: float) -> list[Any]:
         return ray.get(started, timeout=timeout_s)
@@ -162,17 +166,24 @@ class TrainerActor:
                 log.warning("%s: read from disk, because of %s", place.address, type(error).__name__)
         return samples_of(read_group(self._spec.folder.trajectories, place.address))
 
-    def publish(self, version: int, replicas: Sequence[ActorHandle], verify: bool) -> PublishReport | None:
-        """Push the weights as `version` to every replica: all of them, or the adapter alone, before which engines get
-        the base model once. All ranks call it; rank 0 sends and has the report."""
-        engines = RayEngines(replicas) if self._rank == 0 else None
+    def publish(self, version: int, handles: Mapping[int, ActorHandle], verify: bool) -> PublishReport | None:
+        """Push the weights as `version` to these engines, by their numbers: all of them, or the adapter alone, before
+        which an engine gets the base model once. All ranks call it; rank 0 sends and has the report."""
+        engines = RayEngines(handles) if self._rank == 0 else None
+        members = tuple(self._member(number, handle) for number, handle in handles.items())
         if self._sender is None:
             self._sender = self._make_sender()
+        self._sender.send_to(members)
         if self._spec.pushes_adapter:
             base = self._learner.base_hash()  # before anything can fail: all ranks take part
-            return self._pusher().push(version, engines, self._sender, verify, base)
+            return self._pusher().push(version, engines, members, self._sender, verify, base)
         sync, weights = self._spec.weight_sync, self._learner.weights
         return publish(weights, version, sync, engines, self._sender, verify, resume=self._resumes)
+
+    def _member(self, number: int, handle: ActorHandle) -> Member:
+        from rollout.transfer.bucket import Member
+
+        return Member(replica=number, process=handle._actor_id.hex(), workers=self._spec.tensor_parallel)
 
     @property
     def _resumes(self) -> bool:
@@ -195,8 +206,6 @@ class TrainerActor:
         place = SenderPlace(
             run_id=self._spec.folder.run_id,
             device=self._spec.device,
-            replicas=self._spec.replicas,
-            tensor_parallel=self._spec.tensor_parallel,
             address=ray.util.get_node_ip_address(),
             sync=self._spec.weight_sync,
         )

@@ -45,6 +45,10 @@ class ProcessDied(ProcessFailure):
     """A process of the run is dead, or its machine is out of reach."""
 
 
+Ended = Callable[[ProcessFailure | None], None]
+"""Is told how a call has ended."""
+
+
 class Calls:
     """Starts calls on actors and waits for their results. It knows the actors' roles and logs, and no recipe."""
 
@@ -56,6 +60,7 @@ class Calls:
         self._roles: dict[Actor, str] = {}
         self._pinged_actors: list[Actor] = []
         self._watched: Started = {}
+        self._spared: dict[ray.ObjectRef, tuple[str, Ended]] = {}
         self._background: Started = {}
         self._pings: dict[Actor, ray.ObjectRef] = {}
         self._pinged = 0.0
@@ -85,6 +90,15 @@ class Calls:
         for handle in handles:
             self._watched[getattr(handle, method).remote(*args)] = self._roles[handle]
 
+    def spare(self, calls: Started, ended: Ended) -> None:
+        """Calls that may fail. When one ends, later waits tell `ended` so, with its failure if it has failed, and go
+        on."""
+        self._spared |= {reference: (role, ended) for reference, role in calls.items()}
+
+    def remove(self, handle: Actor) -> None:
+        """Forget an actor that has died."""
+        del self._roles[handle]
+
     def start(self, handles: Iterable[Actor], method: str, *args: Any) -> Started:
         """Start a method on each handle; pass the result to `wait`."""
         return {getattr(handle, method).remote(*args): self._roles[handle] for handle in handles}
@@ -109,9 +123,15 @@ class Calls:
         """Call a method of several actors and wait for all results, in the order of `handles`."""
         return self.wait(self.start(handles, method, *args), what)
 
-    def wait(self, calls: Started, what: str, on_result: Callable[[], None] | None = None) -> list[Any]:
+    def wait(
+        self,
+        calls: Started,
+        what: str,
+        on_result: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[Any]:
         """Wait for the results of `calls` and return them in order. There is no timeout, because the watchdog limits
-        the wait. `on_result` is called for every result that arrives.
+        the wait. `on_result` is called for every result that arrives, and `meanwhile` again and again.
 
         Raises:
             ProcessFailure: a call failed, or a process died, or a watched method ended.
@@ -119,32 +139,59 @@ class Calls:
         """
         with self.stop.deferred():  # a signal handler must not raise inside of Ray
             try:
-                return self._wait(calls, what, on_result)
+                return self._wait(calls, what, on_result or _nothing, meanwhile or _nothing)
             except ProcessDied:
                 self.stop.expect(SIGNAL_S)
                 raise
 
-    def _wait(self, calls: Started, what: str, on_result: Callable[[], None] | None) -> list[Any]:
+    def _wait(
+        self, calls: Started, what: str, on_result: Callable[[], None], meanwhile: Callable[[], None]
+    ) -> list[Any]:
         results: dict[ray.ObjectRef, Any] = {}
         while pending := {ref: role for ref, role in calls.items() if ref not in results}:
-            self._waiting = f"{what}: {self._names(pending.values())}"
-            self.stop.check()
-            self._ping()
-            if gone := self.gone():
-                raise ProcessDied(f"{what}: a machine is gone: {'; '.join(gone)}")
-            others = {ref: role for ref, role in (self._watched | self._background).items() if ref not in pending}
-            done, _ = ray.wait([*pending, *others], num_returns=1, timeout=POLL_S)
-            for reference in done:
-                value = self._check(reference, pending.get(reference) or others[reference], what)
-                self._background.pop(reference, None)
-                if reference in self._watched:
-                    role = self._watched[reference]
-                    raise ProcessFailure(f"{what}: {role} ended by itself; its log: {self.log(role)}")
-                if reference in pending:
-                    results[reference] = value
-                    if on_result is not None:
-                        on_result()
+            meanwhile()
+            for reference, value in self._look(pending, what).items():
+                results[reference] = value
+                on_result()
         return [results[reference] for reference in calls]
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until something is so that these waits themselves bring about (`spare`). Raises as `wait` does."""
+        with self.stop.deferred():
+            while not condition():
+                self._look({}, what)
+
+    def _look(self, pending: Started, what: str) -> dict[ray.ObjectRef, Any]:
+        """Look once, for at most POLL_S, at all that may end. Returns the results of those of `pending` that have."""
+        self._waiting = f"{what}: {self._names(pending.values())}"
+        self.stop.check()
+        self._ping()
+        if gone := self.gone():
+            raise ProcessDied(f"{what}: a machine is gone: {'; '.join(gone)}")
+        others = {ref: role for ref, role in (self._watched | self._background).items() if ref not in pending}
+        done, _ = ray.wait([*pending, *others, *self._spared], num_returns=1, timeout=POLL_S)
+        results = {}
+        for reference in done:
+            if reference in self._spared:
+                self._end_spared(reference, what)
+                continue
+            value = self._check(reference, pending.get(reference) or others[reference], what)
+            self._background.pop(reference, None)
+            if reference in self._watched:
+                role = self._watched[reference]
+                raise ProcessFailure(f"{what}: {role} ended by itself; its log: {self.log(role)}")
+            if reference in pending:
+                results[reference] = value
+        return results
+
+    def _end_spared(self, reference: ray.ObjectRef, what: str) -> None:
+        role, ended = self._spared.pop(reference)
+        try:
+            self._get(reference, role, what)
+        except ProcessFailure as failure:
+            ended(failure)
+        else:
+            ended(None)
 
     def _ping(self) -> None:
         """Ping the actors that `add` got with `ping`. An idle actor answers; if the actor has died, its ping fails."""
@@ -166,26 +213,39 @@ class Calls:
         return ", ".join(f"{role} ({self.log(role)})" for role in sorted(set(roles)))
 
     def _check(self, reference: ray.ObjectRef, role: str, what: str) -> Any:
+        """The result of a call that has ended, or the failure of whoever is to blame."""
+        try:
+            return self._get(reference, role, what)
+        except ProcessDied:
+            raise
+        except ProcessFailure as failure:
+            if isinstance(failure.__cause__, RayTaskError) and (death := self._death(what)) is not None:
+                raise self._died(*death, what) from failure.cause
+            raise
+
+    def _get(self, reference: ray.ObjectRef, role: str, what: str) -> Any:
         try:
             return ray.get(reference)
         except RayTaskError as error:
             # Before RayActorError: when a living process raised a RayActorError, Ray's error is of both classes.
             cause = _cause(error)
-            death = self._death()
-            if death is not None:
-                raise self._died(*death, what) from cause
             raise ProcessFailure(
                 f"{what}: {role} failed with {type(cause).__name__}: {cause}; its log: {self.log(role)}", cause
             ) from error
         except RayActorError as error:
             raise self._died(role, error, what) from error
 
-    def _death(self) -> tuple[str, RayActorError] | None:
-        """A process found dead within DEATH_S. Its peers report a closed connection before Ray notices the death."""
-        asked = {actor.__ray_ready__.remote(): role for actor, role in self._roles.items()}
+    def _death(self, what: str) -> tuple[str, RayActorError] | None:
+        """A process found dead within DEATH_S. Its peers report a closed connection before Ray notices the death. If it
+        is one that may die, there is nobody to blame."""
+        may_die = {role for role, _ in self._spared.values()}
+        asked = {actor.__ray_ready__.remote(): role for actor, role in self._roles.items() if role not in may_die}
         end = time.monotonic() + DEATH_S
         while asked and (left := end - time.monotonic()) > 0:
-            for reference in ray.wait(list(asked), num_returns=1, timeout=left)[0]:
+            for reference in ray.wait([*asked, *self._spared], num_returns=1, timeout=left)[0]:
+                if reference in self._spared:
+                    self._end_spared(reference, what)
+                    return None
                 role = asked.pop(reference)
                 try:
                     ray.get(reference)
@@ -199,6 +259,10 @@ class Calls:
         cause = lines[-1] if error.actor_init_failed else lines[0]
         kind = ProcessFailure if error.actor_init_failed else ProcessDied
         return kind(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
+
+
+def _nothing() -> None:
+    """What is done where a caller wants nothing done."""
 
 
 def _cause(error: RayTaskError) -> Exception:

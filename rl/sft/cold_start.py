@@ -18,7 +18,7 @@ from rl.batch.micro_batch import SftRow
 from rl.batch.packing import pack
 from rl.config import Recipe
 from rl.driver.health import check_finite
-from rl.driver.training import supervised_stage
+from rl.driver.specs import supervised_stage
 from rl.driver.waiting import Actor, Calls, Started
 from rl.learner.schedule import learning_rate
 from rl.sft.config import SftConfig

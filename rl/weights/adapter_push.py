@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rl.weights.publish import Engines, PublishError, PublishReport, Source, publish, publish_adapter
 from rollout.transfer.config import WeightSyncConfig
 
 if TYPE_CHECKING:
-    from rollout.transfer.bucket import Follower
+    from rollout.transfer.bucket import Follower, Member
 
 
 class AdapterPusher:
@@ -28,12 +28,19 @@ class AdapterPusher:
         as soon as they have the base model."""
         self._base, self._adapter, self._sync, self._agreed = base, adapter, sync, agreed
         self._resume = resume
-        self._engines_have_base = False
+        self._with_base: set[Member] = set()
 
     def push(
-        self, version: int, engines: Engines | None, sender: Follower, verify: bool, base_hash: str
+        self,
+        version: int,
+        engines: Engines | None,
+        members: Sequence[Member],
+        sender: Follower,
+        verify: bool,
+        base_hash: str,
     ) -> PublishReport | None:
-        """Push the adapter as `version`, after the base model if the engines lack it. Only rank 0 returns a report.
+        """Push the adapter as `version`, after the base model if one of the engines lacks it. `members` are the same on
+        all ranks. Only rank 0 returns a report.
 
         Args:
             base_hash: the content hash of the base model that checkpoints of the adapter name.
@@ -41,13 +48,14 @@ class AdapterPusher:
         Raises:
             PublishError: on rank 0. The other ranks have then gone as far as rank 0, so the push may be repeated.
         """
-        if not self._engines_have_base:
+        if not self._with_base.issuperset(members):
             failure = self._push_base(version, engines, sender, base_hash)
-            self._engines_have_base = self._agreed(failure is None)
+            arrived = self._agreed(failure is None)
             if failure is not None:
                 raise failure
-            if not self._engines_have_base:
+            if not arrived:
                 return None
+            self._with_base.update(members)
         return publish_adapter(self._adapter, version, self._sync, engines, sender, verify)
 
     def _push_base(

@@ -31,7 +31,7 @@ over.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -56,10 +56,14 @@ class Source(Protocol):
 
 
 class Engines(Protocol):
-    """All replicas together. `start` calls a method on each without waiting; `wait` returns the results in order.
+    """The engines of a push together, with their `numbers` in the run. `start` calls a method on each without waiting;
+    `wait` returns the results in order.
 
     `wait` raises TimeoutError after `timeout_s`, or the error that an engine raised.
     """
+
+    @property
+    def numbers(self) -> Sequence[int]: ...
 
     def start(self, method: str, *args: Any) -> Any: ...
 
@@ -291,12 +295,12 @@ class _Push:
         for replica, other in enumerate(checksums[1:], start=1):
             names = [n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n)]
             if names:
-                self._fail_replica(replica, f"differs from engine 0 in {listed(names)}")
+                self._fail_replica(replica, f"differs from engine {self._engines.numbers[0]} in {listed(names)}")
         self._verified = len(checksums)
 
-    def _fail_replica(self, replica: int, what: str) -> None:
+    def _fail_replica(self, position: int, what: str) -> None:
         self._differ = True
-        self._fail("verify", ValueError(f"engine {replica} {what}"))
+        self._fail("verify", ValueError(f"engine {self._engines.numbers[position]} {what}"))
 
     def _resume(self) -> None:
         try:

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from rewards.errors import InfrastructureError
 from rollout.actors.process import EXACT_PINNED, enter_role, settling_in
+from rollout.contracts import EngineDeadError
 from rollout.engine.choice import EngineChoice, EngineStatus
 from rollout.engine.exchange import Answer, Desk, Line, Request
 from rollout.engine.settings import EngineSettings
@@ -63,11 +64,15 @@ class InferenceActor:
             self._engine = await Inference.start(settings, replica=self._replica, version=version, address=address)
 
     async def generate(self, request_id: str, prompt: TokenIds, sampling: SamplingParams) -> Completion:
-        """Sample one completion."""
+        """Sample one completion. If vLLM has died, wait for the end of this process, which `watch` brings about: every
+        caller hears of that, and leaves this engine."""
         tokens = len(prompt) + sampling.max_tokens
         self._outstanding += tokens
         try:
             return await self._engine.generate(request_id, prompt, sampling)
+        except EngineDeadError:
+            await asyncio.Event().wait()
+            raise
         finally:
             self._outstanding -= tokens
 
@@ -109,12 +114,17 @@ class Engines:
     """The engines as one worker sees them."""
 
     def __init__(self, replicas: Sequence[ActorHandle]) -> None:
-        self._replicas = replicas
+        self._replicas = list(replicas)
         self._lines = [_line(replica) for replica in replicas]
         self.choice = EngineChoice(len(replicas), self._status)
 
     def __getitem__(self, engine: int) -> Line:
         return self._lines[engine]
+
+    def replace(self, engine: int, replica: ActorHandle) -> None:
+        """Use another process as that engine, because the former has died."""
+        self._replicas[engine], self._lines[engine] = replica, _line(replica)
+        self.choice.forget()
 
     async def _status(self, engine: int) -> EngineStatus:
         status: EngineStatus = await self._replicas[engine].status.remote()

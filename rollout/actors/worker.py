@@ -110,6 +110,10 @@ class WorkerActor:
         source = self._sources[task.source]
         return card_of(group, address, votes=[source.vote(answer_of(one)) for one in group.trajectories])
 
+    async def use_engine(self, number: int, replica: ActorHandle) -> None:
+        """Send requests for this engine to another process, which has taken its place."""
+        self._engines.replace(number, replica)
+
     async def seal(self) -> None:
         """Seal what this worker has written so far, for people to open."""
         await self._store.seal()

@@ -19,10 +19,14 @@ class Arrivals:
         self._stage, self._replica = stage, replica
         self._membership: dict[str, Any] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
+        self._receiving = 0
         self.collected: list[Bucket] = []
 
     async def begin(self) -> None:
-        """Expect the buckets of another version."""
+        """Expect the buckets of another version. A bucket that has not arrived yet never will."""
+        if self._receiving:
+            self._membership = None
+            self._stage.interrupt()
         self.collected = []
         await self._run(self._stage.begin)
 
@@ -35,7 +39,11 @@ class Arrivals:
             self._membership = None
             await self._run(self._stage.join, membership)
             self._membership = membership
-        stored: Bucket = await self._run(self._stage.receive, bucket)
+        self._receiving += 1
+        try:
+            stored: Bucket = await self._run(self._stage.receive, bucket)
+        finally:
+            self._receiving -= 1
         self.collected.append(stored)
         return stored
 

@@ -17,8 +17,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from rewards.errors import InfrastructureError
-
 STATUS_S = 0.5
 """For this long a worker uses what the engines said about themselves."""
 ANSWER_S = 5.0
@@ -58,26 +56,26 @@ class EngineChoice:
         """Of these, the tokens of requests that the engine holds."""
 
     async def choose(self, group_id: str, tokens: int) -> int:
-        """Return the engine for a group, and count `tokens` for it until `release`.
+        """Return the engine for a group, and count `tokens` for it until `release`. Wait while all have died, or were
+        started again and have no weights yet; the caller's deadline ends that."""
+        while not (choices := await self._choices()):
+            await asyncio.sleep(STATUS_S)
+        # Equal loads are told apart by the group, so that workers do not all choose the same engine.
+        chosen = min(choices, key=lambda engine: (self._load(engine), _mixed(f"{group_id}/{engine}")))
+        self._reserved[chosen] += tokens
+        return chosen
 
-        Raises:
-            InfrastructureError: all engines have died.
-        """
+    async def _choices(self) -> list[int]:
+        """The best engines that there are: those that serve, else those that a push has paused for long, else those
+        that do not answer."""
         async with self._asking:
             if time.monotonic() - self._asked >= STATUS_S:
                 self._statuses = await asyncio.gather(*(self._status(engine) for engine in range(self._engines)))
                 self._asked = time.monotonic()
         alive = {engine: status for engine, status in enumerate(self._statuses) if status is not None}
-        serving = [engine for engine, s in alive.items() if s.ready and s.paused_s < PAUSED_S]
-        answering = [engine for engine, status in alive.items() if status is not SILENT]
-        if not alive:
-            raise InfrastructureError(f"none of the {self._engines} inference engines is alive")
-        # Equal loads are told apart by the group, so that workers do not all choose the same engine.
-        chosen = min(
-            serving or answering or alive, key=lambda engine: (self._load(engine), _mixed(f"{group_id}/{engine}"))
-        )
-        self._reserved[chosen] += tokens
-        return chosen
+        with_weights = [engine for engine, status in alive.items() if status.ready]
+        serving = [engine for engine in with_weights if alive[engine].paused_s < PAUSED_S]
+        return serving or with_weights or [engine for engine, status in alive.items() if status is SILENT]
 
     def release(self, engine: int, tokens: int) -> None:
         """Forget a group that has ended."""

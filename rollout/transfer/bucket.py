@@ -44,8 +44,21 @@ class Bucket:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """An engine that pushes go to: its number among the run's engines, the process that it is, and its workers. An
+    engine that was started again is another process."""
+
+    replica: int
+    process: str
+    workers: int = 1
+
+
 class Follower:
     """The part that a rank has in a push when it sends nothing. In most transports it is this: none."""
+
+    def send_to(self, engines: tuple[Member, ...]) -> None:
+        """Learn which engines the next push goes to. All ranks call it before each push."""
 
     def follow(self, bucket: Tensors) -> None:
         """Take part in a bucket that rank 0 sends, or would send had its push not failed."""
@@ -88,7 +101,7 @@ class Sender(Follower):
 
 class Stage:
     """The end of a transport in an engine's own process, which collects a version while the engine samples. One thread
-    calls `begin` and `receive`."""
+    calls `begin`, `join` and `receive`."""
 
     def begin(self) -> None:
         """Give up what was collected. The engine has loaded it, or never will."""
@@ -104,6 +117,10 @@ class Stage:
             ValueError: a tensor is not as it was sent.
         """
         raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """End a `receive` that waits, because the push that it belongs to is over; `join` comes before the next. Any
+        thread may call it."""
 
     def close(self) -> None:
         """Free everything, and end a `receive` that waits. Idempotent; any thread may call it."""
@@ -125,15 +142,10 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SenderPlace:
-    """The surroundings of a sender: its run, and `replicas` engines of `tensor_parallel` workers each.
-
-    `address` is the address at which the engines reach this process.
-    """
+    """The surroundings of a sender. `address` is the address at which the engines reach this process."""
 
     run_id: str
     device: Device
-    replicas: int
-    tensor_parallel: int
     address: str
     sync: WeightSyncConfig
 

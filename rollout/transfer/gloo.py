@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 from rollout.ports import listen
 from rollout.transfer.bucket import (
     Bucket,
+    Member,
     ReceiverPlace,
     SenderPlace,
     Stage,
@@ -43,11 +44,12 @@ POLL_S = 0.0005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GlooRendezvous:
-    """The store at which a group meets, of rank 0 and `engines`. Each operation may take `timeout_s`."""
+    """The store at which a group meets, of rank 0 and the engines with these numbers. Each operation may take
+    `timeout_s`."""
 
     address: str
     port: int
-    engines: int
+    replicas: tuple[int, ...]
     timeout_s: float
 
 
@@ -58,7 +60,7 @@ class GlooBucket(Bucket):
     rendezvous: GlooRendezvous
 
     def join(self, replica: int) -> dict[str, Any]:
-        return {"rendezvous": self.rendezvous, "rank": 1 + replica}
+        return {"rendezvous": self.rendezvous, "rank": 1 + self.rendezvous.replicas.index(replica)}
 
 
 class Gloo(Transport):
@@ -100,6 +102,9 @@ class GlooStage(Stage):
         check_digests(bucket, received)
         return stored
 
+    def interrupt(self) -> None:
+        self._leave()
+
     def close(self) -> None:
         self._leave()
         self._segment.close()
@@ -118,7 +123,7 @@ class GlooGroup:
         options._devices = [ProcessGroupGloo.create_device(hostname=address)]
         options._timeout = timedelta(seconds=rendezvous.timeout_s)
         self._store = store
-        self._group: Any = ProcessGroupGloo(PrefixStore("weights", store), rank, 1 + rendezvous.engines, options)
+        self._group: Any = ProcessGroupGloo(PrefixStore("weights", store), rank, 1 + len(rendezvous.replicas), options)
         self._left = False
 
     def broadcast(self, bucket: Tensors) -> None:
@@ -157,13 +162,13 @@ class GlooSender(GroupSender):
         self._free, self._travels = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
         super().__init__(place)
 
-    def meet(self) -> GlooMeeting:
+    def meet(self, engines: tuple[Member, ...]) -> GlooMeeting:
         listening = listen(self._place.address)
         sync = self._place.sync
         rendezvous = GlooRendezvous(
             address=self._place.address,
             port=listening.getsockname()[1],
-            engines=self._place.replicas,
+            replicas=tuple(engine.replica for engine in engines),
             timeout_s=sync.deadline_s(int(sync.bucket_mb * 2**20)),
         )
         return GlooMeeting(rendezvous, listening)

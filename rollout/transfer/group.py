@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from rollout.transfer.bucket import Bucket, Sender, SenderPlace, Tensors, describe
+from rollout.transfer.bucket import Bucket, Member, Sender, SenderPlace, Tensors, describe
 from rollout.types import WeightSpec
 
 
@@ -45,7 +45,7 @@ class Meeting:
 
 
 class GroupSender(Sender):
-    """Rank 0 of a group with every engine; the first bucket opens it, a failed push replaces it.
+    """Rank 0 of a group with every engine. The first bucket opens it; a failed push, or other engines, replace it.
 
     After a broadcast that some engine did not take part in, no later broadcast can use the group. So `abandon` leaves
     it, and the next bucket names another rendezvous, where the engines join anew.
@@ -53,15 +53,21 @@ class GroupSender(Sender):
 
     def __init__(self, place: SenderPlace) -> None:
         self._place = place
-        self._membership = _Membership(self.meet())
+        self._engines: tuple[Member, ...] = ()
+        self._membership: _Membership | None = None
         self._prepared: Tensors | None = None
         self._running: Future[None] | None = None
         self._deadline_s = 0.0
         self._sequence = 0
 
-    def meet(self) -> Meeting:
-        """Make a new meeting place."""
+    def meet(self, engines: tuple[Member, ...]) -> Meeting:
+        """Make a new meeting place for rank 0 and these engines."""
         raise NotImplementedError
+
+    def send_to(self, engines: tuple[Member, ...]) -> None:
+        if engines != self._engines:
+            self._leave()
+            self._engines = engines
 
     def own(self, bucket: Tensors) -> Tensors:
         """Copy the tensors: they are valid only until the source gathers the next bucket, which it does meanwhile."""
@@ -83,6 +89,8 @@ class GroupSender(Sender):
         own = self._prepared or self.own(bucket)
         self._prepared = None
         self._finish()
+        if self._membership is None:
+            self._membership = _Membership(self.meet(self._engines))
         self._running = self._membership.broadcast(own)
         specs = [describe(name, tensor) for name, tensor in bucket]
         sent = self._membership.meeting.describe(self._sequence, specs, digests)
@@ -96,14 +104,17 @@ class GroupSender(Sender):
         Return the exception of the last broadcast if that has failed.
         """
         failed = self._running.exception() if self._running is not None and self._running.done() else None
-        self._membership.leave()
-        self._membership, self._running, self._prepared = _Membership(self.meet()), None, None
+        self._leave()
         return failed if isinstance(failed, Exception) else None
 
     def close(self) -> None:
         """Leave the group, without waiting for engines that are gone. Idempotent."""
-        self._membership.leave()
-        self._running = None
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._membership is not None:
+            self._membership.leave()
+        self._membership, self._running, self._prepared = None, None, None
 
     def _finish(self) -> None:
         """Wait for the last broadcast to end. Every engine has its bucket, so this does not take long."""

@@ -9,6 +9,7 @@ tests/rollout/transfer/test_nccl.py runs it where it finds two.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rollout.ports import free_port
-from rollout.transfer.bucket import DTYPES, Bucket, ReceiverPlace, SenderPlace, Tensors, Transport
+from rollout.transfer.bucket import DTYPES, Bucket, Member, ReceiverPlace, SenderPlace, Tensors, Transport
 from rollout.transfer.config import NcclSettings
 from rollout.transfer.group import Group, GroupSender, Meeting
 from rollout.types import WeightSpec
@@ -32,17 +33,17 @@ class NcclRendezvous:
 
     address: str
     port: int
-    replicas: int
-    tensor_parallel: int
+    engines: tuple[Member, ...]
     buffer_bytes: int
 
     @property
     def world_size(self) -> int:
-        return 1 + self.replicas * self.tensor_parallel
+        return 1 + sum(engine.workers for engine in self.engines)
 
     def first_rank(self, replica: int) -> int:
         """Return the rank of a replica's first worker. vLLM adds a worker's own rank to it."""
-        return 1 + replica * self.tensor_parallel
+        before = itertools.takewhile(lambda engine: engine.replica != replica, self.engines)
+        return 1 + sum(engine.workers for engine in before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +153,11 @@ class NcclSender(GroupSender):
         self._buffer_bytes, self._open_group = buffer_bytes, open_group
         super().__init__(place)
 
-    def meet(self) -> NcclMeeting:
+    def meet(self, engines: tuple[Member, ...]) -> NcclMeeting:
         rendezvous = NcclRendezvous(
             address=self._place.address,
             port=free_port(),
-            replicas=self._place.replicas,
-            tensor_parallel=self._place.tensor_parallel,
+            engines=engines,
             buffer_bytes=self._buffer_bytes,
         )
         return NcclMeeting(rendezvous, self._open_group)

@@ -76,7 +76,7 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
     it exports the same weights, and over many pushes engine and trainer agree on every fresh token.
     """
     directory = tmp_path / "run"
-    overrides = ("tasks.eval_size=48", "checkpoint.every=1000", *ONE_RANK)
+    overrides = ("tasks.eval_size=48", "checkpoint.every=1000", "inference.restarts=0", *ONE_RANK)
     with launched(directory, cold_start_cache, "run.steps=2", *overrides) as run:
         in_the_loop(run)
         engine = run.pid_of("engine-0")

@@ -25,6 +25,7 @@ from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS as GROUPS
 from rollout.actors.engine import EngineClient, Engines, InferenceActor
 from rollout.actors.process import enter_role
 from rollout.actors.worker import WorkerActor
+from rollout.engine.choice import STATUS_S
 from rollout.store import read
 from rollout.store.shared import RunFolder
 from rollout.tasks.stream import EVAL_SEED, task_stream
@@ -239,8 +240,13 @@ def test_groups_go_to_the_engine_with_the_least_to_do_and_leave_one_that_died(cl
         ray.kill(alive)
         for client in clients:
             client.close()
-        with pytest.raises(InfrastructureError, match=r"has died|none of the 2 inference engines is alive"):
-            await clients[0].generate("late", [1], SAMPLING)
+        await asyncio.sleep(STATUS_S)
+        late = asyncio.create_task(clients[0].generate("late", [1], SAMPLING))
+        again = cluster.spawn(ScriptedInference, "engine-0", Place(), groups=GROUPS)
+        await again.call.remote("resume")
+        await asyncio.sleep(1)
+        engines.replace(0, again)
+        assert (await late).finish_reason == "length"
 
     asyncio.run(asyncio.wait_for(run(), 100))
 

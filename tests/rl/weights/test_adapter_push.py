@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rl.weights.adapter_push import AdapterPusher
 from rl.weights.publish import PublishError, PublishReport
-from rollout.transfer.bucket import Follower
+from rollout.transfer.bucket import Follower, Member
 from tests.rl.weights.test_publish import CONFIG, CONTENT, Engines, Source
+
+MEMBERS = tuple(Member(replica=number, process=str(number)) for number in range(2))
 
 
 class Named(Source):
@@ -42,11 +46,13 @@ class Ranks:
         self.collectives[1].append("agree")
         return self._decided.pop()
 
-    def push(self, engines: Engines, base_hash: str = CONTENT) -> PublishReport | None:
+    def push(
+        self, engines: Engines, base_hash: str = CONTENT, members: tuple[Member, ...] = MEMBERS
+    ) -> PublishReport | None:
         try:
-            return self._ranks[0].push(3, engines, engines.sender, False, base_hash)
+            return self._ranks[0].push(3, engines, members, engines.sender, False, base_hash)
         finally:
-            assert self._ranks[1].push(3, None, Follower(), False, base_hash) is None
+            assert self._ranks[1].push(3, None, members, Follower(), False, base_hash) is None
 
 
 def test_the_base_goes_once_and_is_verified() -> None:
@@ -56,6 +62,14 @@ def test_the_base_goes_once_and_is_verified() -> None:
         assert report is not None and report.verified == 2
     assert ranks.collectives == [["base", "agree", "adapter", "adapter"]] * 2
     assert engines.stages().count("checksums") == 1 and engines.stages().count("use_adapter") == 2
+
+
+def test_an_engine_that_was_started_again_gets_the_base_again() -> None:
+    ranks, engines = Ranks(), Engines()
+    again = replace(MEMBERS[1], process="another")
+    for members in (MEMBERS, (again,), (MEMBERS[0], again)):
+        ranks.push(engines, members=members)
+    assert ranks.collectives == [["base", "agree", "adapter", "base", "agree", "adapter", "adapter"]] * 2
 
 
 @pytest.mark.parametrize("stage", ["begin_update", "load_bucket", "checksums"])

@@ -96,6 +96,8 @@ class Engines:
         self.contents = (CONTENT, CONTENT)
         self.findings: tuple[Findings | None, ...] = (Findings(same=3), Findings(same=3))
 
+    numbers = (0, 1)
+
     def start(self, method: str, *args: Any) -> str:
         self.calls.append((method, *args))
         return method

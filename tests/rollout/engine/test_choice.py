@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from rewards.errors import InfrastructureError
 from rollout.engine import choice as module
 from rollout.engine.choice import EngineChoice, EngineStatus
 
@@ -67,9 +66,21 @@ def test_engines_that_a_push_has_paused_for_a_moment_are_waited_for() -> None:
     assert choose(saying(ConnectionError(), status(paused_s=100.0)), "a") == [1], "rather that one than none"
 
 
-def test_a_try_fails_when_all_engines_have_died() -> None:
-    with pytest.raises(InfrastructureError, match="none of the 2 inference engines is alive"):
-        choose(saying(ConnectionError(), ConnectionError()), "a")
+def test_a_group_waits_for_an_engine_that_is_started_again_until_it_has_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "STATUS_S", 0.01)
+    said = [ConnectionError(), ConnectionError(), status(ready=False), status(ready=False), status()]
+    asked = iter(said)
+
+    async def ask(engine: int) -> EngineStatus:
+        found = next(asked)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    assert choose(EngineChoice(1, ask), "a") == [0]
+    assert list(asked) == []
 
 
 def test_an_engine_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

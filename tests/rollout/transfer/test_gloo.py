@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rollout.ports import listen
-from rollout.transfer.bucket import Bucket, SenderPlace, StagePlace, Tensors, digests_of
+from rollout.transfer.bucket import Bucket, Member, SenderPlace, StagePlace, Tensors, digests_of
 from rollout.transfer.config import TransportSettings, WeightSyncConfig
 from rollout.transfer.gloo import GlooSender, GlooStage
 from rollout.transfer.registry import make_transport, resolve_transport
@@ -29,9 +29,9 @@ BUCKETS: list[Tensors] = [
 ]
 
 
-def place(engines: int, address: str = "127.0.0.1", timeout_s: float = 20) -> SenderPlace:
+def place(address: str = "127.0.0.1", timeout_s: float = 20) -> SenderPlace:
     sync = GLOO.model_copy(update={"timeout_s": timeout_s})
-    return SenderPlace(run_id="r", device="cpu", replicas=engines, tensor_parallel=1, address=address, sync=sync)
+    return SenderPlace(run_id="r", device="cpu", address=address, sync=sync)
 
 
 class Engine:
@@ -39,6 +39,7 @@ class Engine:
 
     def __init__(self, replica: int, address: str = "127.0.0.1") -> None:
         self.stage = GlooStage(address)
+        self.member = Member(replica=replica, process=str(id(self)))
         self._replica = replica
         self._membership: object = None
         self._thread = ThreadPoolExecutor(1)
@@ -58,8 +59,9 @@ class Engine:
 
 @contextmanager
 def group(engines: int, address: str = "127.0.0.1", timeout_s: float = 20) -> Iterator[tuple[GlooSender, list[Engine]]]:
-    sender = GlooSender(place(engines, address, timeout_s))
+    sender = GlooSender(place(address, timeout_s))
     members = [Engine(i, address) for i in range(engines)]
+    sender.send_to(tuple(engine.member for engine in members))
     try:
         yield sender, members
     finally:
@@ -70,6 +72,7 @@ def group(engines: int, address: str = "127.0.0.1", timeout_s: float = 20) -> It
 
 def push(sender: GlooSender, engines: list[Engine], *, verify: bool = True) -> list[list[Bucket]]:
     """Send all buckets; return what each engine has of them."""
+    sender.send_to(tuple(engine.member for engine in engines))
     for engine in engines:
         engine.stage.begin()
     arrived: list[list[Bucket]] = []
@@ -89,6 +92,18 @@ def test_every_engine_gets_every_version_bit_for_bit(address: str) -> None:
                     received = read_bucket(bucket)  # type: ignore[arg-type]
                     assert [name for name, _ in received] == [name for name, _ in sent]
                     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(sent, received, strict=True))
+
+
+def test_an_engine_that_was_started_again_gets_the_next_version_and_first_one_of_its_own() -> None:
+    """Numbers have gaps while an engine is missing; an engine with another process joins another group."""
+    with group(3) as (sender, engines):
+        push(sender, engines)
+        engines[1].stage.close()
+        push(sender, [engines[0], engines[2]])
+        engines[1] = Engine(1)
+        for own in ([engines[1]], engines, engines):
+            for stored in push(sender, own):
+                assert torch.equal(read_bucket(stored[1])[1][1], torch.tensor(1.5))  # type: ignore[arg-type]
 
 
 def test_nothing_listens_on_other_addresses() -> None:

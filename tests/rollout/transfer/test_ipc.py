@@ -138,7 +138,7 @@ def test_it_is_chosen_where_trainer_and_engines_share_gpus() -> None:
 
 def test_in_other_transports_ranks_that_send_nothing_have_no_part() -> None:
     sync = WeightSyncConfig()
-    place = SenderPlace(run_id="r", device="cpu", replicas=1, tensor_parallel=1, address="127.0.0.1", sync=sync)
+    place = SenderPlace(run_id="r", device="cpu", address="127.0.0.1", sync=sync)
     for transport in ("shm", "nccl"):
         settings = WeightSyncConfig.model_validate({"transport": {"name": transport}}).transport
         if transport == "nccl":

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl.paths import REPOSITORY
-from rollout.transfer.bucket import ReceiverPlace, SenderPlace, describe, digest, digests_of
+from rollout.transfer.bucket import Member, ReceiverPlace, SenderPlace, describe, digest, digests_of
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.nccl import NcclBucket, NcclReceiver, NcclRendezvous, NcclSender
 from rollout.transfer.registry import make_transport, resolve_transport
@@ -66,15 +66,16 @@ class Network:
         self.opened.put(group)
         return group
 
-    def sender(self, replicas: int = 1) -> NcclSender:
-        return NcclSender(place(replicas), 5, self.open)
+    def sender(self) -> NcclSender:
+        return NcclSender(place(), 5, self.open)
 
 
-def place(replicas: int = 1, tensor_parallel: int = 1) -> SenderPlace:
-    sync = WeightSyncConfig(timeout_s=30)
-    return SenderPlace(
-        run_id="r", device="cuda", replicas=replicas, tensor_parallel=tensor_parallel, address="10.0.0.7", sync=sync
-    )
+def place() -> SenderPlace:
+    return SenderPlace(run_id="r", device="cuda", address="10.0.0.7", sync=WeightSyncConfig(timeout_s=30))
+
+
+def member(replica: int, workers: int = 1, process: str = "first") -> Member:
+    return Member(replica=replica, process=process, workers=workers)
 
 
 def bucket(name: str) -> list[tuple[str, Tensor]]:
@@ -139,11 +140,12 @@ def test_what_failed_in_the_senders_thread_is_returned() -> None:
 def test_vllms_workers_of_all_replicas_get_every_rank_once() -> None:
     from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 
-    group = NcclRendezvous(address="a", port=1, replicas=3, tensor_parallel=2, buffer_bytes=5)
+    engines = (member(0, workers=2), member(2, workers=1), member(3, workers=4))
+    group = NcclRendezvous(address="a", port=1, engines=engines, buffer_bytes=5)
     arriving = NcclBucket(rendezvous=group, sequence=0, tensors=())
-    joins = [NCCLWeightTransferInitInfo(**arriving.join(replica)) for replica in range(3)]
+    joins = [NCCLWeightTransferInitInfo(**arriving.join(engine.replica)) for engine in engines]
     # nccl_common.worker_init_process_group: the worker's own rank is added to rank_offset.
-    ranks = [info.rank_offset + worker for info in joins for worker in range(group.tensor_parallel)]
+    ranks = [info.rank_offset + i for info, own in zip(joins, engines, strict=True) for i in range(own.workers)]
     assert [0, *ranks] == list(range(joins[0].world_size))
     assert all(info.packed and info.packed_buffer_size_bytes == 5 for info in joins)
 
@@ -170,7 +172,7 @@ def test_what_arrives_over_nccl_passes_the_checks_of_every_push(monkeypatch: pyt
         settings = SimpleNamespace(parallel_config=None, model_config=None)
         engine = vllm_worker.TransferEngine(None, settings, torch.device("cpu"), Model())
         engine._receiver = NcclReceiver(ReceiverPlace(device=torch.device("cpu"), parallel_config=None))
-        group = NcclRendezvous(address="a", port=1, replicas=1, tensor_parallel=1, buffer_bytes=5)
+        group = NcclRendezvous(address="a", port=1, engines=(member(0),), buffer_bytes=5)
         arriving = NcclBucket(rendezvous=group, sequence=3, tensors=(describe(name, sent),), digests=(digest(sent),))
         engine.receive_weights(engine.parse_update_info({"bucket": arriving}))
 
@@ -209,6 +211,7 @@ def test_a_push_over_nccl_equals_a_fresh_load(tmp_path: Path) -> None:
         child.stdin.write(pickle.dumps(support.settings(tmp_path / "llama", device="cuda")))
         local = replace(place(), address="127.0.0.1")
         sender = make_transport(resolve_transport(WeightSyncConfig(), "cuda")).sender(local)
+        sender.send_to((member(0),))
         call("pause")
         call("begin_update", 1, [describe(name, tensor) for name, tensor in weights.items()])
         for part in support.in_buckets(weights):

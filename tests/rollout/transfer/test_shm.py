@@ -178,9 +178,7 @@ def test_the_transport_follows_the_device() -> None:
 def test_both_ends_of_the_transport_agree() -> None:
     shm = make_transport(TransportSettings(name="shm"))
     assert isinstance(shm, Shm)
-    place = SenderPlace(
-        run_id="test", device="cpu", replicas=1, tensor_parallel=1, address="127.0.0.1", sync=WeightSyncConfig()
-    )
+    place = SenderPlace(run_id="test", device="cpu", address="127.0.0.1", sync=WeightSyncConfig())
     sender = shm.sender(place)
     receiver = shm.receiver(ReceiverPlace(device=torch.device("cpu"), parallel_config=None))
     bucket = sender.send([("w", torch.arange(3.0))])

@@ -1,0 +1,111 @@
+"""The engines of a run: which of them serve, and how one that died comes back.
+
+    starting ─▶ serving ─▶ dead ─▶ starting again ─▶ ready ─▶ serving
+                                                      (it gets the version that the others hold, alone)
+
+An engine dies with its process, or when vLLM fails in it. What it sampled is lost: its groups are tried again by
+another engine, or wait for this one. While it is missing, pushes go to the others. Which engine has which number never
+changes, and neither does its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import ray
+from ray.actor import ActorHandle
+
+from rl.driver.cluster import Cluster
+from rl.driver.waiting import ProcessFailure, Started
+from rollout.engine.settings import EngineSettings
+from rollout.types import Placement
+
+
+class Engines:
+    """Starts engines, and again those that died, at most `restarts` times in all. After that a death ends the run, as
+    does one before all of them have started once. `warn` tells people."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: EngineSettings,
+        placement: Placement,
+        restarts: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._cluster, self._calls, self._settings, self._warn = cluster, cluster.calls, settings, warn
+        self._allowed = self._left = 0 if placement == "colocated" else restarts
+        self._missing: set[int] = set()
+        self._ready: set[int] = set()
+        cluster.start_engines(settings.config, placement)
+        self._starting: Started = self._calls.background(self._calls.start(self.all.values(), "start", settings))
+
+    @property
+    def all(self) -> dict[int, ActorHandle]:
+        """Every engine's newest process, by its number."""
+        return self._cluster.engines
+
+    @property
+    def serving(self) -> dict[int, ActorHandle]:
+        """Those that hold weights, or will have them with the next push."""
+        return {number: handle for number, handle in self.all.items() if number not in self._missing}
+
+    @property
+    def ready(self) -> list[int]:
+        """Those that were started again and lack only weights."""
+        return sorted(self._ready)
+
+    @property
+    def started(self) -> bool:
+        """Whether all have started once."""
+        return not self._starting
+
+    @property
+    def restarted(self) -> int:
+        """How many were started again so far."""
+        return self._allowed - self._left
+
+    def wait(self) -> None:
+        """Wait until all have started."""
+        self._calls.wait(self._starting, "starting the inference engines")
+        self._starting = {}
+        for number in self.all:
+            self._watch(number)
+
+    def admit(self, number: int) -> None:
+        """Count an engine among those that serve, because it has got weights."""
+        self._ready.discard(number)
+        self._missing.discard(number)
+
+    def holds(self, number: int, handle: ActorHandle) -> bool:
+        """Whether this is still the engine's process."""
+        return self.all[number] == handle
+
+    def _watch(self, number: int) -> None:
+        self._calls.spare(self._calls.start([self.all[number]], "watch"), partial(self._ended, number))
+
+    def _ended(self, number: int, failure: ProcessFailure | None) -> None:
+        """Start an engine again, whose process or vLLM has ended."""
+        if failure is None:
+            log = self._calls.log(f"engine-{number}")
+            raise ProcessFailure(f"engine-{number} ended by itself; its log: {log}")
+        if not self._left:
+            raise failure
+        self._left -= 1
+        self._warn(f"{failure}; it is started again ({self.restarted} of inference.restarts={self._allowed})")
+        dead = self.all[number]
+        self._calls.remove(dead)
+        ray.kill(dead)
+        self._ready.discard(number)
+        self._missing.add(number)
+        again = self._calls.start([self._cluster.start_engine(number)], "start", self._settings)
+        self._calls.spare(again, partial(self._answered, number))
+
+    def _answered(self, number: int, failure: ProcessFailure | None) -> None:
+        """Note that an engine has started again, or has failed in that."""
+        if failure is not None:
+            self._ended(number, failure)
+            return
+        self._ready.add(number)
+        self._watch(number)

@@ -1,0 +1,110 @@
+"""Engines that die: real Ray, and actors whose vLLM is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from rl.driver import cluster as module
+from rl.driver.cluster import Cluster
+from rl.driver.engines import Engines
+from rl.driver.specs import engine_settings, wanted
+from rl.driver.waiting import ProcessFailure
+from rl.recipe.load import load_recipe
+from rollout.actors.engine import InferenceActor
+from rollout.contracts import EngineDeadError
+from rollout.engine.settings import EngineSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+RECIPE = load_recipe("recipes/quickstart.yaml", ["sandbox=unsafe-none", "inference.replicas=2"])
+
+
+class ScriptedVllm:
+    """Lives until it is told to fail."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def fail(self) -> None:
+        self.failed = True
+
+    async def watch(self) -> None:
+        while not self.failed:
+            await asyncio.sleep(0.05)
+        raise EngineDeadError("the vLLM engine is gone: out of memory")
+
+
+class ScriptedInference(InferenceActor):
+    """It can start while the file of its number in the folder of the logs is absent."""
+
+    def __init__(self, role: str, logs_dir: str, threads: int, replica: int, gpus: list[str] | None = None) -> None:
+        super().__init__(role, logs_dir, threads, replica, gpus)
+        self._refusal = Path(logs_dir) / f"refuse-{replica}"
+
+    async def start(self, settings: EngineSettings) -> None:
+        if self._refusal.exists():
+            self._refusal.unlink()
+            raise ValueError("no room")
+        self._engine = ScriptedVllm()
+
+
+@pytest.fixture
+def cluster(ray_instance: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setattr(module, "InferenceActor", ScriptedInference)
+    cluster = Cluster(tmp_path, "test")
+    cluster.look()
+    cluster.lay_out(wanted(RECIPE, "cpu"))
+    return cluster
+
+
+def started(cluster: Cluster, restarts: int, told: list[str]) -> Engines:
+    engines = Engines(cluster, engine_settings(RECIPE, "cpu"), "split", restarts, told.append)
+    engines.wait()
+    return engines
+
+
+def kill(cluster: Cluster, number: int) -> None:
+    os.kill(cluster.calls.ask(cluster.engines[number], "call", "pid", what="asking"), signal.SIGKILL)
+
+
+def test_engines_come_back_and_serve_once_they_were_admitted_until_their_restarts_are_used(cluster: Cluster) -> None:
+    told: list[str] = []
+    engines = started(cluster, 2, told)
+    first = dict(engines.all)
+    assert engines.serving == first and engines.ready == [] and engines.restarted == 0
+
+    cluster.calls.ask(first[1], "call", "fail", what="failing")
+    cluster.calls.wait_until(lambda: engines.ready == [1], "coming back")
+    assert engines.serving == {0: first[0]} and not engines.holds(1, first[1]) and engines.holds(0, first[0])
+    assert "out of memory" in told[0] and "engine-1.log" in told[0] and "1 of inference.restarts=2" in told[0]
+    engines.admit(1)
+    assert engines.serving == engines.all and engines.ready == []
+
+    kill(cluster, 0)
+    cluster.calls.wait_until(lambda: engines.ready == [0], "coming back")
+    kill(cluster, 1)
+    with pytest.raises(ProcessFailure, match="process engine-1 died"):
+        cluster.calls.wait_until(lambda: False, "working")
+    assert engines.restarted == 2 and len(told) == 2
+
+
+def test_one_that_does_not_start_again_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    told: list[str] = []
+    engines = started(cluster, 2, told)
+    (tmp_path / "refuse-0").touch()
+    kill(cluster, 0)
+    cluster.calls.wait_until(lambda: engines.ready == [0], "coming back")
+    assert engines.restarted == 2 and "ValueError: no room" in told[1]
+
+
+def test_one_that_never_started_ends_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "refuse-1").touch()
+    with pytest.raises(ProcessFailure, match="engine-1 failed with ValueError: no room"):
+        started(cluster, 2, [])
