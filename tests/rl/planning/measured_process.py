@@ -2,8 +2,9 @@
 
     python -m tests.rl.planning.measured_process trainer|engine RECIPE [key=value …]
 
-Prints a JSON object. `peak`: the most resident bytes, less those before the first tensor. Of a trainer, also the bytes
-of the tensors that it holds: `weights`, `gradients` and `optimizer states`.
+RANK and MASTER_PORT are in the environment of a trainer rank. Prints a JSON object. `peak`: the most resident bytes,
+less those before the first tensor. Of a trainer, also the bytes of the tensors that it holds: `weights`, `gradients`
+and `optimizer states`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from rl.recipe.load import load_recipe
-from rollout.ports import free_port
 from rollout.types import SamplingParams
 from tests.samples import sample_of
 
@@ -34,8 +34,7 @@ def resident(field: str) -> int:
 
 def trainer(arguments: Sequence[str]) -> dict[str, int]:
     recipe = load_recipe(arguments[0], arguments[1:])
-    assert recipe.trainer.ranks == 1
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "1", "RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(recipe.trainer.ranks)}
     os.environ |= {"LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}
     import torch
 
@@ -79,7 +78,8 @@ def held(learner: object) -> dict[str, int]:
     weights = sum(getattr(one, "ds_tensor", one).nbytes for one in parameters)
     states = [value for state in engine.optimizer.state.values() for value in state.values()]
     optimizer = sum(value.nbytes for value in states if isinstance(value, torch.Tensor) and value.numel() > 1)
-    master = sum(one.nbytes for one in getattr(engine.optimizer, "fp32_partitioned_groups_flat", []))
+    copies = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups")  # of stage 3, and of stages 1 and 2
+    master = sum(one.nbytes for name in copies for one in getattr(engine.optimizer, name, []))
     flat = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
     return {
         "weights": weights,
