@@ -104,16 +104,16 @@ def sweep(found: Parents) -> None:
 
 def _version_1() -> dict[str, Path]:
     folders = {}
-    for controllers, path in _own_groups():
+    for controllers, path in own_groups():
         for controller in set(controllers) & set(USED):
-            if (folder := _mounted(controller, path)) is not None and os.access(folder, os.W_OK):
+            if (folder := mounted(controller, path)) is not None and os.access(folder, os.W_OK):
                 folders[controller] = folder
     return folders
 
 
 def _version_2() -> dict[str, Path]:
-    path = next((path for controllers, path in _own_groups() if controllers == [""]), None)
-    folder = None if path is None else _mounted(None, path)
+    path = next((path for controllers, path in own_groups() if controllers == [""]), None)
+    folder = None if path is None else mounted(None, path)
     if folder is None or not os.access(folder, os.W_OK):
         return {}
     control = folder / "cgroup.subtree_control"
@@ -126,12 +126,13 @@ def _version_2() -> dict[str, Path]:
     return {}
 
 
-def _own_groups() -> list[tuple[list[str], str]]:
+def own_groups() -> list[tuple[list[str], str]]:
+    """The control groups of this process: the controllers of each ([""] in version 2), and its path."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     return [(line.split(":", 2)[1].split(","), line.split(":", 2)[2]) for line in lines]
 
 
-def _mounted(controller: str | None, path: str) -> Path | None:
+def mounted(controller: str | None, path: str) -> Path | None:
     """The folder of a group of this controller's hierarchy (None: of version 2)."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")

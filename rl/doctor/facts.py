@@ -18,6 +18,7 @@ import psutil
 from rewards.sandbox.config import SandboxConfig
 from rl.launch.addresses import interface_of, own_address
 from rl.launch.greeting import code_digest
+from rl.processes.memory import memory_left
 from rl.processes.tree import SHARED_MEMORY
 from rl.recipe.machine import PROBE_S, sandbox_error
 
@@ -67,7 +68,7 @@ def gather(address: str, others: Sequence[str], packages: Sequence[str], sandbox
         routes={other: _route(other) for other in others},
         names=_names(),
         binds=_binds(address),
-        memory=psutil.virtual_memory().available,
+        memory=memory_left(psutil.virtual_memory().available),
         shared_memory=shutil.disk_usage(SHARED_MEMORY).total,
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         processes=resource.getrlimit(resource.RLIMIT_NPROC)[0],

@@ -6,12 +6,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
 from pydantic import Field
 
 from rewards.strict import StrictModel
 from rl.config import Recipe
 from rl.driver.layout import Node
+from rl.processes.memory import memory_bytes
 from rl.recipe.hardware import resolve_device, wants
 from rl.recipe.machine import PROBE_S, cpu_count, gpu_names
 
@@ -57,7 +57,7 @@ def machines_for(recipe: Recipe, said: Described | None, others: Sequence[str]) 
             cores=cpu_count(),
             gpus=seen,
             gpu_bytes=_gpu_bytes(),
-            host_bytes=psutil.virtual_memory().total,
+            host_bytes=memory_bytes(),
             known=_known(recipe, others),
         )
     assumed, said = said is None, said or Described()
