@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 
 import ray
@@ -75,7 +76,7 @@ class Examination:
     def __init__(self, recipe: Recipe, run_id: str, cluster: Cluster, hardware: Hardware, budget: Budget) -> None:
         self._recipe, self._run_id, self._cluster, self._budget = recipe, run_id, cluster, budget
         self._hardware = hardware
-        cluster.device = resolve_device(recipe, hardware.gpus)
+        cluster.device = resolve_device(recipe, hardware.all_gpus)
         self._probes: dict[str, ActorHandle] = {}
         self._ranks: dict[str, ActorHandle] = {}
 
@@ -120,9 +121,7 @@ class Examination:
 
     def _hardware_fits(self) -> Finding:
         here = self._hardware
-        missing = missing_hardware(
-            self._recipe, cpus=here.cpus, gpus=here.gpus, largest_node_gpus=here.largest_node_gpus
-        )
+        missing = missing_hardware(self._recipe, **asdict(here))
         told = f"{here.gpus} GPUs, {here.cpus} CPU cores; the run is on {self._cluster.device}"
         return Finding("hardware", not missing, "; ".join(missing) or told)
 

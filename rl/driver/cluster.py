@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.driver.config import RunConfig
-from rl.driver.layout import Layout, Node, Wanted, lay_out
-from rl.driver.placement import Place, beside, shared_seats
+from rl.driver.layout import Layout, Node, Wanted, held_by_others, lay_out
+from rl.driver.placement import Place, alive_nodes, beside, nodes_of_cluster, shared_seats
 from rl.driver.specs import TrainerSpec
 from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
@@ -59,11 +58,14 @@ class NoCluster(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The hardware of a Ray cluster: the sums over all its machines, and the GPUs of the machine with the most."""
+    """The hardware of a Ray cluster: the sums over all its machines, what other jobs hold not counted, the GPUs of the
+    machine with the most, and what others hold, in words."""
 
     cpus: int
     gpus: int
+    all_gpus: int
     largest_node_gpus: int
+    held: str
 
 
 class Cluster:
@@ -108,11 +110,13 @@ class Cluster:
 
     def look(self) -> Hardware:
         """Ask the Ray instance of this process for its machines."""
-        self._nodes = _nodes(ray.get_runtime_context().get_node_id())
+        self._nodes = nodes_of_cluster(ray.get_runtime_context().get_node_id())
         return Hardware(
             cpus=sum(node.cpus for node in self._nodes),
             gpus=sum(node.gpus for node in self._nodes),
-            largest_node_gpus=max(node.gpus for node in self._nodes),
+            all_gpus=sum(node.all_gpus for node in self._nodes),
+            largest_node_gpus=max(node.all_gpus for node in self._nodes),
+            held=held_by_others(self._nodes),
         )
 
     def lay_out(self, wanted: Wanted) -> dict[str, str]:
@@ -144,12 +148,12 @@ class Cluster:
         head = ray.get_runtime_context().gcs_address
         self._hosts.start(greeting(head, _token(), self._run_id, os.environ))
         end = time.monotonic() + limit_s
-        while len(_alive()) <= count:
+        while len(alive_nodes()) <= count:
             self.calls.stop.check()
             if ended := self._hosts.ended():
                 raise NoCluster(f"a machine of {source} did not join: {'; '.join(ended)}")
             if time.monotonic() > end:
-                raise NoCluster(f"{len(_alive()) - 1} of {count} machines of {source} joined within {limit_s:g} s")
+                raise NoCluster(f"{len(alive_nodes()) - 1} of {count} machines of {source} joined within {limit_s:g} s")
             time.sleep(POLL_S)
 
     @property
@@ -283,34 +287,6 @@ def _token() -> str:
     own = os.environ.get("RAY_AUTH_TOKEN")
     path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
     return own or Path(path).expanduser().read_text(encoding="utf-8").strip()
-
-
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _nodes(own: str) -> list[Node]:
-    """The machines of the Ray cluster, the driver's own first, the others by their addresses: the same cluster gives
-    every start the same places."""
-    found = [
-        Node(
-            id=node["NodeID"],
-            address=node["NodeManagerAddress"],
-            cpus=int(node["Resources"].get("CPU", 0)),
-            gpus=int(node["Resources"].get("GPU", 0)),
-        )
-        for node in _alive()
-    ]
-    return sorted(found, key=lambda node: (node.id != own, _numbers_in(node.address), node.id))
-
-
-def _numbers_in(address: str) -> tuple[int, int]:
-    """An address as a number, after its version; names of machines come last."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return 10, 0
-    return found.version, int(found)
 
 
 def _other_machines(run: RunConfig) -> Others | None:

@@ -16,14 +16,14 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rewards.sandbox.sandbox import isolation
 from rl.config import Recipe
 from rl.driver.check_chat import UnfitChat, chat_report
-from rl.driver.cluster import Cluster, NoCluster
+from rl.driver.cluster import Cluster, Hardware, NoCluster
 from rl.driver.health import Diverged
 from rl.driver.layout import Unplaceable
 from rl.driver.session import STALE, Session, StepRecord
@@ -62,7 +62,8 @@ UPLOAD_S = 120.0
 """How long wandb may take to send the rest of a finished run; metrics.jsonl has all of it."""
 TRACKER_S = 10.0
 """The same for a run that did not finish: somebody may be waiting for it to exit."""
-
+HELD_S = 20.0
+"""How long a run waits for what other jobs of a shared cluster hold."""
 
 TOLD = ("trajectories_per_step", "tokens_per_step_max", "gate_groups", "object_store_mb")
 """What is told at the start of the batch arithmetic. The resolved recipe has all of it."""
@@ -133,16 +134,7 @@ def _run(session: Session, train: Callable[[Session], None], trains: bool) -> En
         with signal_handlers_kept(on_signal), session.phase(starting):
             hardware = cluster.connect(recipe.run, object_store_bytes(recipe))
         cluster.calls.stop.check()
-        missing = missing_hardware(
-            recipe,
-            cpus=hardware.cpus,
-            gpus=hardware.gpus,
-            largest_node_gpus=hardware.largest_node_gpus,
-            trains=trains,
-        )
-        if missing:
-            return Ending(code=NOTHING_STARTED, reason="; ".join(missing))
-        table = cluster.lay_out(wanted(recipe, resolve_device(recipe, hardware.gpus), cluster.machines, trains=trains))
+        table = _placed(recipe, cluster, hardware, trains=trains)
         if cluster.machines > 1 or cluster.device == "cuda":
             session.console.settings(table)
         with session.watchdog, cluster.calls.stop.interruptible():
@@ -159,6 +151,29 @@ def _run(session: Session, train: Callable[[Session], None], trains: bool) -> En
         log = session.directory.logs / "driver.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         return Ending(code=1, reason=f"the driver failed: {type(error).__name__}: {error}; its traceback: {log}")
+
+
+def _placed(recipe: Recipe, cluster: Cluster, hardware: Hardware, *, trains: bool) -> dict[str, str]:
+    """Give every actor its machine. Returns by the address of each machine its actors.
+
+    What other jobs of a shared cluster hold may be the last of a run that has ended: a little later there may be room.
+
+    Raises:
+        Unplaceable: the machines cannot hold them.
+    """
+    end = time.monotonic() + HELD_S
+    while True:
+        try:
+            if missing := missing_hardware(recipe, **asdict(hardware), trains=trains):
+                raise Unplaceable("; ".join(missing))
+            device = resolve_device(recipe, hardware.all_gpus)
+            return cluster.lay_out(wanted(recipe, device, cluster.machines, trains=trains))
+        except Unplaceable:
+            if not hardware.held or time.monotonic() > end:
+                raise
+        cluster.calls.stop.check()
+        time.sleep(1.0)
+        hardware = cluster.look()
 
 
 def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> Session:

@@ -19,12 +19,19 @@ from rollout.types import Device, Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine: its name in Ray, its address, and all the cores and GPUs that it has for the run."""
+    """A machine: its name in Ray, its address, the cores and GPUs that it has for the run, and those that other jobs of
+    a shared cluster hold."""
 
     id: str
     address: str
     cpus: int
     gpus: int
+    taken_cpus: int = 0
+    taken_gpus: int = 0
+
+    @property
+    def all_gpus(self) -> int:
+        return self.gpus + self.taken_gpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +106,14 @@ def lay_out(nodes: Sequence[Node], wanted: Wanted) -> Layout:
         workers = tuple(number % len(nodes) for number in range(wanted.workers))
         engines = tuple((number + 1) % len(nodes) if wanted.spread else 0 for number in range(wanted.engines))
         return Layout(trainers=(0,) * wanted.ranks, engines=engines, workers=workers, buffer=wanted.buffer)
-    room = _Room(nodes)
+    try:
+        return _on_gpus(_Room(nodes), wanted)
+    except Unplaceable as error:
+        held = held_by_others(nodes)
+        raise Unplaceable(f"{error}; {held}" if held else str(error)) from None
+
+
+def _on_gpus(room: _Room, wanted: Wanted) -> Layout:
     if wanted.placement == "colocated":
         trainers, seated = _colocated(room, wanted)
     else:
@@ -146,7 +160,7 @@ def _capacities(room: _Room) -> dict[int, int]:
 def _in_order(room: _Room) -> list[int]:
     """The machines in the order in which ranks fill them: whole ones first, the largest first."""
     free = _capacities(room)
-    return sorted(free, key=lambda place: (room.gpus[place] < room.nodes[place].gpus, -free[place], place))
+    return sorted(free, key=lambda place: (room.gpus[place] < room.nodes[place].all_gpus, -free[place], place))
 
 
 def _ranks(wanted: Wanted, capacities: Mapping[int, int], order: Sequence[int]) -> list[int]:
@@ -231,6 +245,12 @@ def _no_blocks(room: _Room, wanted: Wanted, blocks: int) -> str:
         f"inference.tensor_parallel={width} GPUs on one machine, each with {width + 1} CPU cores, and "
         f"{_all(room.nodes)} have {blocks}: use smaller engines, fewer ranks, or more machines"
     )
+
+
+def held_by_others(nodes: Sequence[Node]) -> str:
+    """What other jobs of a shared cluster hold, in words; empty if that is nothing."""
+    gpus, cpus = sum(node.taken_gpus for node in nodes), sum(node.taken_cpus for node in nodes)
+    return f"other jobs of the Ray cluster hold {gpus} GPUs and {cpus} CPU cores" if gpus or cpus else ""
 
 
 def _all(nodes: Sequence[Node]) -> str:

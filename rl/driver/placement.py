@@ -1,12 +1,17 @@
-"""The resources that an actor reserves in a Ray cluster, and the GPUs of ranks that colocated engines share."""
+"""The machines of a Ray cluster, what an actor reserves there, and the GPUs of ranks that colocated engines share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
+import ray
+from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rl.driver.layout import Node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +57,38 @@ def shared_seats(seats: Sequence[Seat], engines: int, width: int) -> list[list[S
 def beside(seat: Seat) -> Place:
     """A place on a seat's machine that reserves no GPU: the rank that sits there has reserved it."""
     return Place(cpus=1, strategy=NodeAffinitySchedulingStrategy(seat.node, soft=False))
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """What Ray says of each machine of the cluster that this process has joined."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_of_cluster(own: str) -> list[Node]:
+    """The machines of the Ray cluster, the driver's own first, the others by their addresses: the same cluster gives
+    every start the same places. What other jobs hold is told apart, so call it before this run has actors."""
+    free = available_resources_per_node()
+    found = [_node(node, free.get(node["NodeID"], {})) for node in alive_nodes()]
+    return sorted(found, key=lambda node: (node.id != own, _numbers_in(node.address), node.id))
+
+
+def _node(node: Mapping[str, Any], free: Mapping[str, float]) -> Node:
+    cpus, gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
+    free_cpus, free_gpus = min(cpus, int(free.get("CPU", 0))), min(gpus, int(free.get("GPU", 0)))
+    return Node(
+        id=node["NodeID"],
+        address=node["NodeManagerAddress"],
+        cpus=free_cpus,
+        gpus=free_gpus,
+        taken_cpus=cpus - free_cpus,
+        taken_gpus=gpus - free_gpus,
+    )
+
+
+def _numbers_in(address: str) -> tuple[int, int]:
+    """An address as a number, after its version; names of machines come last."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return 10, 0
+    return found.version, int(found)

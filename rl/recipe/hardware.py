@@ -43,14 +43,22 @@ def wants(recipe: Recipe, *, trains: bool = True) -> Wants:
 
 
 def missing_hardware(
-    recipe: Recipe, *, cpus: int, gpus: int, largest_node_gpus: int | None = None, trains: bool = True
+    recipe: Recipe,
+    *,
+    cpus: int,
+    gpus: int,
+    all_gpus: int | None = None,
+    largest_node_gpus: int | None = None,
+    held: str = "",
+    trains: bool = True,
 ) -> list[str]:
     """Lines that say what the recipe wants, what is here and how to shrink it; empty when it can start.
 
-    `cpus` and `gpus` count those of all machines together. `largest_node_gpus` counts the GPUs of the machine with the
-    most; None when there is only this machine.
+    `cpus` and `gpus` count those of all machines together, and `all_gpus` also those that other jobs have; `held` says
+    in words what these have. `largest_node_gpus` counts the GPUs of the machine with the most; None when there is only
+    this machine.
     """
-    if resolve_device(recipe, gpus) == "cpu":
+    if resolve_device(recipe, gpus if all_gpus is None else all_gpus) == "cpu":
         unfit = [problem.text for problem in cpu_problems(recipe)]
         return [*unfit, "no GPU is seen here, so run.device=auto means cpu"] if unfit else []
     if unfit := [problem.text for problem in gpu_problems(recipe)]:
@@ -62,7 +70,8 @@ def missing_hardware(
     inference = recipe.inference
     return [
         *too_wide,
-        f"this recipe wants {wanted.gpus} GPUs and {wanted.cpus} CPU cores; here are {gpus} GPUs and {cpus} CPU cores",
+        f"this recipe wants {wanted.gpus} GPUs and {wanted.cpus} CPU cores; here are {gpus} GPUs and {cpus} CPU cores"
+        + (f", because {held}" if held else ""),
         f"the GPUs are {wanted.trainer_gpus} for trainer.ranks={recipe.trainer.ranks} and "
         f"{'of these ' if wanted.shared else ''}{wanted.inference_gpus} for "
         f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel}; "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.driver.layout import Layout, Node, Unplaceable, Wanted, crossing, lay_out
+from rl.paths import REPOSITORY
 
 
 def nodes_of(*sizes: tuple[int, int]) -> list[Node]:
@@ -154,3 +158,57 @@ def test_on_cpus_engines_go_round_where_weights_reach_them() -> None:
     assert lay_out(nodes, on_cpu).engines == (0, 0, 0, 0)
     assert lay_out(nodes, replace(on_cpu, spread=True)).engines == (1, 2, 0, 1)
     assert lay_out(nodes[:1], replace(on_cpu, spread=True)).engines == (0, 0, 0, 0)
+
+
+def test_what_other_jobs_hold_is_not_given_away() -> None:
+    shared, own = nodes_of((8, 40), (8, 40))
+    nodes = [replace(shared, taken_gpus=8, taken_cpus=3), own]
+    assert lay_out(nodes, wanted(ranks=8, engines=0)).trainers == (1,) * 8, "a whole machine goes first"
+    with pytest.raises(Unplaceable, match="other jobs of the Ray cluster hold 8 GPUs and 3 CPU cores"):
+        lay_out(nodes, wanted(ranks=20))
+    with pytest.raises(Unplaceable) as alone:
+        lay_out([own], wanted(ranks=20))
+    assert "other jobs" not in str(alone.value)
+
+
+SHARED = """
+import ray
+from pathlib import Path
+from rl.driver.cluster import Cluster
+from rl.recipe.hardware import missing_hardware
+from rl.recipe.load import load_recipe
+from dataclasses import asdict
+
+ray.init("local", num_cpus=6, num_gpus=4, include_dashboard=False, log_to_driver=False, _temp_dir="{temp}")
+
+@ray.remote(num_cpus=1)
+class Other:
+    def here(self):
+        return True
+
+others = [Other.options(num_gpus=share).remote() for share in (1, 0.5)]
+assert all(ray.get([other.here.remote() for other in others]))
+hardware = Cluster(Path("{temp}"), "r").look()
+print(hardware)
+recipe = load_recipe("recipes/quickstart.yaml", ["trainer.ranks=2", "sandbox=unsafe-none"])
+print("\\n".join(missing_hardware(recipe, **asdict(hardware))))
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_rays_own_numbers_say_what_other_jobs_hold() -> None:
+    """Actors of somebody else have one and a half of four GPUs, so that two whole ones are left."""
+    with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp") as temp:  # short: Ray's socket paths are limited
+        done = subprocess.run(
+            [sys.executable, "-c", SHARED.format(temp=temp)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    held = "other jobs of the Ray cluster hold 2 GPUs and 2 CPU cores"
+    assert f"Hardware(cpus=4, gpus=2, all_gpus=4, largest_node_gpus=4, held='{held}')" in done.stdout
+    assert f"wants 3 GPUs and 4 CPU cores; here are 2 GPUs and 4 CPU cores, because {held}" in done.stdout
