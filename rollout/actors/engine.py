@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,13 +14,15 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from rewards.errors import InfrastructureError
+from rewards.errors import InfrastructureError, one_line
 from rollout.actors.process import EXACT_PINNED, enter_role, settling_in
 from rollout.contracts import EngineDeadError
 from rollout.engine.choice import EngineChoice, EngineStatus
 from rollout.engine.exchange import Answer, Desk, Line, Request
 from rollout.engine.settings import EngineSettings
 from rollout.types import Completion, SamplingParams, TokenIds
+
+log = logging.getLogger(__name__)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -136,8 +139,8 @@ def _line(replica: ActorHandle) -> Line:
 
 
 class EngineClient:
-    """The client of one group. Its first request chooses an engine, and all others follow; when that engine dies,
-    another one is chosen.
+    """The client of one group. Its first request chooses an engine, and all others follow. When that engine dies,
+    another one is chosen, and samples what this one had not finished: a request has all tokens of its conversation.
 
     `tokens` is the most that the group may have in engines at once. `timeout_s` limits one completion, in seconds; None
     leaves that to the caller's own deadline. `close` it when the group has ended.
@@ -152,16 +155,17 @@ class EngineClient:
         self._choosing = asyncio.Lock()
 
     async def generate(self, request_id: str, prompt_token_ids: TokenIds, sampling: SamplingParams) -> Completion:
-        engine = await self._chosen()
         tokens = len(prompt_token_ids) + sampling.max_tokens
-        self._engines.choice.started(engine, tokens)
-        try:
-            return await self._completion(engine, request_id, prompt_token_ids, sampling)
-        except RayActorError as error:
-            self._leave(engine)
-            raise InfrastructureError(f"request {request_id}: engine {engine} has died: {error}") from error
-        finally:
-            self._engines.choice.ended(engine, tokens)
+        while True:
+            engine = await self._chosen()
+            self._engines.choice.started(engine, tokens)
+            try:
+                return await self._completion(engine, request_id, prompt_token_ids, sampling)
+            except RayActorError as error:
+                log.warning("request %s: engine %d has died (%s)", request_id, engine, one_line(str(error), 200))
+                self._leave(engine)
+            finally:
+                self._engines.choice.ended(engine, tokens)
 
     def close(self) -> None:
         """Let the engine go."""

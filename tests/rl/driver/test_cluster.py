@@ -25,7 +25,6 @@ from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS as GROUPS
 from rollout.actors.engine import EngineClient, Engines, InferenceActor
 from rollout.actors.process import enter_role
 from rollout.actors.worker import WorkerActor
-from rollout.engine.choice import STATUS_S
 from rollout.store import read
 from rollout.store.shared import RunFolder
 from rollout.tasks.stream import EVAL_SEED, task_stream
@@ -231,16 +230,13 @@ def test_groups_go_to_the_engine_with_the_least_to_do_and_leave_one_that_died(cl
         alive, victim = (first, second) if await busy(first) == 2 else (second, first)
         ray.kill(victim)
         await alive.call.remote("resume")
-        ended = await asyncio.gather(*running, return_exceptions=True)
-        assert [type(one) for one in ended].count(Completion) == 2
-        lost = [one for one in ended if isinstance(one, InfrastructureError)]
-        assert len(lost) == 4 and all("has died" in str(one) for one in lost)
+        ended = await asyncio.gather(*running)
+        assert [type(one) for one in ended] == [Completion] * 6, "the other engine takes what this one had"
         again = await asyncio.gather(*(client.generate(f"again/{id(client)}", [1], SAMPLING) for client in clients))
         assert len(again) == 3
         ray.kill(alive)
         for client in clients:
             client.close()
-        await asyncio.sleep(STATUS_S)
         late = asyncio.create_task(clients[0].generate("late", [1], SAMPLING))
         again = cluster.spawn(ScriptedInference, "engine-0", Place(), groups=GROUPS)
         await again.call.remote("resume")
