@@ -28,7 +28,7 @@ def evaluate_model(run: Session, against: Evaluation | None, shows: bool) -> Non
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
     settings = replace(settings, load_format="auto", adapters=None)
-    run.engines = Engines(cluster, settings, "split", 0, run.console.warn)
+    run.engines = Engines(cluster, settings, "split", 0, run.engine_died)
     cluster.start_workers(specs.worker_spec(recipe, run.folder), list(run.engines.all.values()), None)
     await_engines(run)
     run.progress.eval_after = evaluate(run)

@@ -122,7 +122,7 @@ def start_processes(run: Session) -> None:
     cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device, cluster.machines))
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
     restarts = recipe.inference.restarts
-    run.engines = Engines(cluster, settings, recipe.placement, restarts, run.console.warn)
+    run.engines = Engines(cluster, settings, recipe.placement, restarts, run.engine_died)
     buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.folder, run.saved_buffer())
     cluster.start_workers(specs.worker_spec(recipe, run.folder), list(run.engines.all.values()), buffer)
     address = calls.ask(cluster.trainers[0], "address", what="starting the trainer")

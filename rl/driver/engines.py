@@ -3,9 +3,9 @@
     starting ─▶ serving ─▶ dead ─▶ starting again ─▶ ready ─▶ serving
                                                       (it gets the version that the others hold, alone)
 
-An engine dies with its process, or when vLLM fails in it. What it sampled is lost: its groups are tried again by
-another engine, or wait for this one. While it is missing, pushes go to the others. Which engine has which number never
-changes, and neither does its place.
+An engine dies with its process, or when vLLM fails in it. Completions that it had not finished are sampled by another
+engine, or wait for this one (`rollout.actors.engine`). While it is missing, pushes go to the others. Which engine has
+which number never changes, and neither does its place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rollout.types import Placement
 
 class Engines:
     """Starts engines, and again those that died, at most `restarts` times in all. After that a death ends the run, as
-    does one before all of them have started once. `warn` tells people."""
+    does one before all of them have started once. `tell` is told of each."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class Engines:
         settings: EngineSettings,
         placement: Placement,
         restarts: int,
-        warn: Callable[[str], None],
+        tell: Callable[[str], None],
     ) -> None:
-        self._cluster, self._calls, self._settings, self._warn = cluster, cluster.calls, settings, warn
+        self._cluster, self._calls, self._settings, self._tell = cluster, cluster.calls, settings, tell
         self._allowed = self._left = 0 if placement == "colocated" else restarts
         self._missing: set[int] = set()
         self._ready: set[int] = set()
@@ -73,10 +73,12 @@ class Engines:
         for number in self.all:
             self._watch(number)
 
-    def admit(self, number: int) -> None:
-        """Count an engine among those that serve, because it has got weights."""
-        self._ready.discard(number)
-        self._missing.discard(number)
+    def admit(self, number: int, handle: ActorHandle) -> None:
+        """Count an engine among those that serve, because this process of it has got weights; unless it has died
+        meanwhile."""
+        if self.holds(number, handle):
+            self._ready.discard(number)
+            self._missing.discard(number)
 
     def holds(self, number: int, handle: ActorHandle) -> bool:
         """Whether this is still the engine's process."""
@@ -93,7 +95,7 @@ class Engines:
         if not self._left:
             raise failure
         self._left -= 1
-        self._warn(f"{failure}; it is started again ({self.restarted} of inference.restarts={self._allowed})")
+        self._tell(f"{failure}; it is started again ({self.restarted} of inference.restarts={self._allowed})")
         dead = self.all[number]
         self._calls.remove(dead)
         ray.kill(dead)

@@ -161,6 +161,11 @@ class Session:
         self.console.warn(f"{title}: {text}")
         self.tracker.alert(title, text)
 
+    def engine_died(self, text: str) -> None:
+        """Tell of an engine that is started again, for which the watchdog gives time."""
+        self.watchdog.beat("an engine is started again")
+        self.alert("an engine died", text)
+
     def waiting(self) -> str:
         """A sentence that says who waits for whom, as far as the driver knows."""
         return f"{self.calls.waiting_for()}. The buffer, when it last answered: {self.step.waiting_for}"

@@ -108,31 +108,28 @@ def admit_engines(run: Session) -> PublishReport | None:
         if pushed := _push(run, {number: handle}, verify=True):
             report = pushed
             run.calls.ask_all(run.cluster.workers, "use_engine", number, handle, what="admitting an engine")
-            run.engines.admit(number)
+            run.engines.admit(number, handle)
+            run.watchdog.beat(f"engine-{number} is back")
             run.console.note(f"engine-{number} is back, with version {run.progress.version}")
     return report
 
 
 def _push(run: Session, engines: Mapping[int, ActorHandle], verify: bool) -> PublishReport | None:
-    """Push the current version to these engines. A push is idempotent, so a failed one is repeated once, without the
-    engines that died in it. Returns None if there is none left."""
-    what = f"publishing weights version {run.progress.version}"
-    if not engines:
-        return None
-    try:
-        return _pushed(run, engines, verify, what)
-    except ProcessFailure as error:
-        if not isinstance(error.cause, PublishError):
-            raise
-        run.console.warn(f"{str(error).splitlines()[0]} Trying once more.")
-    left = {number: handle for number, handle in engines.items() if run.engines.holds(number, handle)}
-    return _pushed(run, left, verify, f"{what} again") if left else None
-
-
-def _pushed(run: Session, engines: Mapping[int, ActorHandle], verify: bool, what: str) -> PublishReport:
-    arguments = (run.progress.version, dict(engines), verify)
-    report: PublishReport = run.calls.ask_all(run.cluster.trainers, "publish", *arguments, what=what)[0]
-    return report
+    """Push the current version to these engines. A push is idempotent, so one that failed is repeated: without the
+    engines that died in it, or once if none did. Returns None if none is left."""
+    engines, again = dict(engines), ""
+    while engines:
+        arguments, what = (run.progress.version, engines, verify), f"publishing weights version {run.progress.version}"
+        try:
+            report: PublishReport = run.calls.ask_all(run.cluster.trainers, "publish", *arguments, what=what + again)[0]
+            return report
+        except ProcessFailure as error:
+            left = {number: handle for number, handle in engines.items() if run.engines.holds(number, handle)}
+            if not isinstance(error.cause, PublishError) or (again and left == engines):
+                raise
+            run.console.warn(f"{str(error).splitlines()[0]} Trying once more.")
+        engines, again = left, " again"
+    return None
 
 
 def to_trainer(run: Session) -> None:

@@ -84,7 +84,9 @@ def test_engines_come_back_and_serve_once_they_were_admitted_until_their_restart
     cluster.calls.wait_until(lambda: engines.ready == [1], "coming back")
     assert engines.serving == {0: first[0]} and not engines.holds(1, first[1]) and engines.holds(0, first[0])
     assert "out of memory" in told[0] and "engine-1.log" in told[0] and "1 of inference.restarts=2" in told[0]
-    engines.admit(1)
+    engines.admit(1, first[1])
+    assert engines.serving == {0: first[0]}, "a process that died before it was admitted"
+    engines.admit(1, engines.all[1])
     assert engines.serving == engines.all and engines.ready == []
 
     kill(cluster, 0)
