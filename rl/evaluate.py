@@ -27,7 +27,7 @@ def evaluate_model(run: Session, against: Evaluation | None, shows: bool) -> Non
     """Evaluate the recipe's model, print a table, and compare it with another evaluation of the same tasks."""
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
-    settings = replace(settings, load_format="auto", adapters=None)
+    settings = [replace(own, load_format="auto", adapters=None) for own in settings]
     run.engines = Engines(cluster, settings, "split", 0, run.engine_died)
     cluster.start_workers(specs.worker_spec(recipe, run.folder), list(run.engines.all.values()), None)
     await_engines(run)

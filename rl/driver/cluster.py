@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,7 @@ class Cluster:
 
     def start_on_ranks(self, actor: type, role: str, ranks: int) -> list[ActorHandle]:
         """Start one actor on the place of each trainer rank and, on CPUs, on each other machine."""
-        alone = Wanted(
-            device=self.device, ranks=ranks, expert_parallel=1, engines=0, tensor_parallel=1, workers=0, buffer=False
-        )
+        alone = Wanted(device=self.device, ranks=ranks, expert_parallel=1, engines=(), workers=0, buffer=False)
         gpus = 1 if self.device == "cuda" else 0
         places = [self._at(machine, gpus) for machine in lay_out(self._nodes, alone).trainers]
         if self.device == "cpu":
@@ -232,16 +230,18 @@ class Cluster:
             for rank, machine in enumerate(self.layout.trainers)
         ]
 
-    def start_engines(self, config: InferenceConfig, placement: Placement = "split") -> None:
-        """Start one actor per replica: on GPUs of its own, or colocated with the trainer, which has been started."""
+    def start_engines(self, configs: Sequence[InferenceConfig], placement: Placement = "split") -> None:
+        """Start one actor per engine: on GPUs of its own, or colocated with the trainer, which has been started."""
+        widths = [config.widths[0] for config in configs]
         if placement == "colocated" and self.device == "cuda":
             seats = self.calls.ask_all(self.trainers, "seat", what="looking for the trainer's GPUs")
-            dealt = shared_seats(seats, config.replicas, config.tensor_parallel)
+            dealt = shared_seats(seats, len(widths), widths[0])
             self._engine_places = [(beside(own[0]), [seat.gpu for seat in own]) for own in dealt]
         else:
-            width = config.tensor_parallel if self.device == "cuda" else 0
-            self._engine_places = [(self._at(machine, width), None) for machine in self.layout.engines]
-        self._engine_threads = config.cpu_threads
+            reserved = widths if self.device == "cuda" else [0] * len(widths)
+            placed = zip(self.layout.engines, reserved, strict=True)
+            self._engine_places = [(self._at(machine, width), None) for machine, width in placed]
+        self._engine_threads = configs[0].cpu_threads
         for number in range(len(self._engine_places)):
             self.start_engine(number)
 

@@ -10,7 +10,7 @@ which number never changes, and neither does its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import ray
@@ -29,7 +29,7 @@ class Engines:
     def __init__(
         self,
         cluster: Cluster,
-        settings: EngineSettings,
+        settings: Sequence[EngineSettings],
         placement: Placement,
         restarts: int,
         tell: Callable[[str], None],
@@ -38,8 +38,9 @@ class Engines:
         self._allowed = self._left = 0 if placement == "colocated" else restarts
         self._missing: set[int] = set()
         self._ready: set[int] = set()
-        cluster.start_engines(settings.config, placement)
-        self._starting: Started = self._calls.background(self._calls.start(self.all.values(), "start", settings))
+        cluster.start_engines([own.config for own in settings], placement)
+        starting = self._calls.start_each(list(self.all.values()), "start", [(own,) for own in settings])
+        self._starting: Started = self._calls.background(starting)
 
     @property
     def all(self) -> dict[int, ActorHandle]:
@@ -101,7 +102,7 @@ class Engines:
         ray.kill(dead)
         self._ready.discard(number)
         self._missing.add(number)
-        again = self._calls.start([self._cluster.start_engine(number)], "start", self._settings)
+        again = self._calls.start([self._cluster.start_engine(number)], "start", self._settings[number])
         self._calls.spare(again, partial(self._answered, number))
 
     def _answered(self, number: int, failure: ProcessFailure | None) -> None:

@@ -36,15 +36,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The actors of a run. An engine has `tensor_parallel` GPUs, a rank has one, and `expert_parallel` ranks form a
+    """The actors of a run. `engines` are the GPUs of each; a rank has one, and `expert_parallel` ranks form a
     group. Colocated engines have GPUs of the ranks'. On CPU engines may be `spread` over all machines where weights
     reach them there."""
 
     device: Device
     ranks: int
     expert_parallel: int
-    engines: int
-    tensor_parallel: int
+    engines: tuple[int, ...]
     workers: int
     buffer: bool = True
     placement: Placement = "split"
@@ -104,7 +103,7 @@ def lay_out(nodes: Sequence[Node], wanted: Wanted) -> Layout:
     """
     if wanted.device == "cpu":
         workers = tuple(number % len(nodes) for number in range(wanted.workers))
-        engines = tuple((number + 1) % len(nodes) if wanted.spread else 0 for number in range(wanted.engines))
+        engines = tuple((number + 1) % len(nodes) if wanted.spread else 0 for number in range(len(wanted.engines)))
         return Layout(trainers=(0,) * wanted.ranks, engines=engines, workers=workers, buffer=wanted.buffer)
     try:
         return _on_gpus(_Room(nodes), wanted)
@@ -138,10 +137,10 @@ def _engines(room: _Room, wanted: Wanted) -> list[int]:
     """Put each engine where it costs ranks the least room, then where it leaves the fewest GPUs over.
 
     The room for ranks on a machine is a concave function of its engines, so taking the least loss each time leaves the
-    most room in the end.
+    most room in the end, where all engines are equal. Else the widest come first.
     """
-    width, found = wanted.tensor_parallel, []
-    for number in range(wanted.engines):
+    found: dict[int, list[int]] = {}
+    for number, width in sorted(enumerate(wanted.engines), key=lambda one: -one[1]):
         fitting = [place for place, free in enumerate(room.gpus) if free >= width and room.cpus[place] >= 1]
         if not fitting:
             raise Unplaceable(_no_engine(room, wanted, number))
@@ -149,8 +148,9 @@ def _engines(room: _Room, wanted: Wanted) -> list[int]:
             fitting,
             key=lambda place: (room.ranks(place) - room.ranks(place, 1, width), room.gpus[place] - width, -place),
         )
-        found.append(room.take(chosen, gpus=width))
-    return sorted(found)
+        found.setdefault(width, []).append(room.take(chosen, gpus=width))
+    in_order = {width: iter(sorted(places)) for width, places in found.items()}
+    return [next(in_order[width]) for width in wanted.engines]
 
 
 def _capacities(room: _Room) -> dict[int, int]:
@@ -181,7 +181,7 @@ def _ranks(wanted: Wanted, capacities: Mapping[int, int], order: Sequence[int]) 
 
 def _colocated(room: _Room, wanted: Wanted) -> tuple[list[int], list[int]]:
     """Place ranks in blocks that an engine's GPUs can be, and on each machine an engine for every block."""
-    width = wanted.tensor_parallel
+    width = _width(wanted)
     blocks = {
         place: min(room.gpus[place] // width, room.cpus[place] // (width + 1)) for place in range(len(room.nodes))
     }
@@ -194,12 +194,17 @@ def _colocated(room: _Room, wanted: Wanted) -> tuple[list[int], list[int]]:
     counts = Counter(trainers)
     # In the order of `rl.driver.placement.shared_seats`, which deals out the GPUs when the ranks have started.
     by_name = sorted(counts, key=lambda place: room.nodes[place].id)
-    engines = [place for place in by_name for _ in range(counts[place] // width)][: wanted.engines]
+    engines = [place for place in by_name for _ in range(counts[place] // width)][: len(wanted.engines)]
     for place in trainers:
         room.take(place, gpus=1)
     for place in engines:
         room.take(place, gpus=0)
     return trainers, engines
+
+
+def _width(wanted: Wanted) -> int:
+    """The GPUs of each engine where all have as many."""
+    return max(wanted.engines, default=1)
 
 
 def _workers(room: _Room, wanted: Wanted) -> list[int]:
@@ -218,11 +223,11 @@ def _workers(room: _Room, wanted: Wanted) -> list[int]:
 
 
 def _no_engine(room: _Room, wanted: Wanted, number: int) -> str:
-    width, largest = wanted.tensor_parallel, max(range(len(room.nodes)), key=lambda place: room.gpus[place])
+    width, largest = wanted.engines[number], max(range(len(room.nodes)), key=lambda place: room.gpus[place])
     text = f"engine {number} needs {width} GPUs and a CPU core on one machine"
     if room.gpus[largest] >= width:
         return f"{text}, and the machines with {width} free GPUs have no free core: add cores"
-    fixes = [f"inference.replicas={number}"] if number else []
+    fixes = [f"inference.replicas={number}"] if number and len({*wanted.engines}) == 1 else []
     fixes += [f"inference.tensor_parallel<={room.gpus[largest]}"] if room.gpus[largest] else []
     return (
         f"{text}, and the most that is free is {room.gpus[largest]}, on {room.nodes[largest].address}: use "
@@ -233,13 +238,13 @@ def _no_engine(room: _Room, wanted: Wanted, number: int) -> str:
 def _no_ranks(wanted: Wanted, free: int) -> str:
     return (
         f"trainer ranks {free} to {wanted.ranks - 1} find no GPU with a CPU core: trainer.ranks={wanted.ranks}, and "
-        f"beside inference.replicas={wanted.engines} × inference.tensor_parallel={wanted.tensor_parallel} the machines "
+        f"beside {len(wanted.engines)} engines with {sum(wanted.engines)} GPUs in all the machines "
         f"have room for {free}; use fewer ranks or engines, or more machines"
     )
 
 
 def _no_blocks(room: _Room, wanted: Wanted, blocks: int) -> str:
-    width = wanted.tensor_parallel
+    width = _width(wanted)
     return (
         f"placement=colocated: trainer.ranks={wanted.ranks} want {-(-wanted.ranks // width)} blocks of "
         f"inference.tensor_parallel={width} GPUs on one machine, each with {width + 1} CPU cores, and "

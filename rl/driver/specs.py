@@ -22,15 +22,15 @@ from rollout.types import Device, Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
-    """The settings of a trainer rank that all stages share. `tensor_parallel` is that of the engines,
-    and `pushes_adapter` says whether they get adapters instead of whole weights."""
+    """The settings of a trainer rank that all stages share. `widths` are the GPUs of each engine, and
+    `pushes_adapter` says whether they get adapters instead of whole weights."""
 
     model: ModelConfig
     lora: LoraConfig | None
     trainer: TrainerConfig
     weight_sync: WeightSyncConfig
     pushes_adapter: bool
-    tensor_parallel: int
+    widths: tuple[int, ...]
     placement: Placement
     transport: TransportSettings
     seed: int
@@ -50,8 +50,7 @@ def wanted(recipe: Recipe, device: Device, machines: int = 1, *, trains: bool = 
         device=device,
         ranks=recipe.trainer.ranks if trains else 0,
         expert_parallel=recipe.trainer.expert_parallel,
-        engines=recipe.inference.replicas,
-        tensor_parallel=recipe.inference.tensor_parallel,
+        engines=recipe.inference.widths,
         workers=recipe.rollout.workers,
         buffer=trains,
         placement=recipe.placement if trains else "split",
@@ -66,7 +65,7 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device, machines: in
         trainer=recipe.trainer,
         weight_sync=recipe.weight_sync,
         pushes_adapter=pushes_adapter(recipe),
-        tensor_parallel=recipe.inference.tensor_parallel,
+        widths=recipe.inference.widths,
         placement=recipe.placement,
         transport=transport_of(recipe, device, machines),
         seed=recipe.run.seed,
@@ -76,11 +75,16 @@ def trainer_spec(recipe: Recipe, folder: RunFolder, device: Device, machines: in
     )
 
 
-def engine_settings(recipe: Recipe, device: Device, machines: int = 1) -> EngineSettings:
+def engine_settings(recipe: Recipe, device: Device, machines: int = 1) -> list[EngineSettings]:
+    """The settings of each engine."""
+    return [_engine(recipe, width, device, machines) for width in recipe.inference.widths]
+
+
+def _engine(recipe: Recipe, width: int, device: Device, machines: int) -> EngineSettings:
     return EngineSettings(
         model_path=recipe.model.path,
         dtype=recipe.model.dtype,
-        config=recipe.inference,
+        config=recipe.inference.model_copy(update={"replicas": 1, "tensor_parallel": width}),
         transport=transport_of(recipe, device, machines),
         cache_policy=recipe.weight_sync.cache_policy,
         max_context=recipe.rollout.max_context,

@@ -183,7 +183,7 @@ class TrainerActor:
     def _member(self, number: int, handle: ActorHandle) -> Member:
         from rollout.transfer.bucket import Member
 
-        return Member(replica=number, process=handle._actor_id.hex(), workers=self._spec.tensor_parallel)
+        return Member(replica=number, process=handle._actor_id.hex(), workers=self._spec.widths[number])
 
     @property
     def _resumes(self) -> bool:

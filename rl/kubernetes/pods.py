@@ -37,7 +37,7 @@ def pods_of(recipe: Recipe, gpus: int) -> Pods:
 
 def _count(recipe: Recipe, gpus: int) -> int:
     """Ranks fill one pod after another, and an engine is within one pod."""
-    width, wanted = recipe.inference.tensor_parallel, wants(recipe)
+    width, wanted = max(recipe.inference.widths), wants(recipe)
     if width > gpus:
         raise ValueError(
             f"inference.tensor_parallel={width}: an engine stays on one machine, and gpus={gpus} is what each has: "

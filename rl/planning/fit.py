@@ -65,6 +65,8 @@ def _enough(plan: Plan, fix: str) -> str | None:
         return None
     settings = getattr(plan.recipe, section)
     value = getattr(settings, name)
+    if not isinstance(value, int | float):
+        return None
     for _ in range(TRIES):
         value = value * 2 if verb == "raise" else value / 2 if isinstance(value, float) else value // 2
         recipe = plan.recipe.model_copy(update={section: settings.model_copy(update={name: value})})

@@ -97,7 +97,8 @@ def trainer_memory(recipe: Recipe, tensors: Tensors, device: Device) -> Memory:
 
 
 def engine_memory(recipe: Recipe, tensors: Tensors, device: Device, gpu_bytes: int = 0) -> Memory:
-    """The memory of an engine: on CPU of its process, on GPUs on each of its devices, which have `gpu_bytes`.
+    """The memory of an engine, the one with the fewest GPUs: on CPU of its process, on GPUs on each of its devices,
+    which have `gpu_bytes`.
 
     On a GPU vLLM gives the KV cache what its share of the memory leaves. vLLM fuses tensors and pads the vocabulary to
     a multiple of 64 rows, which is not counted.
@@ -111,14 +112,15 @@ def engine_memory(recipe: Recipe, tensors: Tensors, device: Device, gpu_bytes: i
             Part("vLLM's buffers", ENGINE_BUFFERS, "lower inference.engine_args.max_num_seqs"),
         ]
         return Memory(role="engine", count=inference.replicas, parts=parts)
-    weights = -(-tensors.base * size // inference.tensor_parallel)
+    width = min(inference.widths)
+    weights = -(-tensors.base * size // width)
     share = float(inference.engine_args.get("gpu_memory_utilization", GPU_SHARE))
     cache = max(0, int(share * gpu_bytes) - weights)
     parts = [
         Part("weights", weights, "raise inference.tensor_parallel"),
         Part("KV cache", cache, "lower inference.engine_args.gpu_memory_utilization"),
     ]
-    return Memory(role="engine", count=inference.replicas, parts=parts, devices=inference.tensor_parallel)
+    return Memory(role="engine", count=inference.replicas, parts=parts, devices=width)
 
 
 def pushed_bytes(recipe: Recipe, tensors: Tensors) -> int:

@@ -93,7 +93,8 @@ def _memory(plan: Plan) -> str:
 def _of_process(plan: Plan, memory: Memory, name: str) -> list[str]:
     where = "in its process" if plan.device == "cpu" else "on its GPU"
     where = where if memory.devices == 1 else f"on each of its {memory.devices} GPUs"
-    several = f"{memory.count} {name}s, each with" if memory.count > 1 else f"the {name} has"
+    one = "the narrowest with" if len({*plan.recipe.inference.widths}) > 1 and name == "engine" else "each with"
+    several = f"{memory.count} {name}s, {one}" if memory.count > 1 else f"the {name} has"
     return [f"{several} {size(memory.bytes(host=False))} {where}", *_parts(memory.parts)]
 
 

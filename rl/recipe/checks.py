@@ -129,11 +129,15 @@ def _placement(recipe: Recipe) -> Iterator[Problem]:
             "trainer; use recompute",
         )
     inference, ranks = recipe.inference, recipe.trainer.ranks
-    wanted = inference.replicas * inference.tensor_parallel
-    if wanted > ranks:
+    if len({*inference.widths}) > 1:
+        yield Problem(
+            "inference.tensor_parallel",
+            f"{inference.told} with placement=colocated: engines that share the trainer's devices have the same width",
+        )
+    if sum(inference.widths) > ranks:
         yield Problem(
             "inference.replicas",
-            f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel} with "
+            f"{inference.told} with "
             f"placement=colocated: engines share the devices of trainer.ranks={ranks}; use no more than those",
         )
 
@@ -237,12 +241,11 @@ def _device(recipe: Recipe) -> Iterator[Problem]:
 
 def gpu_problems(recipe: Recipe) -> Iterator[Problem]:
     """Problems of a recipe on GPUs. rl.recipe.hardware asks for them too, when `auto` turns out to mean cuda."""
-    wanted, ranks = recipe.inference.replicas * recipe.inference.tensor_parallel, recipe.trainer.ranks
+    wanted, ranks = sum(recipe.inference.widths), recipe.trainer.ranks
     if recipe.placement == "colocated" and wanted < ranks:
         yield Problem(
             "inference.replicas",
-            f"inference.replicas={recipe.inference.replicas} × inference.tensor_parallel="
-            f"{recipe.inference.tensor_parallel} with placement=colocated: engines want all GPUs of "
+            f"{recipe.inference.told} with placement=colocated: engines want all GPUs of "
             f"trainer.ranks={ranks}; use as many",
         )
     if recipe.inference.kv_cache_gib is not None:
@@ -262,10 +265,10 @@ def cpu_problems(recipe: Recipe) -> Iterator[Problem]:
             f"model.dtype={recipe.model.dtype} on CPU: engine and trainer agree on CPUs in float32 only; "
             "use model.dtype=float32",
         )
-    if recipe.inference.tensor_parallel != 1:
+    if max(recipe.inference.widths) != 1:
         yield Problem(
             "inference.tensor_parallel",
-            f"inference.tensor_parallel={recipe.inference.tensor_parallel} on CPU: an engine is one "
+            f"{recipe.inference.told} on CPU: an engine is one "
             "process there; use inference.tensor_parallel=1 and more inference.replicas",
         )
     if recipe.inference.engine_args.get("enable_chunked_prefill"):

@@ -36,7 +36,7 @@ def wants(recipe: Recipe, *, trains: bool = True) -> Wants:
     ranks = recipe.trainer.ranks if trains else 0
     return Wants(
         trainer_gpus=ranks,
-        inference_gpus=inference.replicas * inference.tensor_parallel,
+        inference_gpus=sum(inference.widths),
         cpus=ranks + inference.replicas + recipe.rollout.workers,
         shared=recipe.placement == "colocated",
     )
@@ -74,7 +74,7 @@ def missing_hardware(
         + (f", because {held}" if held else ""),
         f"the GPUs are {wanted.trainer_gpus} for trainer.ranks={recipe.trainer.ranks} and "
         f"{'of these ' if wanted.shared else ''}{wanted.inference_gpus} for "
-        f"inference.replicas={inference.replicas} × inference.tensor_parallel={inference.tensor_parallel}; "
+        f"{inference.told}; "
         f"the cores are one for every rank, engine and rollout worker (rollout.workers={recipe.rollout.workers})",
         "on several machines: name the others in a run.hostfile, start it in a SLURM job of several nodes, or set "
         "run.ray_address to that of a Ray cluster",
@@ -85,7 +85,7 @@ def missing_hardware(
 
 def _too_wide(recipe: Recipe, largest_node_gpus: int | None) -> list[str]:
     """Check that a single machine can hold an engine, because all GPUs of an engine belong to one Ray actor."""
-    width = recipe.inference.tensor_parallel
+    width = max(recipe.inference.widths)
     if largest_node_gpus is None or width <= largest_node_gpus:
         return []
     return [

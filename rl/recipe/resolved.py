@@ -44,7 +44,7 @@ def derived(recipe: Recipe) -> dict[str, int]:
         "trajectories_in_flight_max": rollout.workers * rollout.groups_per_worker * rollout.group_size,
         "trajectories_total": trajectories * recipe.run.steps,
         "training_devices": trainer.ranks,
-        "inference_devices": inference.replicas * inference.tensor_parallel,
+        "inference_devices": sum(inference.widths),
         "object_store_mb": round(object_store_bytes(recipe) / 1e6),
     }
 

@@ -290,12 +290,15 @@ class _Push:
                 self._fail_replica(replica, "holds weights of another content than was sent")
 
     def _compare_checksums(self) -> None:
-        """Fail the push unless all replicas hold the same weights, bit for bit."""
-        checksums = self._stage("checksums")
-        for replica, other in enumerate(checksums[1:], start=1):
-            names = [n for n in checksums[0].keys() | other.keys() if checksums[0].get(n) != other.get(n)]
-            if names:
-                self._fail_replica(replica, f"differs from engine {self._engines.numbers[0]} in {listed(names)}")
+        """Fail the push unless all replicas hold the same weights, bit for bit. Those that divide them among another
+        number of workers are compared with their like."""
+        checksums, first = self._stage("checksums"), dict[frozenset[str], int]()
+        for position, own in enumerate(checksums):
+            workers = frozenset(name.rpartition(":")[0] for name in own)
+            like = first.setdefault(workers, position)
+            other = checksums[like]
+            if names := [name for name in own.keys() | other.keys() if own.get(name) != other.get(name)]:
+                self._fail_replica(position, f"differs from engine {self._engines.numbers[like]} in {listed(names)}")
         self._verified = len(checksums)
 
     def _fail_replica(self, position: int, what: str) -> None:

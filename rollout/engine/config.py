@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewards.strict import StrictModel
+
+Width = Annotated[int, Field(ge=1)]
 
 
 class InferenceConfig(StrictModel):
     replicas: int = Field(default=1, ge=1)
     """Number of engines, each with a whole copy of the policy."""
-    tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs of one engine."""
+    tensor_parallel: Width | tuple[Width, ...] = 1
+    """GPUs of one engine. A list gives each of the replicas its own number."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Passed through to vLLM's EngineArgs; settings the trainer cannot mirror are refused."""
     cpu_threads: int = Field(default=1, ge=1)
@@ -26,3 +28,25 @@ class InferenceConfig(StrictModel):
     generate_timeout_s: float | None = Field(default=None, gt=0)
     """Seconds for the completion of one turn, after which the trajectory is tried again. null: there is only
     rollout.trajectory_timeout_s, which ends the trajectory."""
+
+    @model_validator(mode="after")
+    def _one_width_for_each(self) -> Self:
+        if isinstance(self.tensor_parallel, tuple) and len(self.tensor_parallel) != self.replicas:
+            raise ValueError(
+                f"inference.tensor_parallel={list(self.tensor_parallel)} has {len(self.tensor_parallel)} engines and "
+                f"inference.replicas={self.replicas}: use the same number, or one width for all"
+            )
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The GPUs of each engine."""
+        given = self.tensor_parallel
+        return (given,) * self.replicas if isinstance(given, int) else given
+
+    @property
+    def told(self) -> str:
+        """The engines and their GPUs, by their keys."""
+        if isinstance(self.tensor_parallel, tuple):
+            return f"inference.tensor_parallel={list(self.tensor_parallel)}"
+        return f"inference.replicas={self.replicas} × inference.tensor_parallel={self.tensor_parallel}"

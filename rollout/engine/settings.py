@@ -13,8 +13,9 @@ from rollout.types import Device, Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """All settings of one engine. `load_format` is vLLM's: dummy (random weights until the first push) or auto (the
-    checkpoint's). With `adapters` only those are pushed after the first push. A `colocated` engine can sleep."""
+    """All settings of one engine, which is the only one in `config`. `load_format` is vLLM's: dummy (random weights
+    until the first push) or auto (the checkpoint's). With `adapters` only those are pushed after the first push. A
+    `colocated` engine can sleep."""
 
     model_path: str
     dtype: str
@@ -27,3 +28,8 @@ class EngineSettings:
     load_format: Literal["dummy", "auto"] = "dummy"
     adapters: AdapterSettings | None = None
     placement: Placement = "split"
+
+    @property
+    def width(self) -> int:
+        """The workers of the engine, each with a GPU where there are some."""
+        return self.config.widths[0]

@@ -26,7 +26,7 @@ def nodes_of(*sizes: tuple[int, int]) -> list[Node]:
 
 
 def wanted(**changed: object) -> Wanted:
-    settings = {"device": "cuda", "ranks": 1, "expert_parallel": 1, "engines": 1, "tensor_parallel": 1, "workers": 1}
+    settings = {"device": "cuda", "ranks": 1, "expert_parallel": 1, "engines": (1,), "workers": 1}
     return Wanted(**settings | changed)  # type: ignore[arg-type]
 
 
@@ -41,8 +41,7 @@ def test_no_machine_holds_more_than_it_has_and_a_refusal_is_right(
     want = wanted(
         ranks=groups * expert_parallel,
         expert_parallel=expert_parallel,
-        engines=engines,
-        tensor_parallel=width,
+        engines=(width,) * engines,
         workers=workers,
     )
     try:
@@ -59,14 +58,14 @@ def test_no_machine_holds_more_than_it_has_and_a_refusal_is_right(
 
 def possible(nodes: Sequence[Node], want: Wanted) -> bool:
     """Whether some way to divide engines among machines leaves enough GPUs and cores, by trying all of them."""
-    if sum(node.cpus for node in nodes) < want.ranks + want.engines + want.workers:
+    count, width = len(want.engines), max(want.engines)
+    if sum(node.cpus for node in nodes) < want.ranks + count + want.workers:
         return False
-    choices = product(*(range(min(node.gpus // want.tensor_parallel, node.cpus) + 1) for node in nodes))
+    choices = product(*(range(min(node.gpus // width, node.cpus) + 1) for node in nodes))
     return any(
-        sum(min(n.gpus - e * want.tensor_parallel, n.cpus - e) for n, e in zip(nodes, engines, strict=True))
-        >= want.ranks
+        sum(min(n.gpus - e * width, n.cpus - e) for n, e in zip(nodes, engines, strict=True)) >= want.ranks
         for engines in choices
-        if sum(engines) == want.engines
+        if sum(engines) == count
     )
 
 
@@ -77,12 +76,27 @@ def test_on_equal_machines_groups_of_experts_stay_on_one_and_ranks_on_few(
     engines = data.draw(st.integers(1, count * 8 // width))
     room = count * 8 - -(-engines * width // 8) * 8
     ranks = data.draw(st.integers(0, room // expert_parallel)) * expert_parallel
-    want = wanted(ranks=ranks, expert_parallel=expert_parallel, engines=engines, tensor_parallel=width)
+    want = wanted(ranks=ranks, expert_parallel=expert_parallel, engines=(width,) * engines)
     layout = lay_out(nodes_of(*[(8, 64)] * count), want)
     assert crossing(layout, expert_parallel) == []
     assert len({*layout.trainers}) == -(-ranks // 8), "ranks are on no more machines than they fill"
     assert list(layout.trainers) == sorted(layout.trainers, key=layout.trainers.index), "machine by machine"
     assert not {*layout.trainers} & {*layout.engines}
+
+
+@given(st.integers(1, 4), st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=8))
+def test_engines_of_different_widths_fill_machines_whenever_they_can(count: int, widths: list[int]) -> None:
+    """Widths that divide each other need no more machines than their sum does."""
+    nodes = nodes_of(*[(8, 64)] * count)
+    if sum(widths) > 8 * count:
+        with pytest.raises(Unplaceable, match=r"engine \d+ needs"):
+            lay_out(nodes, wanted(ranks=0, engines=tuple(widths)))
+        return
+    layout = lay_out(nodes, wanted(ranks=8 * count - sum(widths), engines=tuple(widths)))
+    used = Counter(layout.trainers)
+    for place, width in zip(layout.engines, widths, strict=True):
+        used[place] += width
+    assert max(used.values()) <= 8
 
 
 @given(st.integers(1, 5), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]), st.data())
@@ -94,8 +108,7 @@ def test_colocated_engines_have_gpus_of_one_machines_ranks(
     want = wanted(
         ranks=ranks,
         expert_parallel=expert_parallel,
-        engines=ranks // width,
-        tensor_parallel=width,
+        engines=(width,) * (ranks // width),
         placement="colocated",
     )
     layout = lay_out(nodes_of(*[(8, 64)] * count), want)
@@ -107,7 +120,7 @@ def test_colocated_engines_have_gpus_of_one_machines_ranks(
 def test_the_cluster_recipe_by_hand() -> None:
     """Four machines of 8 GPUs for 16 ranks in groups of 8 and two engines of 8."""
     nodes = nodes_of(*[(8, 64)] * 4)
-    layout = lay_out(nodes, wanted(ranks=16, expert_parallel=8, engines=2, tensor_parallel=8, workers=6))
+    layout = lay_out(nodes, wanted(ranks=16, expert_parallel=8, engines=(8, 8), workers=6))
     assert layout == Layout(trainers=(0,) * 8 + (1,) * 8, engines=(2, 3), workers=(0, 1, 2, 3, 0, 1), buffer=True)
     assert layout.table(nodes) == {
         "10.0.0.1": "driver, buffer, trainer-0…7, worker-0, worker-4",
@@ -124,7 +137,7 @@ def test_a_group_that_fits_on_no_machine_goes_on_on_the_next() -> None:
 
 
 def test_on_cpu_only_workers_are_elsewhere() -> None:
-    layout = lay_out(nodes_of((0, 1), (0, 1)), wanted(device="cpu", ranks=2, engines=2, workers=3))
+    layout = lay_out(nodes_of((0, 1), (0, 1)), wanted(device="cpu", ranks=2, engines=(1, 1), workers=3))
     assert (layout.trainers, layout.engines, layout.workers) == ((0, 0), (0, 0), (0, 1, 0))
 
 
@@ -133,7 +146,7 @@ def test_on_cpu_only_workers_are_elsewhere() -> None:
     [
         (
             [(8, 64), (4, 64)],
-            wanted(engines=2, tensor_parallel=8),
+            wanted(engines=(8, 8)),
             "engine 1 needs 8 GPUs and a CPU core on one machine, and the most that is free is 4, on 10.0.0.2: use "
             "inference.replicas=1 or inference.tensor_parallel<=4 or more or larger machines",
         ),
@@ -141,7 +154,7 @@ def test_on_cpu_only_workers_are_elsewhere() -> None:
         ([(8, 5)], wanted(ranks=2, workers=4), "worker 2 of rollout.workers=4 finds no free CPU core on 10.0.0.1"),
         (
             [(6, 64), (2, 64)],
-            wanted(ranks=8, engines=2, tensor_parallel=4, placement="colocated"),
+            wanted(ranks=8, engines=(4, 4), placement="colocated"),
             "trainer.ranks=8 want 2 blocks of inference.tensor_parallel=4 GPUs on one machine",
         ),
     ],
@@ -154,7 +167,7 @@ def test_what_cannot_be_placed_says_what_is_missing(sizes: list[tuple[int, int]]
 
 def test_on_cpus_engines_go_round_where_weights_reach_them() -> None:
     nodes = [Node(id=str(i), address=f"10.0.0.{i}", cpus=2, gpus=0) for i in range(3)]
-    on_cpu = Wanted(device="cpu", ranks=2, expert_parallel=1, engines=4, tensor_parallel=1, workers=2)
+    on_cpu = Wanted(device="cpu", ranks=2, expert_parallel=1, engines=(1,) * 4, workers=2)
     assert lay_out(nodes, on_cpu).engines == (0, 0, 0, 0)
     assert lay_out(nodes, replace(on_cpu, spread=True)).engines == (1, 2, 0, 1)
     assert lay_out(nodes[:1], replace(on_cpu, spread=True)).engines == (0, 0, 0, 0)
@@ -163,7 +176,7 @@ def test_on_cpus_engines_go_round_where_weights_reach_them() -> None:
 def test_what_other_jobs_hold_is_not_given_away() -> None:
     shared, own = nodes_of((8, 40), (8, 40))
     nodes = [replace(shared, taken_gpus=8, taken_cpus=3), own]
-    assert lay_out(nodes, wanted(ranks=8, engines=0)).trainers == (1,) * 8, "a whole machine goes first"
+    assert lay_out(nodes, wanted(ranks=8, engines=())).trainers == (1,) * 8, "a whole machine goes first"
     with pytest.raises(Unplaceable, match="other jobs of the Ray cluster hold 8 GPUs and 3 CPU cores"):
         lay_out(nodes, wanted(ranks=20))
     with pytest.raises(Unplaceable) as alone:

@@ -99,7 +99,7 @@ def engine(arguments: Sequence[str]) -> dict[str, int]:
     from rollout.engine.thread import EngineThread
 
     before = resident("VmRSS")
-    thread = EngineThread(engine_settings(recipe, "cpu"))
+    thread = EngineThread(engine_settings(recipe, "cpu")[0])
     thread.start().result(600)
     thread.submit(lambda llm: llm.set_weight_version("0")).result(60)
     sampling = SamplingParams(max_tokens=ANSWER)

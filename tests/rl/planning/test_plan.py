@@ -83,6 +83,9 @@ def test_what_does_not_fit_names_its_largest_part_and_a_key_with_a_value_that_is
     (found,) = problems(planned(load_recipe(CLUSTER, ["inference.tensor_parallel=2"]), cluster()))
     assert "has 0.0 MiB for the KV cache, and the 16384 tokens of rollout.max_context need" in found
     assert found.endswith("raise inference.tensor_parallel, 4 is enough")
+    (found,) = problems(planned(load_recipe(CLUSTER, ["inference.tensor_parallel=[8,8,2,8]"]), cluster()))
+    assert found.endswith("raise inference.tensor_parallel"), "the narrowest has no room, and no one value is enough"
+    assert problems(planned(load_recipe(CLUSTER, ["inference.tensor_parallel=[8,4,4,8]"]), cluster())) == []
     long = ["trainer.token_budget=65536", "trainer.logprob_chunk=64"]
     (found,) = problems(planned(load_recipe(CLUSTER, long), cluster()))
     assert found.endswith("the largest part is activations (49.5 GiB): lower trainer.token_budget, 32768 is enough")

@@ -87,6 +87,21 @@ def test_a_sound_recipe_has_no_problems() -> None:
             "an engine is one process there; use inference.tensor_parallel=1 and more inference.replicas",
         ),
         (
+            {"inference": {"replicas": 2, "tensor_parallel": [1, 2]}},
+            "inference.tensor_parallel",
+            "inference.tensor_parallel=[1, 2] on CPU: an engine is one process there; use inference.tensor_parallel=1",
+        ),
+        (
+            {
+                "run": {"device": "cuda"},
+                "placement": "colocated",
+                "trainer": {"ranks": 6, "expert_parallel": 3},
+                "inference": {"replicas": 2, "tensor_parallel": [2, 4]},
+            },
+            "inference.tensor_parallel",
+            "=[2, 4] with placement=colocated: engines that share the trainer's devices have the same width",
+        ),
+        (
             {"inference": {"engine_args": {"enable_chunked_prefill": True}}},
             "inference.engine_args.enable_chunked_prefill",
             "=true on CPU: vLLM would rewind a request's random generator there, which torch can't; remove it",
@@ -336,6 +351,7 @@ class Unscored(Generating):
         {"rollout": {"sampling": {"top_p": 1.0, "top_k": 0}}, "eval": {"top_p": 0.9, "top_k": 5, "temperature": 0.0}},
         {"aggregation": {"over": "fixed", "length": 1}},
         {"run": {"device": "cuda"}, "inference": {"tensor_parallel": 2}, "weight_sync": {"transport": "nccl"}},
+        {"run": {"device": "cuda"}, "inference": {"replicas": 2, "tensor_parallel": [4, 2]}},
         {"inference": {"kv_cache_gib": 0.5}},
         {"tasks": {"sources": [{"environment": "python"}, {"environment": "python", "name": "more"}]}},
         {"tasks": {"sources": [{"environment": f"{HERE}:Unscored", "rewards": ["state"]}]}},

@@ -7,14 +7,19 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from rl.weights.publish import publish
 from rollout.engine.config import InferenceConfig
 from rollout.engine.inference import EngineDeadError, Inference
+from rollout.transfer.bucket import describe
+from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.shm import ShmSender
-from rollout.types import SamplingParams
+from rollout.types import SamplingParams, WeightSpec
 from tests.rollout.engine import inference_support as support
 from tests.rollout.engine.inference_support import PARITY, Judge
 
@@ -63,6 +68,50 @@ def test_checksums_tell_the_workers_apart(engine: tuple[asyncio.Runner, Inferenc
     halves = ["dp0:pp0:pcp0:tp0:lm_head.weight", "dp0:pp0:pcp0:tp1:lm_head.weight"]
     assert checksums[halves[0]] != checksums[halves[1]]
     assert len(checksums) == 2 * len([name for name in checksums if ":tp0:" in name])
+
+
+class Local:
+    """Engines of this process, as a push sees them."""
+
+    def __init__(self, run: asyncio.Runner, *engines: Inference) -> None:
+        self._run, self._engines = run, engines
+        self.numbers = range(len(engines))
+
+    def start(self, method: str, *args: Any) -> list[Any]:
+        return [getattr(engine, method)(*args) for engine in self._engines]
+
+    def wait(self, started: list[Any], timeout_s: float) -> list[Any]:
+        async def all_of_them() -> list[Any]:
+            return await asyncio.wait_for(asyncio.gather(*started), timeout_s)
+
+        return self._run.run(all_of_them())
+
+
+class Weights(dict[str, torch.Tensor]):
+    """A source of plain tensors, in one bucket."""
+
+    def manifest(self) -> list[WeightSpec]:
+        return [describe(name, tensor) for name, tensor in self.items()]
+
+    def buckets(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        yield list(self.items())
+
+
+def test_engines_of_different_widths_get_the_same_push(
+    glm: Path, engine: tuple[asyncio.Runner, Inference], tmp_path: Path
+) -> None:
+    run, wide = engine
+    weights = Weights(support.perturbed(support.checkpoint_weights(glm), seed=3))
+    support.export(weights, like=glm, path=tmp_path / "pushed")
+    judge, sender = Judge(tmp_path / "pushed"), ShmSender("test")
+    narrow = run.run(support.start(glm))
+    report = publish(weights, 3, WeightSyncConfig(), Local(run, wide, narrow), sender, verify=True)
+    assert report is not None and report.verified == 2
+    for label, own in (("wide", wide), ("narrow", narrow)):
+        sampled = run.run(support.sample(own, PROMPTS, label, SamplingParams(max_tokens=20)))
+        assert max(judge.gaps(*one).max() for one in zip(PROMPTS, sampled, strict=True)) < PARITY
+    run.run(narrow.shutdown())
+    sender.close()
 
 
 # Last: it kills the engine.
