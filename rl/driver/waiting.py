@@ -8,7 +8,8 @@ log.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -137,12 +138,8 @@ class Calls:
             ProcessFailure: a call failed, or a process died, or a watched method ended.
             Stopped: `stop` was requested.
         """
-        with self.stop.deferred():  # a signal handler must not raise inside of Ray
-            try:
-                return self._wait(calls, what, on_result or _nothing, meanwhile or _nothing)
-            except ProcessDied:
-                self.stop.expect(SIGNAL_S)
-                raise
+        with self._in_ray():
+            return self._wait(calls, what, on_result or _nothing, meanwhile or _nothing)
 
     def _wait(
         self, calls: Started, what: str, on_result: Callable[[], None], meanwhile: Callable[[], None]
@@ -157,9 +154,19 @@ class Calls:
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until something is so that these waits themselves bring about (`spare`). Raises as `wait` does."""
-        with self.stop.deferred():
+        with self._in_ray():
             while not condition():
                 self._look({}, what)
+
+    @contextmanager
+    def _in_ray(self) -> Iterator[None]:
+        """A signal handler must not raise inside of Ray; and a signal is what the death of a process may be due to."""
+        with self.stop.deferred():
+            try:
+                yield
+            except ProcessDied:
+                self.stop.expect(SIGNAL_S)
+                raise
 
     def _look(self, pending: Started, what: str) -> dict[ray.ObjectRef, Any]:
         """Look once, for at most POLL_S, at all that may end. Returns the results of those of `pending` that have."""
