@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -213,10 +214,12 @@ ray.shutdown()
 @pytest.mark.timeout(300)
 def test_rays_own_numbers_say_what_other_jobs_hold() -> None:
     """Actors of somebody else have one and a half of four GPUs, so that two whole ones are left."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp") as temp:  # short: Ray's socket paths are limited
         done = subprocess.run(
             [sys.executable, "-c", SHARED.format(temp=temp)],
             cwd=REPOSITORY,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=200,
