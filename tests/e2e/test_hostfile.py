@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,6 +105,14 @@ def test_machines_do_not_see_each_other(two: list[Machine]) -> None:
         asked(second, "pkill -f 'sleep 5432[1]|sluice-tes[t]|http.serve[r]'; rm /tmp/mine /dev/shm/mine ~/mine")
 
 
+def until_a_step_is_done(directory: Path, going: Future[Run]) -> None:
+    metrics = directory / "metrics.jsonl"
+    end = time.monotonic() + 400
+    while not metrics.exists() or '"time/step_s"' not in metrics.read_text():
+        assert time.monotonic() < end and not going.done(), going.result().output[-3000:] if going.done() else ""
+        time.sleep(0.3)
+
+
 def test_a_run_uses_the_workers_of_both_machines(two: list[Machine], cache: str) -> None:
     before = received(two[1])
     run = start(two, "run", COLD_START, *SHORT, *ONE_RANK, "rollout.workers=2", cache)
@@ -143,6 +151,21 @@ def test_four_machines_have_two_engines_and_a_worker_each() -> None:
 
 
 @pytest.mark.long
+def test_an_engine_that_dies_on_another_machine_comes_back_there(two: list[Machine], cache: str) -> None:
+    first, second = two
+    with ThreadPoolExecutor(1) as background:
+        asked_for = (COLD_START, *ONE_RANK, "rollout.workers=2", "tasks.eval_size=8", "run.steps=6", cache)
+        going = background.submit(start, two, "back", *asked_for)
+        until_a_step_is_done(first.folder / "back", going)
+        asked(second, "pkill -KILL -f 'ray::InferenceActo[r]'")
+        run = going.result()
+    assert run.code == 0 and "engine-0 is back, with version" in run.output, run.output[-3000:]
+    assert max(run.column("policy/engines_restarted")) == 1 and run.summary["steps"] == 6
+    assert run.summary["mismatch_logprob_abs_mean"] < 1e-5
+    assert nothing_left(second), asked(second, LEFT)
+
+
+@pytest.mark.long
 def test_a_machine_that_is_cut_off_is_named_and_the_run_goes_on_from_its_checkpoint(
     two: list[Machine], cache: str
 ) -> None:
@@ -151,11 +174,7 @@ def test_a_machine_that_is_cut_off_is_named_and_the_run_goes_on_from_its_checkpo
     link = ["ip", "link", "set", f"{second.prefix}v{second.number}"]
     with ThreadPoolExecutor(1) as background:
         going = background.submit(start, two, "cut", "run.steps=200", *asked_for)
-        metrics = first.folder / "cut" / "metrics.jsonl"
-        end = time.monotonic() + 400
-        while not metrics.exists() or '"time/step_s"' not in metrics.read_text():
-            assert time.monotonic() < end and not going.done(), going.result().output[-3000:] if going.done() else ""
-            time.sleep(0.3)
+        until_a_step_is_done(first.folder / "cut", going)
         subprocess.run([*link, "down"], check=True)
         try:
             run = going.result()
