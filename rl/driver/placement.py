@@ -66,8 +66,8 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 def nodes_of_cluster(own: str) -> list[Node]:
     """The machines of the Ray cluster, the driver's own first, the others by their addresses: the same cluster gives
-    every start the same places. What other jobs hold is told apart, so call it before this run has actors. A machine that
-    has not said yet what is free has everything free."""
+    every start the same places. What other jobs hold is told apart, so call it before this run has actors. A machine
+    that has not said yet what is free has everything free."""
     free = available_resources_per_node()
     found = [_node(node, free.get(node["NodeID"], node["Resources"])) for node in alive_nodes()]
     return sorted(found, key=lambda node: (node.id != own, _numbers_in(node.address), node.id))
