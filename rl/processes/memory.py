@@ -37,12 +37,16 @@ def _groups() -> Iterator[tuple[int, int]]:
     """The limit of each group that this process is in and that has one, and the bytes that it uses now, in which cache
     that would be given up is not counted."""
     for controllers, path in own_groups():
-        version = {"memory" in controllers: _VERSION_1, controllers == [""]: _VERSION_2}.get(True)
-        folder = mounted("memory" if version is _VERSION_1 else None, path) if version is not None else None
-        while version is not None and folder is not None and (folder / version.limit).is_file():
-            limit = (folder / version.limit).read_text().strip()
+        if "memory" in controllers:
+            files, folder = _VERSION_1, mounted("memory", path)
+        elif controllers == [""]:
+            files, folder = _VERSION_2, mounted(None, path)
+        else:
+            continue
+        while folder is not None and (folder / files.limit).is_file():
+            limit = (folder / files.limit).read_text().strip()
             if limit.isdigit():
-                used = int((folder / version.used).read_text())
+                used = int((folder / files.used).read_text())
                 kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                yield int(limit), used - int(kept.get(version.cache, 0))
+                yield int(limit), used - int(kept.get(files.cache, 0))
             folder = folder.parent
