@@ -127,7 +127,8 @@ def _push(run: Session, engines: Mapping[int, ActorHandle], verify: bool) -> Pub
             left = {number: handle for number, handle in engines.items() if run.engines.holds(number, handle)}
             if not isinstance(error.cause, PublishError) or (again and left == engines):
                 raise
-            run.console.warn(f"{str(error).splitlines()[0]} Trying once more.")
+            if left:  # else its death was told
+                run.console.warn(f"{str(error).splitlines()[0]} Trying once more.")
         engines, again = left, " again"
     return None
 
