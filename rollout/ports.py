@@ -1,4 +1,4 @@
-"""Ports for a rendezvous of processes."""
+"""Ports at which processes meet."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ import socket
 
 BACKLOG = 1024
 """How many processes may wait at a port until its owner answers."""
-
-
-def free_port() -> int:
-    """Return a TCP port of this machine that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def listen(address: str) -> socket.socket:

@@ -10,6 +10,7 @@ tests/rollout/transfer/test_nccl.py runs it where it finds two.
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollout.ports import free_port
+from rollout.ports import listen
 from rollout.transfer.bucket import DTYPES, Bucket, Member, ReceiverPlace, SenderPlace, Tensors, Transport
 from rollout.transfer.config import NcclSettings
 from rollout.transfer.group import Group, GroupSender, Meeting
@@ -117,18 +118,15 @@ class NcclReceiver:
 class NcclGroup:
     """A communicator with every worker of every engine. Opening it waits until they have joined."""
 
-    def __init__(self, rendezvous: NcclRendezvous, device: int) -> None:
-        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+    def __init__(self, rendezvous: NcclRendezvous, listening: socket.socket, *, device: int) -> None:
+        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+        from vllm.utils.nccl import unpinned_nccl_env
 
         torch.cuda.set_device(device)
         self._buffer_bytes = rendezvous.buffer_bytes
-        self._communicator = trainer_init(
-            {
-                "master_address": rendezvous.address,
-                "master_port": rendezvous.port,
-                "world_size": rendezvous.world_size,
-            }
-        )
+        members = meet_members(rendezvous, listening)
+        with unpinned_nccl_env():
+            self._communicator = PyNcclCommunicator(members, device=device)
 
     def broadcast(self, bucket: Tensors) -> None:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
@@ -146,33 +144,54 @@ class NcclGroup:
         self._communicator.destroy()
 
 
+def meet_members(rendezvous: NcclRendezvous, listening: socket.socket) -> Any:
+    """Open vLLM's store of the group at the port that is listened to, and wait for all members. It is what vLLM's own
+    `trainer_init` makes, which looks for the port later and knows IPv4 only."""
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    return StatelessProcessGroup.create(
+        rendezvous.address, rendezvous.port, rank=0, world_size=rendezvous.world_size, listen_socket=listening
+    )
+
+
+OpenGroup = Callable[[NcclRendezvous, socket.socket], Group]
+"""Opens a group at a rendezvous whose port the socket listens at."""
+
+
 class NcclSender(GroupSender):
     """Rank 0 of a communicator with every worker of every engine."""
 
-    def __init__(self, place: SenderPlace, buffer_bytes: int, open_group: Callable[[NcclRendezvous], Group]) -> None:
+    def __init__(self, place: SenderPlace, buffer_bytes: int, open_group: OpenGroup) -> None:
         self._buffer_bytes, self._open_group = buffer_bytes, open_group
         super().__init__(place)
 
     def meet(self, engines: tuple[Member, ...]) -> NcclMeeting:
+        listening = listen(self._place.address)
         rendezvous = NcclRendezvous(
             address=self._place.address,
-            port=free_port(),
+            port=listening.getsockname()[1],
             engines=engines,
             buffer_bytes=self._buffer_bytes,
         )
-        return NcclMeeting(rendezvous, self._open_group)
+        return NcclMeeting(rendezvous, listening, self._open_group)
 
 
 @dataclass(frozen=True, slots=True)
 class NcclMeeting(Meeting):
+    """A port that is listened to from the start, so that nobody takes it."""
+
     rendezvous: NcclRendezvous
-    open_group: Callable[[NcclRendezvous], Group]
+    listening: socket.socket
+    open_group: OpenGroup
 
     def open(self) -> Group:
-        return self.open_group(self.rendezvous)
+        return self.open_group(self.rendezvous, self.listening)
 
     def describe(self, sequence: int, specs: Sequence[WeightSpec], digests: tuple[str, ...]) -> NcclBucket:
         return NcclBucket(sequence=sequence, tensors=tuple(specs), digests=digests, rendezvous=self.rendezvous)
+
+    def close(self) -> None:
+        self.listening.close()
 
 
 def _tensor(pair: tuple[str, Tensor]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rollout.ports import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 

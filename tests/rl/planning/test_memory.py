@@ -16,7 +16,7 @@ from rl.paths import REPOSITORY
 from rl.planning.memory import Memory, engine_memory, trainer_memory
 from rl.planning.tensors import tensors_of
 from rl.recipe.load import load_recipe
-from rollout.ports import free_port
+from tests.ports import free_port
 
 TOLERANCE = 0.15
 """What a plan may be off by: allocators round, fragment and keep what was freed."""

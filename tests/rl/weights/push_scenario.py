@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rollout.ports import free_port
+from tests.ports import free_port
 from tests.rl.learner import learner_fixtures as fixtures
 
 RANKS = 2

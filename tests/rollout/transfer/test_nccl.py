@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from torch import Tensor
 from rl.paths import REPOSITORY
 from rollout.transfer.bucket import Member, ReceiverPlace, SenderPlace, describe, digest, digests_of
 from rollout.transfer.config import WeightSyncConfig
-from rollout.transfer.nccl import NcclBucket, NcclReceiver, NcclRendezvous, NcclSender
+from rollout.transfer.nccl import NcclBucket, NcclReceiver, NcclRendezvous, NcclSender, meet_members
 from rollout.transfer.registry import make_transport, resolve_transport
 from tests.rollout.engine import inference_support as support
 
@@ -60,7 +61,7 @@ class Network:
         self.gate = threading.Event()
         self.gate.set()
 
-    def open(self, rendezvous: NcclRendezvous) -> ThreadGroup:
+    def open(self, rendezvous: NcclRendezvous, listening: socket.socket) -> ThreadGroup:
         assert self.gate.wait(30)
         group = ThreadGroup(rendezvous)
         self.opened.put(group)
@@ -71,7 +72,7 @@ class Network:
 
 
 def place() -> SenderPlace:
-    return SenderPlace(run_id="r", device="cuda", address="10.0.0.7", sync=WeightSyncConfig(timeout_s=30))
+    return SenderPlace(run_id="r", device="cuda", address="127.0.0.1", sync=WeightSyncConfig(timeout_s=30))
 
 
 def member(replica: int, workers: int = 1, process: str = "first") -> Member:
@@ -92,7 +93,7 @@ def test_buckets_go_one_after_the_other_through_one_group() -> None:
     second = sender.send(gathered, digests_of(gathered))
     reused.fill_(7)
     assert group.receive() == "b[0.0, 0.0]", "the source's tensors end with the next bucket, the broadcast later"
-    assert first.rendezvous == second.rendezvous == group.rendezvous and group.rendezvous.address == "10.0.0.7"
+    assert first.rendezvous == second.rendezvous == group.rendezvous and group.rendezvous.address == "127.0.0.1"
     assert (first.sequence, second.sequence, len(first.digests), len(second.digests)) == (0, 1, 0, 1)
     sender.close()
     assert group.left.is_set()
@@ -124,7 +125,7 @@ def test_a_group_that_opens_after_it_was_given_up_is_left() -> None:
 
 
 def test_what_failed_in_the_senders_thread_is_returned() -> None:
-    def refuse(rendezvous: NcclRendezvous) -> ThreadGroup:
+    def refuse(rendezvous: NcclRendezvous, listening: socket.socket) -> ThreadGroup:
         raise OSError("no route to host")
 
     sender = NcclSender(place(), 5, refuse)
@@ -133,6 +134,30 @@ def test_what_failed_in_the_senders_thread_is_returned() -> None:
         sender.send(bucket("b"))
     assert str(sender.abandon()) == "no route to host"
     assert sender.abandon() is None
+    sender.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_group_meets_at_a_port_that_was_taken_before_anybody_knew_it(
+    address: str, family: socket.AddressFamily
+) -> None:
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    met: queue.Queue[str] = queue.Queue()
+
+    def rank_0(rendezvous: NcclRendezvous, listening: socket.socket) -> ThreadGroup:
+        met.put(meet_members(rendezvous, listening).broadcast_obj("an id", src=0))
+        return ThreadGroup(rendezvous)
+
+    sender = NcclSender(replace(place(), address=address), 5, rank_0)
+    sender.send_to((member(0),))
+    sent = sender.send(bucket("a"))
+    assert isinstance(sent, NcclBucket)
+    with socket.socket(family) as late, pytest.raises(OSError, match="in use"):
+        late.bind((address, sent.rendezvous.port))
+    worker = StatelessProcessGroup.create(address, sent.rendezvous.port, rank=1, world_size=sent.rendezvous.world_size)
+    assert worker.broadcast_obj(None, src=0) == met.get(timeout=30) == "an id"
     sender.close()
 
 
