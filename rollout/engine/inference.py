@@ -230,7 +230,7 @@ class Inference:
         await self._sleep.wake(piece)
 
     async def checksums(self) -> dict[str, str]:
-        """Return the sha256 of every weight as the engine computes with it, fused and packed.
+        """Return a hash of every weight as the engine computes with it, fused and packed.
 
         The keys are vLLM's names after the worker's place (`dp0:pp0:pcp0:tp1:model.norm.weight`), so that workers do
         not collide.

@@ -121,7 +121,7 @@ class ReadBack:
 
 
 def packed_digests(model: nn.Module) -> dict[str, str]:
-    """Return the sha256 of each packed weight by module name and suffix; none where vLLM does not run on CPU."""
+    """Return the digest of each packed weight by module name and suffix; none where vLLM does not run on CPU."""
     if not current_platform.is_cpu():
         return {}
     return {name + _SUFFIX: digest(weight) for name, weight in _packed_weights(model)}

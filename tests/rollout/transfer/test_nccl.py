@@ -144,10 +144,12 @@ def test_a_group_meets_at_a_port_that_was_taken_before_anybody_knew_it(
 ) -> None:
     from vllm.distributed.utils import StatelessProcessGroup
 
-    met: queue.Queue[str] = queue.Queue()
+    met: queue.Queue[StatelessProcessGroup] = queue.Queue()
 
     def rank_0(rendezvous: NcclRendezvous, listening: socket.socket) -> ThreadGroup:
-        met.put(meet_members(rendezvous, listening).broadcast_obj("an id", src=0))
+        members = meet_members(rendezvous, listening)
+        members.broadcast_obj("an id", src=0)
+        met.put(members)  # the store ends with it
         return ThreadGroup(rendezvous)
 
     sender = NcclSender(replace(place(), address=address), 5, rank_0)
@@ -157,7 +159,7 @@ def test_a_group_meets_at_a_port_that_was_taken_before_anybody_knew_it(
     with socket.socket(family) as late, pytest.raises(OSError, match="in use"):
         late.bind((address, sent.rendezvous.port))
     worker = StatelessProcessGroup.create(address, sent.rendezvous.port, rank=1, world_size=sent.rendezvous.world_size)
-    assert worker.broadcast_obj(None, src=0) == met.get(timeout=30) == "an id"
+    assert worker.broadcast_obj(None, src=0) == "an id" and met.get(timeout=30).world_size == 2
     sender.close()
 
 
