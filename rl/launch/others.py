@@ -8,7 +8,7 @@ from pathlib import Path
 from rl.driver.config import RunConfig
 from rl.launch.hostfile import read_hostfile
 from rl.launch.hosts import Others
-from rl.launch.slurm import Job, over_srun
+from rl.launch.slurm import Job, Share, over_srun, shares
 from rl.launch.ssh import over_ssh
 
 
@@ -22,6 +22,16 @@ def other_machines(run: RunConfig) -> Others | None:
         return over_ssh(read_hostfile(Path(run.hostfile)), run.ssh)
     job = Job.of(os.environ)
     return over_srun(job) if job is not None else None
+
+
+def allotted(run: RunConfig) -> dict[str, Share]:
+    """What a SLURM job has on each of its nodes, by name, if a run is on these; else nothing.
+
+    Raises:
+        ValueError: SLURM does not answer.
+    """
+    job = Job.of(os.environ) if run.hostfile is None and run.ray_address is None else None
+    return shares(job) if job is not None else {}
 
 
 def unused_nodes(run: RunConfig) -> str | None:

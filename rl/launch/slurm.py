@@ -7,6 +7,7 @@ What its environment leaves open is asked of `scontrol`.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -64,6 +65,42 @@ class Job:
             restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
             batch="SLURM_STEP_ID" not in environment,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a job has on a node. `memory_bytes` is None where SLURM does not allot memory."""
+
+    cores: int
+    gpus: int
+    memory_bytes: int | None
+
+
+def shares(job: Job) -> dict[str, Share]:
+    """What a job has on each of its nodes, by name.
+
+    Raises:
+        ValueError: SLURM does not say it.
+    """
+    described = _ask("--details", "show", "job", job.id)
+    return {
+        name: share
+        for nodes, share in shares_in(described).items()
+        for name in _ask("show", "hostnames", nodes).split()
+    }
+
+
+def shares_in(described: str) -> dict[str, Share]:
+    """What `scontrol --details show job` prints of a job's nodes, by their names as SLURM abbreviates them."""
+    lines = re.findall(r"^ +Nodes=(\S+) CPU_IDs=(\S+) Mem=(\d+) GRES=(\S*)", described, flags=re.MULTILINE)
+    return {
+        nodes: Share(
+            cores=sum(int(last or first) - int(first) + 1 for first, last in re.findall(r"(\d+)(?:-(\d+))?", cores)),
+            gpus=sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres)),
+            memory_bytes=int(memory) * 2**20 or None,
+        )
+        for nodes, cores, memory, gres in lines
+    }
 
 
 def over_srun(job: Job) -> Others | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rl.planning.memory import GIB, Part, engine_memory, trainer_memory
 from rl.planning.numbers import size
-from rl.planning.plan import Plan, cached_bytes, host_parts, summed, turns
+from rl.planning.plan import Plan, cached_bytes, fullest, summed, turns
 from rl.recipe.checks import cross_field_problems
 
 CONTEXT = GIB
@@ -30,7 +30,7 @@ def _overfull(plan: Plan) -> Iterator[tuple[str, str]]:
     """What does not fit, and what to do about it."""
     if plan.device == "cuda":
         yield from _overfull_gpu(plan, plan.machines.gpu_bytes - CONTEXT)
-    parts, room = host_parts(plan), plan.machines.host_bytes
+    parts, room = fullest(plan)
     if summed(parts) > room:
         yield _too_much("a machine", parts, room)
 

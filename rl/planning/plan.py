@@ -42,7 +42,7 @@ def make_plan(recipe: Recipe, tensors: Tensors, machines: Machines) -> Plan:
     device = resolve_device(recipe, machines.gpus)
     layout, unplaceable = None, None
     try:
-        layout = lay_out(machines.nodes(), wanted(recipe, device, len(machines.names)))
+        layout = lay_out(machines.nodes, wanted(recipe, device, len(machines.nodes)))
     except Unplaceable as error:
         unplaceable = str(error)
     return Plan(
@@ -52,7 +52,7 @@ def make_plan(recipe: Recipe, tensors: Tensors, machines: Machines) -> Plan:
         device=device,
         trainer=trainer_memory(recipe, tensors, device),
         engine=engine_memory(recipe, tensors, device, machines.gpu_bytes),
-        push=push_of(recipe, tensors, device, len(machines.names)),
+        push=push_of(recipe, tensors, device, len(machines.nodes)),
         layout=layout,
         unplaceable=unplaceable,
     )
@@ -73,12 +73,15 @@ def turns(plan: Plan) -> dict[str, int]:
     }
 
 
-def host_parts(plan: Plan) -> list[Part]:
-    """The memory of the machine that needs the most."""
-    layout = plan.layout
+def fullest(plan: Plan) -> tuple[list[Part], int]:
+    """The memory of the machine that has the least left over, in parts, and what it has."""
+    layout, rooms = plan.layout, plan.machines.host_bytes
     if layout is None:
-        return []
-    return max((_of_machine(plan, layout, place) for place in range(len(plan.machines.names))), key=summed)
+        return [], min(rooms)
+    return max(
+        ((_of_machine(plan, layout, place), room) for place, room in enumerate(rooms)),
+        key=lambda machine: summed(machine[0]) - machine[1],
+    )
 
 
 def _of_machine(plan: Plan, layout: Layout, place: int) -> list[Part]:

@@ -4,6 +4,7 @@ fits."""
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rl.config import Recipe
@@ -13,7 +14,7 @@ from rl.planning.fit import problems
 from rl.planning.machines import Machines
 from rl.planning.memory import Memory, Part
 from rl.planning.numbers import scaled, seconds, size
-from rl.planning.plan import Plan, cached_bytes, host_parts, states_bytes, summed, turns
+from rl.planning.plan import Plan, cached_bytes, fullest, states_bytes, summed, turns
 from rl.recipe import marked_yaml
 from rl.recipe.checks import remarks
 from rl.recipe.hardware import missing_hardware, resolve_device, wants
@@ -51,18 +52,23 @@ def describe(
 
 
 def _processes(plan: Plan) -> str:
-    machines, known = plan.machines, f", {plan.machines.known}" if plan.machines.known else ""
-    room = f"{machines.cores} CPU cores, {size(machines.host_bytes)}"
-    if machines.gpus:
-        room = f"{machines.gpus} GPUs of {size(machines.gpu_bytes)}, {room}"
+    machines = plan.machines
+    there = _rooms(machines) + (f", {machines.known}" if machines.known else "")
     if plan.layout is None:
-        return f"{_several(machines.names)} of {room}{known}: no room for all processes (see hardware)"
-    placed = plan.layout.table(machines.nodes())
-    return "\n".join([f"{_several(machines.names)} of {room}{known}", *_rows(placed)])
+        return f"{there}: no room for all processes (see hardware)"
+    return "\n".join([there, *_rows(plan.layout.table(machines.nodes))])
 
 
-def _several(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} machines"
+def _rooms(machines: Machines) -> str:
+    """The machines and what they have: `8 machines of 8 GPUs of 80.0 GiB, 128 CPU cores, 1024.0 GiB`."""
+    counts = Counter(
+        (f"{node.gpus} GPUs of {size(machines.gpu_bytes)}, " if node.gpus else "")
+        + f"{node.cpus} CPU cores, {size(host)}"
+        for node, host in zip(machines.nodes, machines.host_bytes, strict=True)
+    )
+    if len(machines.nodes) == 1:
+        return f"{machines.nodes[0].id} of {next(iter(counts))}"
+    return " and ".join(f"{count} machine{'s' * (count > 1)} of {room}" for room, count in counts.items())
 
 
 def _memory(plan: Plan) -> str:
@@ -84,7 +90,8 @@ def _memory(plan: Plan) -> str:
             f"{plan.trainer.count} ranks, and {size(weights * plan.engine.count)} for the engines' weights (with "
             "lora.push=adapter always, else during checkpoints)"
         )
-    if parts := host_parts(plan):
+    parts, _ = fullest(plan)
+    if parts:
         lines.append(f"the fullest machine: {size(summed(parts))} of its memory")
         lines += _parts(parts)
     return "\n".join(lines)
@@ -162,12 +169,13 @@ def _commands(command: Sequence[str], others: Others | None) -> str:
 def _hardware(recipe: Recipe, machines: Machines, plan: Plan | None) -> str:
     """What the recipe wants, what there is, and whether it can start and fits."""
     cores, gpus = (cpu_count(), len(gpu_names())) if machines.assumed else (machines.cores, machines.gpus)
-    count = 1 if machines.assumed else len(machines.names)
-    here = f"{'here' if count == 1 else f'{count} machines'}: {gpus * count} GPUs, {cores * count} CPU cores"
+    count = 1 if machines.assumed else len(machines.nodes)
+    here = f"{'here' if count == 1 else f'{count} machines'}: {gpus} GPUs, {cores} CPU cores"
     unknown = None
     if recipe.run.ray_address is not None:
         unknown = f"the Ray cluster at {recipe.run.ray_address} is asked when the run starts"
-    missing = missing_hardware(recipe, cpus=cores * count, gpus=gpus * count, largest_node_gpus=gpus if gpus else None)
+    widest = gpus if machines.assumed else max(node.gpus for node in machines.nodes)
+    missing = missing_hardware(recipe, cpus=cores, gpus=gpus, largest_node_gpus=widest or None)
     verdict = [unknown] if unknown else missing or ["can start here" if count == 1 else "can start there"]
     lines = [*_wanted(recipe, gpus), here, *verdict]
     where = "the assumed machines" if machines.assumed else "memory"

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from rewards.errors import one_line
 from rl.driver.check_chat import ChatReport, chat_report
 from rl.exitcodes import DONE, NOTHING_STARTED
-from rl.launch.others import other_machines
+from rl.launch.others import allotted, other_machines
 from rl.planning.machines import Described, machines_for
 from rl.planning.plan import make_plan
 from rl.planning.tensors import tensors_of
@@ -48,7 +48,8 @@ def plan(argv: Sequence[str]) -> int:
         return refuse("\n".join(report.problems))
     try:
         others = other_machines(recipe.run) if recipe.run.ray_address is None else None
-        machines = machines_for(recipe, _described(said), [*others.commands] if others is not None else [])
+        shares = allotted(recipe.run) if others is not None else {}
+        machines = machines_for(recipe, _described(said), [*others.commands] if others is not None else [], shares)
         tensors = tensors_of(recipe)
         made = None if tensors is None else make_plan(recipe, tensors, machines)
     except ValueError as error:

@@ -114,6 +114,15 @@ def test_what_would_start_twice_or_from_nowhere_is_refused(cluster: Slurm) -> No
     assert f"({cluster.folder}/copied.sh recipe.yaml)" in elsewhere.read_text()
 
 
+def test_a_plan_knows_what_the_job_has_on_each_node(cluster: Slurm) -> None:
+    output = cluster.folder / "plan.out"
+    job = cluster.submit(output, "--nodes=2", "--ntasks=3", "launch.sh", "plan", QUICKSTART, "run.device=cpu")
+    cluster.await_state(job, "COMPLETED", COMMAND_S)
+    said = output.read_text()
+    rooms = re.findall(r"1 machine of (\d) CPU cores, [^,]+?(?= and|, as the SLURM job has them$)", said, re.MULTILINE)
+    assert sorted(rooms) == ["1", "2"] and "2 machines: 0 GPUs, 3 CPU cores" in said, said
+
+
 @pytest.mark.long
 def test_a_run_from_salloc_on_the_login_machine_is_on_the_nodes_and_ends_there_when_its_driver_is_killed(
     cluster: Slurm, cache: str

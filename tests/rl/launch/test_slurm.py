@@ -8,7 +8,18 @@ import pytest
 
 from rl.driver.config import RunConfig
 from rl.launch.others import other_machines, unused_nodes
-from rl.launch.slurm import Job, fields_in, is_preempted, over_srun, requeue, step_environment, to_requeue
+from rl.launch.slurm import (
+    Job,
+    Share,
+    fields_in,
+    is_preempted,
+    over_srun,
+    requeue,
+    shares,
+    shares_in,
+    step_environment,
+    to_requeue,
+)
 from rl.paths import REPOSITORY
 from rl.processes.tree import LIFELINE
 from rl.recipe.machine import cpu_count
@@ -21,12 +32,23 @@ BATCH = {
 }
 SHOWN = "JobId=12 JobName=launch.sh Requeue={requeue} Restarts=0 PreemptEligibleTime=2026-11-30T07:20:40 {preempted}"
 """A part of what SLURM 22.05 prints."""
+DETAILS = """JobId=12 JobName=launch.sh
+   NumNodes=3 NumCPUs=25 NumTasks=3 CPUs/Task=N/A ReqB:S:C:T=0:0:*:*
+   JOB_GRES=gpu:9
+     Nodes=gpu[01-02] CPU_IDs=0-3,8-15 Mem=64000 GRES=gpu:h100:4(IDX:0-3)
+     Nodes=cpu-7 CPU_IDs=5 Mem=0 GRES=gpu:1(IDX:0),shard:2
+   MinCPUsNode=1 MinMemoryCPU=1000M MinTmpDiskNode=0
+"""
+"""The same of `--details`."""
 SCONTROL = """#!/bin/sh
 echo "$@" >>"$CALLS"
 case "$*" in
     "show hostnames gpu[01-02],cpu-7") printf 'gpu01\\ngpu02\\ncpu-7\\n' ;;
     "--oneliner show node gpu02") echo "NodeName=gpu02 Arch=x86_64 NodeAddr=10.1.0.2 NodeHostName=rack4-2" ;;
     "--oneliner show job 12") echo "$SHOWN" ;;
+    "--details show job 12") echo "$DETAILS" ;;
+    "show hostnames gpu[01-02]") printf 'gpu01\\ngpu02\\n' ;;
+    "show hostnames cpu-7") echo cpu-7 ;;
     "requeue 12") ;;
     *) echo "slurm_load: Unable to contact slurm controller" >&2; exit 1 ;;
 esac
@@ -50,6 +72,13 @@ def job(**changed: str) -> Job:
     found = Job.of(BATCH | changed)
     assert found is not None
     return found
+
+
+def test_what_a_job_has_on_each_node(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETAILS", DETAILS)
+    many, few = Share(cores=12, gpus=4, memory_bytes=64000 * 2**20), Share(cores=1, gpus=1, memory_bytes=None)
+    assert shares(job()) == {"gpu01": many, "gpu02": many, "cpu-7": few}
+    assert shares_in("JobId=12\n   NodeList=(null)\n") == {}
 
 
 def test_outside_of_a_job_and_on_a_login_machine_there_is_none() -> None:

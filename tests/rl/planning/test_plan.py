@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rl.config import Recipe
+from rl.driver.layout import Node
+from rl.launch.slurm import Share
 from rl.planning.fit import problems
 from rl.planning.flow import STAGED, checkpoint_bytes, push_of, step_s, trajectory_bytes
 from rl.planning.machines import Described, Machines, machines_for
-from rl.planning.plan import Plan, host_parts, make_plan, turns
+from rl.planning.numbers import size
+from rl.planning.plan import Plan, fullest, make_plan, turns
 from rl.planning.tensors import tensors_of
 from rl.planning.text import describe
 from rl.recipe.load import load_recipe
@@ -33,8 +37,8 @@ def empty_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def cluster(gpu_gib: float = 80.0, *, count: int = 8, gpus: int = 8, host_gib: float = 1024.0) -> Machines:
-    return Machines(
-        names=[f"machine-{number}" for number in range(count)],
+    return Machines.alike(
+        [f"machine-{number}" for number in range(count)],
         cores=128,
         gpus=gpus,
         gpu_bytes=int(gpu_gib * GIB),
@@ -114,14 +118,14 @@ def test_engines_that_take_turns_share_the_gpus() -> None:
     weights = 30_532_122_624 * 2
     assert turns(made)["pushing"] == pytest.approx(weights / 8 + weights / 4 + 4 * 512 * 2**20, rel=1e-3)
     assert turns(made)["training"] == made.trainer.bytes(host=False)
-    host = {part.name: part.bytes for part in host_parts(made)}
+    host = {part.name: part.bytes for part in fullest(made)[0]}
     assert host["trainer ranks"] == pytest.approx(30_532_122_624 * 18, rel=1e-3) and host["engines"] == 2 * weights
 
 
 def test_a_machine_without_gpus_holds_every_process_and_one_staged_version() -> None:
     recipe = load_recipe(QUICKSTART, ["run.device=cpu", "inference.replicas=2"])
     made = planned(recipe, machines_for(recipe, None, []))
-    host = {part.name: part.bytes for part in host_parts(made)}
+    host = {part.name: part.bytes for part in fullest(made)[0]}
     assert host["trainer ranks"] == 2 * made.trainer.bytes() and host["engines"] == 2 * made.engine.bytes()
     assert host["staged push"] == made.push.bytes == 4 * made.tensors.base
     assert host["object store"] == object_store_bytes(recipe)
@@ -177,14 +181,44 @@ def test_the_transports_that_stage_are_those_whose_senders_say_so() -> None:
 def test_machines_are_known_described_or_assumed() -> None:
     recipe = load_recipe(CLUSTER)
     assumed = machines_for(recipe, None, [])
-    assert (len(assumed.names), assumed.gpus, assumed.assumed) == (8, 8, True) and "gpu_gib=" in assumed.known
+    assert (len(assumed.nodes), assumed.gpus, assumed.assumed) == (8, 64, True) and "gpu_gib=" in assumed.known
     described = machines_for(recipe, Described(machines=4, gpus=16, gpu_gib=141.0), [])
-    assert (len(described.names), described.gpus, described.gpu_bytes) == (4, 16, 141 * GIB)
+    assert (len(described.nodes), described.gpus, described.gpu_bytes) == (4, 64, 141 * GIB)
     assert not described.assumed
     named = machines_for(load_recipe(CLUSTER, SHRUNK), None, ["node-1", "node-2"])
-    assert named.names == ["this machine", "node-1", "node-2"] and named.gpus == 0
+    assert [node.id for node in named.nodes] == ["this machine", "node-1", "node-2"] and named.gpus == 0
     joined = machines_for(load_recipe(CLUSTER, [*SHRUNK, "run.ray_address=auto"]), None, [])
     assert joined.known.startswith("not asked: the cluster at auto")
+
+
+def test_each_machine_of_a_slurm_job_is_planned_with_what_the_job_has_there() -> None:
+    recipe = load_recipe(QUICKSTART, ["run.device=cpu", "rollout.workers=3"])
+    known = {
+        "node-2": Share(cores=96, gpus=0, memory_bytes=2 * GIB),
+        "node-1": Share(cores=3, gpus=0, memory_bytes=None),
+    }
+    found = machines_for(recipe, None, ["node-1", "node-2"], known)
+    here = found.nodes[0].cpus
+    assert [node.cpus for node in found.nodes] == [here, 3, 96] and found.cores == here + 99
+    assert found.host_bytes == [found.host_bytes[0], found.host_bytes[0], 2 * GIB]
+    assert found.known == "as the SLURM job has them"
+    text = describe(recipe, found, planned(recipe, found), ["./launch.sh"])
+    assert f"1 machine of 3 CPU cores, {size(found.host_bytes[0])} and 1 machine of 96 CPU cores, 2.0 GiB, as" in text
+    tight = replace(found, host_bytes=[*found.host_bytes[:2], 100 * 2**20])
+    parts, room = fullest(planned(recipe, tight))
+    assert room == 100 * 2**20 and sum(part.bytes for part in parts) > room, "the worker there does not fit"
+
+
+def test_engines_and_ranks_go_where_a_job_has_gpus_for_them() -> None:
+    recipe = load_recipe(CLUSTER, ["trainer.ranks=32", "inference.replicas=2", "inference.tensor_parallel=8"])
+    sizes = [8, 8, 8, 8, 4, 4, 2, 6]
+    nodes = [Node(id=f"n{place}", address=f"n{place}", cpus=64, gpus=gpus) for place, gpus in enumerate(sizes)]
+    made = planned(recipe, Machines(nodes=nodes, gpu_bytes=80 * GIB, host_bytes=[2048 * GIB] * len(nodes)))
+    assert made.layout is not None and len({*made.layout.trainers}) == 6, "an engine takes a whole machine of eight"
+    text = describe(recipe, made.machines, made, ["./launch.sh"])
+    assert "8 machines: 48 GPUs, 512 CPU cores" in text and "can start there" in text
+    narrow = replace(made.machines, nodes=[replace(node, gpus=6) for node in nodes])
+    assert "the largest here has 6 GPUs" in describe(recipe, narrow, planned(recipe, narrow), ["./launch.sh"])
 
 
 def test_the_text_has_every_section_and_the_verdict() -> None:
