@@ -101,9 +101,8 @@ def test_the_environment_speaks_as_the_user_and_every_turn_is_a_sample_of_its_ow
 
 def test_the_reward_and_the_environments_own_are_added_up(extended: Extended) -> None:
     for t in usable(extended):
-        answer = t.messages[-1]["content"] if t.stop_reason == "answered" else ""
-        if t.stop_reason == "answered":
-            assert t.reward_parts["brevity"] == pytest.approx(-PER_CHARACTER * len(answer))
+        said = sum(len(message["content"] or "") for message in t.messages if message["role"] == "assistant")
+        assert t.reward_parts["brevity"] == pytest.approx(-PER_CHARACTER * said)
         assert t.reward == pytest.approx(sum(t.reward_parts.values()))
         assert t.success == (t.reward_parts["answered"] == 1.0)
     assert any(t.reward_parts["brevity"] < 0 for t in usable(extended))

@@ -42,10 +42,14 @@ def made(config: PreTrainedConfig, path: Path) -> support.Weights:
     return support.checkpoint_weights(path)
 
 
-@pytest.mark.parametrize("config", [GPT_OSS, GEMMA_2], ids=["gpt-oss", "gemma 2"])
+@pytest.mark.parametrize(
+    ("config", "parity"), [(GPT_OSS, 2 * support.PARITY), (GEMMA_2, support.PARITY)], ids=["gpt-oss", "gemma 2"]
+)
 def test_the_engine_computes_with_pushed_weights_what_hugging_face_computes(
-    config: PreTrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: PreTrainedConfig, parity: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With these weights of GPT-OSS, float32 itself rounds that much: on an AMD EPYC Hugging Face's float32 is 0.92e-5
+    off its float64, vLLM's 1.23e-5, and they are 1.0014e-5 apart."""
     base, sender = made(config, tmp_path / "base"), ShmSender("test")
     sampling = SamplingParams(max_tokens=40)
     with asyncio.Runner() as run:
@@ -56,7 +60,7 @@ def test_the_engine_computes_with_pushed_weights_what_hugging_face_computes(
             support.export(weights, like=tmp_path / "base", path=tmp_path / str(version))
             run.run(support.push(engine, sender, weights, version))
             (completion,) = run.run(support.sample(engine, [PROMPT], f"v{version}", sampling))
-            assert support.Judge(tmp_path / str(version)).gaps(PROMPT, completion).max() < support.PARITY
+            assert support.Judge(tmp_path / str(version)).gaps(PROMPT, completion).max() < parity
         run.run(engine.shutdown())
     sender.close()
 
