@@ -12,7 +12,8 @@ from typing import Any
 
 from rl.processes.tree import kill_tree
 
-AGAIN_S = 1.0
+AGAIN_S = 5.0
+"""Longer than a busy machine takes to pass a signal on. A second Ctrl-C does not wait for it: the guardian has that."""
 
 
 def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:

@@ -90,6 +90,7 @@ def test_a_preempted_batch_job_goes_on_from_its_checkpoint_on_both_nodes(cluster
     assert looked.read_text().strip() == "", "the preempted run has left something on a node"
     first = steps_done(directory)
     assert f"JOB {job} ON node-1 CANCELLED" in output.read_text()
+    assert (directory / "summary.json").exists(), output.read_text(errors="replace")[-4000:]
     assert json.loads((directory / "summary.json").read_text())["exit_reason"] == "SIGTERM"
     await_that(lambda: len(steps_done(directory)) > len(first), output)
     said = output.read_text()
