@@ -3,7 +3,8 @@
 The model is the quickstart's tiny GLM-4.5-style MoE with random weights, float32. Completions have at most 54 tokens,
 50 on average, or they are long-tailed: about 43 tokens on average, at most 256. The reward is a share of letters. Both
 sides have two cores: TRL two threads, which generate and then train; Sluice one thread for the engine and one for the
-trainer, which work at the same time (`max_staleness` 1). Prompts are in GLM-4.5's chat format on both sides.
+trainer, which work at the same time (`max_staleness` 1, or `--staleness`). Prompts are in GLM-4.5's chat format on both
+sides.
 
 The last columns compare with the slower of engine and trainer alone (`benchmarks.floor`). What pushes take from the
 engine is left out there: the push itself, and that the engine computes the KV cache of running requests again with the
@@ -13,7 +14,8 @@ TRL needs an environment of its own, which sees this one's packages:
 
     python3 -m venv TRL && echo $PWD/.venv/lib/python3.11/site-packages > TRL/lib/python3.11/site-packages/sluice.pth
     TRL/bin/pip install --no-deps trl==1.16.0
-    .venv/bin/python -m benchmarks.against_trl --trl TRL/bin/python [--work "64,256,64 long-tailed"] [--rounds 3]
+    .venv/bin/python -m benchmarks.against_trl --trl TRL/bin/python [--work "64,256,64 long-tailed"] [--rounds 3] \\
+        [--staleness 1]
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def sluice(model: Path, work: Work, folder: Path, cache_policy: str) -> dict[str, float]:
+def sluice(model: Path, work: Work, folder: Path, cache_policy: str, staleness: int) -> dict[str, float]:
     """Run Sluice in `folder`. Return the means of a step's metrics, and its sampled `tokens`."""
     folder.mkdir()
     environment = os.environ | {"SLUICE_VENV": sys.prefix}
-    command = ["./launch.sh", str(write_recipe(model, work, folder, cache_policy))]
+    command = ["./launch.sh", str(write_recipe(model, work, folder, cache_policy, staleness))]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "time/step_s" in line][SKIPPED:]
@@ -117,13 +119,13 @@ def inside_trl(model: str, work: Work, out: str) -> None:
     Path(out).write_text(json.dumps({"step_s": step_s, "tokens_per_s": tokens / step_s}))
 
 
-def measure(python: str, work: Work, number: int) -> str:
+def measure(python: str, work: Work, number: int, staleness: int) -> str:
     """One row of the table: all in turn."""
     with tempfile.TemporaryDirectory(prefix="trl-", dir="/tmp") as name:
         folder = Path(name)
         model = make_model(folder, work)
         theirs_s, theirs = trl(python, model, work, folder)
-        ours, kept = (sluice(model, work, folder / policy, policy) for policy in ("recompute", "keep"))
+        ours, kept = (sluice(model, work, folder / policy, policy, staleness) for policy in ("recompute", "keep"))
         engine, trainer = floor.measure(model, work, folder)
     step_s = ours["time/step_s"]
     speed, again_s = ours["tokens"] / step_s, step_s - kept["time/step_s"]
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("--trl", help="the Python of TRL's environment")
     parser.add_argument("--work", default=",".join(WORKS), help="comma-separated: completions of a step")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--staleness", type=int, default=1)
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -147,7 +150,7 @@ def main() -> None:
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for name in options.work.split(","):
         for number in range(1, options.rounds + 1):
-            print(measure(options.trl, WORKS[name], number), flush=True)
+            print(measure(options.trl, WORKS[name], number, options.staleness), flush=True)
 
 
 if __name__ == "__main__":

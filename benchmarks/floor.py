@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.grpo_work import GROUP, MEAN, WORKS, Work, make_model, prompts, write_recipe
-from rollout.ports import free_port
+from tests.ports import free_port
 
 SECONDS = 15.0
 

@@ -113,7 +113,9 @@ def prompts(model: Path) -> Callable[[int], list[int]]:
     return lambda number: chat.open([{"role": "user", "content": PROMPT.format(number)}], (), True)
 
 
-def write_recipe(model: Path, work: Work, folder: Path, cache_policy: str = "recompute") -> Path:
+def write_recipe(
+    model: Path, work: Work, folder: Path, cache_policy: str = "recompute", max_staleness: int = 1
+) -> Path:
     """Write Sluice's recipe for the work, with a run directory in `folder`. `cache_policy` says what a push does to the
     KV cache of running requests."""
     recipe = {
@@ -121,14 +123,14 @@ def write_recipe(model: Path, work: Work, folder: Path, cache_policy: str = "rec
         "model": {"path": str(model), "dtype": "float32", "renderer": "glm-4.5"},
         "tasks": {"sources": [{"environment": "benchmarks.grpo_work:Vowels"}], "eval_size": 1},
         "rollout": {
-            "groups_per_worker": 2 * work.completions // GROUP,
+            "groups_per_worker": (max_staleness + 1) * work.completions // GROUP,
             "group_size": GROUP,
             "max_turns": 1,
             "max_context": 512,
             "sampling": {"max_tokens": work.tokens},
         },
         "inference": {"engine_args": {"enforce_eager": True}},
-        "buffer": {"max_staleness": 1},
+        "buffer": {"max_staleness": max_staleness},
         "weight_sync": {"cache_policy": cache_policy},
         "trainer": {
             "ranks": 1,

@@ -42,7 +42,7 @@ from rl.learner.lora import linear_layers, peft_config
 from rl.learner.model import seeded
 from rl.losses.config import SUPERVISED
 from rl.losses.objective import make_objective
-from rollout.ports import free_port
+from tests.ports import free_port
 
 SEED, LR, CLIP, LORA_RANK = 0, 1e-5, 1.0, 16
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 1e-3

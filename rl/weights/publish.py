@@ -231,7 +231,7 @@ class _Push:
     def _send_all(self, max_bytes: int, verify: bool) -> int:
         """Send every bucket and return how many were sent. Engines take one bucket while the ranks gather the next and
         its digests are computed, so at most two are on their way at a time. Of a sender that keeps them, they take all
-        at once in the end; but not with digests, so that both sides compute them at the same time."""
+        at once in the end."""
         count, loading, kept = 0, None, []
         for bucket in self._source.buckets(max_bytes):
             digests = self._prepare(bucket, verify)
@@ -247,7 +247,7 @@ class _Push:
                 continue
             self._digests |= dict(zip(description.names, digests, strict=False))
             kept.append(description)
-            if verify or not self._sender.keeps:
+            if not self._sender.keeps:
                 loading, kept = self._engines.start(self._load, *kept), []
             count += 1
         if kept and self._error is None:

@@ -104,34 +104,53 @@ class Segment:
         return self._map
 
 
-def read_bucket(bucket: StoredBucket) -> list[tuple[str, Tensor]]:
-    """Return the bucket's tensors, on CPU, where they lie: until the owner clears its segment they do not change.
+class Reader:
+    """Reads buckets where they lie. It keeps the segment that it read last in its address space, from one push to the
+    next: to get the pages anew takes longer than to read what is in them."""
 
-    Raises:
-        RuntimeError: the owner is on another machine, has exited, or has cleared its segment.
-    """
-    if bucket.host != host_id():
-        raise RuntimeError(
-            f"weight bucket {bucket.sequence} lies in shared memory of {_node_name(bucket.host)}, and this is "
-            f"{_node_name(host_id())}: weight_sync.transport=shm reaches engines on the trainer's machine only; use "
-            "gloo, nccl or auto"
-        )
-    path = f"/proc/{bucket.pid}/fd/{bucket.fd}"
-    try:
-        fd = os.open(path, os.O_RDWR)
-    except OSError as error:
-        raise RuntimeError(
-            f"weight bucket {bucket.sequence}: its sender (pid {bucket.pid}) is gone: {error}"
-        ) from error
-    try:
-        if os.fstat(fd).st_size < bucket.start + bucket.size:
-            raise RuntimeError(f"weight bucket {bucket.sequence}: {path} is another file: its sender is gone")
-        _check_header(fd, bucket)
-        mapped = mmap.mmap(fd, max(bucket.size, 1), offset=bucket.start)
-    finally:
-        os.close(fd)
-    whole = torch.frombuffer(mapped, dtype=torch.uint8)
-    return list(zip(bucket.names, views(whole, bucket.tensors, bucket.offsets), strict=True))
+    def __init__(self) -> None:
+        self._segment: tuple[int, int, int] | None = None
+        self._map: mmap.mmap | None = None
+
+    def read(self, bucket: StoredBucket) -> list[tuple[str, Tensor]]:
+        """Return the bucket's tensors, on CPU: until the owner clears its segment they do not change.
+
+        Raises:
+            RuntimeError: the owner is on another machine, has exited, or has cleared its segment.
+        """
+        if bucket.host != host_id():
+            raise RuntimeError(
+                f"weight bucket {bucket.sequence} lies in shared memory of {_node_name(bucket.host)}, and this is "
+                f"{_node_name(host_id())}: weight_sync.transport=shm reaches engines on the trainer's machine only; "
+                "use gloo, nccl or auto"
+            )
+        mapped = self._mapped(bucket)
+        whole = torch.frombuffer(mapped, dtype=torch.uint8, count=max(bucket.size, 1), offset=bucket.start)
+        return list(zip(bucket.names, views(whole, bucket.tensors, bucket.offsets), strict=True))
+
+    def close(self) -> None:
+        """Let go of the segment. Idempotent."""
+        self._segment = self._map = None
+
+    def _mapped(self, bucket: StoredBucket) -> mmap.mmap:
+        """The segment of a bucket, which is as it was when the bucket was stored."""
+        path = f"/proc/{bucket.pid}/fd/{bucket.fd}"
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise RuntimeError(
+                f"weight bucket {bucket.sequence}: its sender (pid {bucket.pid}) is gone: {error}"
+            ) from error
+        try:
+            if os.fstat(fd).st_size < bucket.start + bucket.size:
+                raise RuntimeError(f"weight bucket {bucket.sequence}: {path} is another file: its sender is gone")
+            _check_header(fd, bucket)
+            segment = (bucket.pid, bucket.fd, bucket.nonce)
+            if self._map is None or self._segment != segment or len(self._map) <= bucket.start + bucket.size:
+                self._segment, self._map = segment, mmap.mmap(fd, 0)
+            return self._map
+        finally:
+            os.close(fd)
 
 
 def layout(specs: Sequence[WeightSpec]) -> tuple[tuple[int, ...], int]:

@@ -24,7 +24,7 @@ from rollout.transfer.bucket import (
     check_digests,
     describe,
 )
-from rollout.transfer.segment import Segment, StoredBucket, read_bucket, views
+from rollout.transfer.segment import Reader, Segment, StoredBucket, views
 
 
 class Shm(Transport):
@@ -43,22 +43,31 @@ class Shm(Transport):
 class SegmentReceiver:
     """Reads buckets of a segment; with tensor parallelism every worker reads the full tensors."""
 
+    def __init__(self) -> None:
+        self._reader = Reader()
+
     def join(self, membership: dict[str, Any]) -> None:
         """Shared memory needs no rendezvous."""
 
     def receive(self, bucket: StoredBucket, load: Callable[[list[tuple[str, Tensor]]], None]) -> None:
-        load(read_bucket(bucket))
+        load(self._reader.read(bucket))
 
     def close(self) -> None:
-        """Nothing is held."""
+        self._reader.close()
 
 
 class ShmStage(Stage):
     """What the sender has stored is where it has to be."""
 
+    def __init__(self) -> None:
+        self._reader = Reader()
+
     def receive(self, bucket: StoredBucket) -> StoredBucket:
-        check_digests(bucket, read_bucket(bucket))
+        check_digests(bucket, self._reader.read(bucket))
         return replace(bucket, digests=())
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 class ShmSender(Sender):

@@ -19,7 +19,7 @@ from rollout.transfer.bucket import Bucket, Member, SenderPlace, StagePlace, Ten
 from rollout.transfer.config import TransportSettings, WeightSyncConfig
 from rollout.transfer.gloo import GlooSender, GlooStage
 from rollout.transfer.registry import make_transport, resolve_transport
-from rollout.transfer.segment import read_bucket
+from rollout.transfer.segment import Reader
 
 GLOO = WeightSyncConfig(transport=TransportSettings(name="gloo"), timeout_s=20)
 BUCKETS: list[Tensors] = [
@@ -89,7 +89,7 @@ def test_every_engine_gets_every_version_bit_for_bit(address: str) -> None:
         for _ in range(2):
             for stored in push(sender, engines):
                 for sent, bucket in zip(BUCKETS, stored, strict=True):
-                    received = read_bucket(bucket)  # type: ignore[arg-type]
+                    received = Reader().read(bucket)  # type: ignore[arg-type]
                     assert [name for name, _ in received] == [name for name, _ in sent]
                     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(sent, received, strict=True))
 
@@ -103,7 +103,7 @@ def test_an_engine_that_was_started_again_gets_the_next_version_and_first_one_of
         engines[1] = Engine(1)
         for own in ([engines[1]], engines, engines):
             for stored in push(sender, own):
-                assert torch.equal(read_bucket(stored[1])[1][1], torch.tensor(1.5))  # type: ignore[arg-type]
+                assert torch.equal(Reader().read(stored[1])[1][1], torch.tensor(1.5))  # type: ignore[arg-type]
 
 
 def test_nothing_listens_on_other_addresses() -> None:

@@ -19,7 +19,7 @@ from rl.paths import REPOSITORY
 from rollout.transfer.bucket import ReceiverPlace, SenderPlace, check_digests, describe, digests_of
 from rollout.transfer.config import NcclSettings, TransportSettings, WeightSyncConfig
 from rollout.transfer.registry import make_transport, resolve_transport
-from rollout.transfer.segment import read_bucket
+from rollout.transfer.segment import Reader
 from rollout.transfer.shm import Shm, ShmSender, ShmStage
 
 
@@ -31,7 +31,7 @@ def test_a_bucket_arrives_bit_for_bit(shapes: list[list[int]], dtype: torch.dtyp
     sent = [(f"layer.{i}", torch.randn(shape).to(dtype)) for i, shape in enumerate(shapes)]
     sender = ShmSender("test")
     bucket = sender.send(sent)
-    received = read_bucket(bucket)
+    received = Reader().read(bucket)
     sender.close()
     assert [name for name, _ in received] == [name for name, _ in sent] == list(bucket.names)
     assert all(torch.equal(a, b) and a.dtype == b.dtype for (_, a), (_, b) in zip(sent, received, strict=True))
@@ -40,7 +40,7 @@ def test_a_bucket_arrives_bit_for_bit(shapes: list[list[int]], dtype: torch.dtyp
 def test_non_contiguous_tensors_arrive() -> None:
     sender = ShmSender("test")
     tensor = torch.arange(12.0).reshape(3, 4).T
-    ((_, received),) = read_bucket(sender.send([("w", tensor)]))
+    ((_, received),) = Reader().read(sender.send([("w", tensor)]))
     sender.close()
     assert torch.equal(received, tensor)
 
@@ -50,12 +50,12 @@ def test_a_version_stays_until_the_next_one_takes_its_place() -> None:
     first, second, third = (sender.send([("w", torch.full((1000,), float(i)))]) for i in range(3))
     assert [first.sequence, second.sequence, third.sequence] == [0, 1, 2]
     sender.rest()
-    assert [read_bucket(bucket)[0][1][0] for bucket in (first, second, third)] == [0, 1, 2]
+    assert [Reader().read(bucket)[0][1][0] for bucket in (first, second, third)] == [0, 1, 2]
     next_version = sender.send([("w", torch.full((1000,), 3.0))])
     for bucket in (first, second, third):
         with pytest.raises(RuntimeError, match=f"bucket {bucket.sequence} was overwritten"):
-            read_bucket(bucket)
-    assert read_bucket(next_version)[0][1][0] == 3
+            Reader().read(bucket)
+    assert Reader().read(next_version)[0][1][0] == 3
     assert next_version.start == first.start, "its memory is used again"
     sender.close()
 
@@ -74,7 +74,7 @@ def test_an_engine_checks_what_it_collects_and_passes_it_on_to_its_workers() -> 
     bucket = sender.send(tensors, digests_of(tensors))
     stored = ShmStage().receive(bucket)
     assert bucket.digests and not stored.digests, "checked once"
-    assert read_bucket(stored)[0][1].tolist() == [0.0, 1.0, 2.0]
+    assert Reader().read(stored)[0][1].tolist() == [0.0, 1.0, 2.0]
     os.pwrite(bucket.fd, b"\x01", bucket.start + bucket.offsets[0])
     with pytest.raises(ValueError, match=r"not the bytes that were sent: w$"):
         ShmStage().receive(bucket)
@@ -90,23 +90,45 @@ def test_digests_name_what_was_damaged_or_exchanged_on_the_way() -> None:
         "d": torch.empty(0),
     }
     bucket = sender.send([*tensors.items()], digests_of([*tensors.items()]))
-    check_digests(bucket, read_bucket(bucket))
+    check_digests(bucket, Reader().read(bucket))
     exchanged = replace(bucket, offsets=(bucket.offsets[1], bucket.offsets[0], *bucket.offsets[2:]))
     with pytest.raises(ValueError, match=r"not the bytes that were sent: a, b$"):
-        check_digests(exchanged, read_bucket(exchanged))
+        check_digests(exchanged, Reader().read(exchanged))
     os.pwrite(bucket.fd, b"\x01", bucket.start + bucket.offsets[1] + 5)
     with pytest.raises(ValueError, match=r"bucket 0: not the bytes that were sent: b$"):
-        check_digests(bucket, read_bucket(bucket))
+        check_digests(bucket, Reader().read(bucket))
     unverified = sender.send([("a", torch.zeros(2))])
     check_digests(unverified, [("a", torch.ones(2))])
     sender.close()
+
+
+def test_a_reader_keeps_the_pages_from_push_to_push_and_gets_those_that_were_added() -> None:
+    sender, other, reader = ShmSender("test"), ShmSender("test"), Reader()
+
+    def read(value: float, count: int, by: ShmSender = sender) -> int:
+        """Where the tensor of a new push lies in this process."""
+        by.rest()
+        ((_, tensor),) = reader.read(by.send([("w", torch.full((count,), value))]))
+        assert torch.equal(tensor, torch.full((count,), value))
+        return tensor.data_ptr()
+
+    first = read(1.0, 5000)
+    assert read(2.0, 5000) == first and read(3.0, 7) == first
+    grown = read(4.0, 1 << 16)
+    assert read(5.0, 7) == grown, "the larger one is kept"
+    read(6.0, 9, by=other)
+    read(7.0, 11)
+    reader.close()
+    read(8.0, 5)
+    for one in (sender, other, reader):
+        one.close()
 
 
 def test_another_file_under_the_same_number_is_noticed() -> None:
     sender, other = ShmSender("test"), ShmSender("test")
     bucket, strange = sender.send([("w", torch.zeros(8))]), other.send([("w", torch.ones(8))])
     with pytest.raises(RuntimeError, match="overwritten"):
-        read_bucket(replace(bucket, fd=strange.fd))
+        Reader().read(replace(bucket, fd=strange.fd))
     other.close()
     sender.close()
 
@@ -123,8 +145,8 @@ def test_a_receiver_of_an_overwritten_bucket_is_told_and_not_killed_by_a_segment
         assert small.size < large.size
         mapped[large.start + large.size - 1]  # a page beyond the end of a file raises SIGBUS
     with pytest.raises(RuntimeError, match="overwritten"):
-        read_bucket(large)
-    assert torch.equal(read_bucket(small)[0][1], torch.ones(1))
+        Reader().read(large)
+    assert torch.equal(Reader().read(small)[0][1], torch.ones(1))
     sender.close()
 
 
@@ -136,7 +158,7 @@ def test_closing_frees_the_memory_and_is_idempotent() -> None:
     sender.close()
     assert set(os.listdir("/proc/self/fd")) == before
     with pytest.raises(RuntimeError, match="gone"):
-        read_bucket(bucket)
+        Reader().read(bucket)
     with pytest.raises(RuntimeError, match="closed"):
         sender.send([("w", torch.zeros(8))])
 
@@ -150,13 +172,13 @@ def test_a_killed_sender_leaves_nothing_and_the_receiver_is_told() -> None:
         own = ShmSender("test")
         bucket = replace(own.send([("w", torch.zeros(6))]), pid=int(pid), fd=int(fd), nonce=int(nonce))
         own.close()
-        assert torch.equal(read_bucket(bucket)[0][1], torch.arange(6.0))
+        assert torch.equal(Reader().read(bucket)[0][1], torch.arange(6.0))
         named = [region.path for region in psutil.Process(child.pid).memory_maps() if "/dev/shm" in region.path]
         assert not named, "such a file would stay behind"
         child.send_signal(signal.SIGKILL)
         child.wait()
         with pytest.raises(RuntimeError, match="gone"):
-            read_bucket(bucket)
+            Reader().read(bucket)
 
 
 def test_an_unknown_dtype_is_named() -> None:
