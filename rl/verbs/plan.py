@@ -4,11 +4,11 @@ Nothing is started or downloaded.
 
     ./launch.sh plan RECIPE [machines=8] [gpus=8] [gpu_gib=80] [cores=128] [host_gib=1024] [key=value …]
 
-`machines` and what follows describe the machines to plan for; without them it is this machine and those of run.hostfile
-or the SLURM job. `run.device=cpu` runs anywhere (ranks and engines share the cores). `cuda` wants one GPU for every
-trainer rank and `tensor_parallel` GPUs for every engine, plus a CPU core for every rank, engine and rollout worker.
-`auto` is cuda where a GPU is seen, else cpu. `rl.verbs.train` checks this machine; the driver checks the Ray instance
-that it has connected to.
+`machines` and what follows describe the machines to plan for; without them it is this machine and those of
+run.hostfile, taken to be like it, or of the SLURM job, with what the job has there. `run.device=cpu` runs anywhere
+(ranks and engines share the cores). `cuda` wants one GPU for every trainer rank and `tensor_parallel` GPUs for every
+engine, plus a CPU core for every rank, engine and rollout worker. `auto` is cuda where a GPU is seen, else cpu.
+`rl.verbs.train` checks this machine; the driver checks the Ray instance that it has connected to.
 """
 
 from __future__ import annotations
