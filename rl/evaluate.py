@@ -29,7 +29,7 @@ def evaluate_model(run: Session, against: Evaluation | None, shows: bool) -> Non
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
     settings = [replace(own, load_format="auto", adapters=None) for own in settings]
     run.engines = Engines(cluster, settings, "split", 0, run.engine_died)
-    cluster.start_workers(specs.worker_spec(recipe, run.folder), list(run.engines.all.values()), None)
+    cluster.start_workers(specs.worker_spec(recipe, run.folder), run.engines.all, None)
     await_engines(run)
     run.progress.eval_after = evaluate(run)
     calls.ask_all(cluster.workers, "seal", what="sealing the trajectories")

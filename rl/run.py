@@ -121,10 +121,10 @@ def start_processes(run: Session) -> None:
     recipe, cluster, calls = run.recipe, run.cluster, run.calls
     cluster.start_trainers(specs.trainer_spec(recipe, run.folder, cluster.device, cluster.machines))
     settings = specs.engine_settings(recipe, cluster.device, cluster.machines)
-    restarts = recipe.inference.restarts
-    run.engines = Engines(cluster, settings, recipe.placement, restarts, run.engine_died)
+    restarts, move = recipe.inference.restarts, recipe.inference.late > 0
+    run.engines = Engines(cluster, settings, recipe.placement, restarts, run.engine_died, move=move)
     buffer = cluster.start_buffer(specs.buffer_spec(recipe), run.folder, run.saved_buffer())
-    cluster.start_workers(specs.worker_spec(recipe, run.folder), list(run.engines.all.values()), buffer)
+    cluster.start_workers(specs.worker_spec(recipe, run.folder), run.engines.all, buffer)
     address = calls.ask(cluster.trainers[0], "address", what="starting the trainer")
     calls.background(calls.start(cluster.trainers, "join", *address))
     run.buffer_began = calls.background(calls.start([buffer], "told"))

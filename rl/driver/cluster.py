@@ -19,16 +19,15 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.driver.config import RunConfig
-from rl.driver.layout import Layout, Node, Wanted, held_by_others, lay_out
+from rl.driver.layout import Layout, Node, Wanted, held_by_others, late_on_cpus, late_on_gpus, lay_out
 from rl.driver.placement import Place, alive_nodes, beside, nodes_of_cluster, shared_seats
 from rl.driver.specs import TrainerSpec
 from rl.driver.trainer import TrainerActor
 from rl.driver.waiting import Calls
 from rl.launch.addresses import own_address
-from rl.launch.greeting import greeting
+from rl.launch.greeting import cluster_token, greeting
 from rl.launch.hosts import Hosts, Others
 from rl.launch.others import other_machines
 from rl.paths import REPOSITORY
@@ -82,7 +81,7 @@ class Cluster:
         self.device: Device = "cpu"
         self.trainers: list[ActorHandle] = []
         self.engines: dict[int, ActorHandle] = {}
-        self._engine_places: list[tuple[Place, list[str] | None]] = []
+        self._engine_places: dict[int, tuple[Place, list[str] | None]] = {}
         self._engine_threads = 1
         self.workers: list[ActorHandle] = []
         self.buffer: ActorHandle | None = None
@@ -146,7 +145,7 @@ class Cluster:
         assert self._hosts is not None
         count, source = len(others.commands), others.source
         head = ray.get_runtime_context().gcs_address
-        self._hosts.start(greeting(head, _token(), self._run_id, os.environ))
+        self._hosts.start(greeting(head, cluster_token(), self._run_id, os.environ))
         end = time.monotonic() + limit_s
         while len(alive_nodes()) <= count:
             self.calls.stop.check()
@@ -169,10 +168,7 @@ class Cluster:
         """A place on a machine by its number, 0 for the one with the driver, with a core where there are GPUs. Alone,
         it is Ray's choice."""
         cpus = 1 if self.device == "cuda" else 0
-        if self.machines <= 1:
-            return Place(cpus=cpus, gpus=gpus)
-        strategy = NodeAffinitySchedulingStrategy(self._nodes[machine].id, soft=False)
-        return Place(cpus=cpus, gpus=gpus, strategy=strategy)
+        return Place(cpus=cpus, gpus=gpus, node=self._nodes[machine].id if self.machines > 1 else None)
 
     def start_on_machines(self, actor: type, role: str) -> dict[str, ActorHandle]:
         """Start one actor on each machine, the driver's first, and return them by the addresses of their machines."""
@@ -231,19 +227,50 @@ class Cluster:
         ]
 
     def start_engines(self, configs: Sequence[InferenceConfig], placement: Placement = "split") -> None:
-        """Start one actor per engine: on GPUs of its own, or colocated with the trainer, which has been started."""
+        """Start one actor per engine that has a machine: on GPUs of its own, or colocated with the trainer, which has
+        been started."""
         widths = [config.widths[0] for config in configs]
         if placement == "colocated" and self.device == "cuda":
             seats = self.calls.ask_all(self.trainers, "seat", what="looking for the trainer's GPUs")
             dealt = shared_seats(seats, len(widths), widths[0])
-            self._engine_places = [(beside(own[0]), [seat.gpu for seat in own]) for own in dealt]
+            self._engine_places = {
+                number: (beside(own[0]), [seat.gpu for seat in own]) for number, own in enumerate(dealt)
+            }
         else:
             reserved = widths if self.device == "cuda" else [0] * len(widths)
-            placed = zip(self.layout.engines, reserved, strict=True)
-            self._engine_places = [(self._at(machine, width), None) for machine, width in placed]
+            self._engine_places = {
+                number: (self._at(machine, reserved[number]), None)
+                for number, machine in enumerate(self.layout.engines)
+                if machine is not None
+            }
         self._engine_threads = configs[0].cpu_threads
-        for number in range(len(self._engine_places)):
+        for number in self._engine_places:
             self.start_engine(number)
+
+    def find_machines(self, engines: Mapping[int, int]) -> list[int]:
+        """Look for machines for engines that have none, given the GPUs of each by its number. Returns the numbers of
+        those that have one now."""
+        nodes = nodes_of_cluster(self._nodes[0].id)
+        if self.device == "cuda":
+            found = late_on_gpus(nodes, engines)
+        else:
+            used = {self._engine_machine(number) for number in self._engine_places}
+            found = late_on_cpus(len(nodes), engines, [place for place, node in enumerate(nodes) if node.id in used])
+        for number, place in found.items():
+            gpus = engines[number] if self.device == "cuda" else 0
+            self._engine_places[number] = (replace(self._at(0, gpus), node=nodes[place].id), None)
+        return list(found)
+
+    def machine_is_gone(self, number: int) -> bool:
+        """Whether an engine's machine has left the cluster."""
+        return self._engine_machine(number) not in {node["NodeID"] for node in alive_nodes()}
+
+    def leave_machine(self, number: int) -> None:
+        """Let an engine that has died have no machine any more."""
+        del self.engines[number], self._engine_places[number]
+
+    def _engine_machine(self, number: int) -> str:
+        return self._engine_places[number][0].node or self._nodes[0].id
 
     def start_engine(self, number: int) -> ActorHandle:
         """Start the actor of an engine on its place, instead of one that has died if there was one."""
@@ -252,7 +279,7 @@ class Cluster:
         self.engines[number] = self.spawn(InferenceActor, f"engine-{number}", place, *arguments, groups=groups)
         return self.engines[number]
 
-    def start_workers(self, spec: WorkerSpec, engines: list[ActorHandle], buffer: ActorHandle | None) -> None:
+    def start_workers(self, spec: WorkerSpec, engines: dict[int, ActorHandle], buffer: ActorHandle | None) -> None:
         """Start one actor per rollout worker. Without a buffer they can only evaluate."""
         alone = (0,) * spec.rollout.workers
         self.workers = [
@@ -280,13 +307,6 @@ class Cluster:
         )
         self.calls.add(handle, role, ping=one_at_a_time)
         return handle
-
-
-def _token() -> str:
-    """What Ray's processes prove with that they belong to the cluster."""
-    own = os.environ.get("RAY_AUTH_TOKEN")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    return own or Path(path).expanduser().read_text(encoding="utf-8").strip()
 
 
 def _other_machines(run: RunConfig) -> Others | None:

@@ -1,15 +1,18 @@
-"""The engines of a run: which of them serve, and how one that died comes back.
+"""The engines of a run: which of them serve, how one that died comes back, and how one joins later.
 
-    starting ─▶ serving ─▶ dead ─▶ starting again ─▶ ready ─▶ serving
-                                                      (it gets the version that the others hold, alone)
+    the first ones        starting ─▶ serving
+    one that died         starting again ─▶ ready ─▶ serving
+    without a machine     waiting for one ─▶ starting ─▶ ready ─▶ serving
 
-An engine dies with its process, or when vLLM fails in it. Completions that it had not finished are sampled by another
-engine, or wait for this one (`rollout.actors.engine`). While it is missing, pushes go to the others. Which engine has
-which number never changes, and neither does its place.
+One that is ready gets the version that the others hold, alone. An engine dies with its process, or when vLLM fails in
+it. Completions that it had not finished are sampled by another engine, or wait for this one (`rollout.actors.engine`).
+While it is missing, pushes go to the others. Which engine has which number never changes. Neither does its machine,
+unless the run began without all of its engines (`inference.min_replicas`) and the machine has left the cluster.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,10 +24,13 @@ from rl.driver.waiting import ProcessFailure, Started
 from rollout.engine.settings import EngineSettings
 from rollout.types import Placement
 
+LOOK_S = 3.0
+"""How often a machine is looked for, for engines that have none."""
+
 
 class Engines:
     """Starts engines, and again those that died, at most `restarts` times in all. After that a death ends the run, as
-    does one before all of them have started once. `tell` is told of each."""
+    does one before the first ones have started once. `tell` is told of each."""
 
     def __init__(
         self,
@@ -33,18 +39,27 @@ class Engines:
         placement: Placement,
         restarts: int,
         tell: Callable[[str], None],
+        *,
+        move: bool = False,
     ) -> None:
+        """`move`: whether those whose machine has left the cluster wait for another one."""
         self._cluster, self._calls, self._settings, self._tell = cluster, cluster.calls, settings, tell
         self._allowed = self._left = 0 if placement == "colocated" else restarts
-        self._missing: set[int] = set()
         self._ready: set[int] = set()
         cluster.start_engines([own.config for own in settings], placement)
-        starting = self._calls.start_each(list(self.all.values()), "start", [(own,) for own in settings])
+        starting = self._calls.start_each(
+            list(self.all.values()), "start", [(settings[number],) for number in self.all]
+        )
         self._starting: Started = self._calls.background(starting)
+        self._waiting = {*range(len(settings))} - {*self.all}
+        self._missing = {*self._waiting}
+        self._again: set[int] = set()
+        self._may_move = move
+        self._looked = time.monotonic()
 
     @property
     def all(self) -> dict[int, ActorHandle]:
-        """Every engine's newest process, by its number."""
+        """The newest process of every engine that has a machine, by its number."""
         return self._cluster.engines
 
     @property
@@ -54,12 +69,12 @@ class Engines:
 
     @property
     def ready(self) -> list[int]:
-        """Those that were started again and lack only weights."""
+        """Those that were started in the run and lack only weights."""
         return sorted(self._ready)
 
     @property
     def started(self) -> bool:
-        """Whether all have started once."""
+        """Whether the first ones have started."""
         return not self._starting
 
     @property
@@ -68,7 +83,7 @@ class Engines:
         return self._allowed - self._left
 
     def wait(self) -> None:
-        """Wait until all have started."""
+        """Wait until the first ones have started."""
         self._calls.wait(self._starting, "starting the inference engines")
         self._starting = {}
         for number in self.all:
@@ -83,32 +98,64 @@ class Engines:
 
     def holds(self, number: int, handle: ActorHandle) -> bool:
         """Whether this is still the engine's process."""
-        return self.all[number] == handle
+        return self.all.get(number) == handle
+
+    def any_ready(self) -> bool:
+        """Look for machines, and say whether there are `ready` ones."""
+        self.look_for_machines()
+        return bool(self._ready)
+
+    def look_for_machines(self) -> None:
+        """Start engines that have no machine, where one has room for them by now."""
+        if not self._waiting or time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        widths = {number: self._settings[number].width for number in sorted(self._waiting)}
+        for number in self._cluster.find_machines(widths):
+            self._waiting.discard(number)
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        started = self._calls.start([self._cluster.start_engine(number)], "start", self._settings[number])
+        self._calls.spare(started, partial(self._answered, number))
 
     def _watch(self, number: int) -> None:
         self._calls.spare(self._calls.start([self.all[number]], "watch"), partial(self._ended, number))
 
     def _ended(self, number: int, failure: ProcessFailure | None) -> None:
-        """Start an engine again, whose process or vLLM has ended."""
+        """Start an engine again, whose process or vLLM has ended, or let it wait for another machine."""
         if failure is None:
             log = self._calls.log(f"engine-{number}")
             raise ProcessFailure(f"engine-{number} ended by itself; its log: {log}")
-        if not self._left:
+        moves = self._may_move and self._cluster.machine_is_gone(number)
+        if not moves and not self._left:
             raise failure
+        self._forget(number)
+        if moves:
+            self._left += number in self._again  # Ray finds a machine dead later than its processes
+            self._again.discard(number)
+            self._tell(f"{failure}; its machine is gone, and it waits for another one")
+            self._cluster.leave_machine(number)
+            self._waiting.add(number)
+            return
         self._left -= 1
+        self._again.add(number)
         self._tell(f"{failure}; it is started again ({self.restarted} of inference.restarts={self._allowed})")
+        self._start(number)
+
+    def _forget(self, number: int) -> None:
+        """Let the process of an engine be dead."""
         dead = self.all[number]
         self._calls.remove(dead)
         ray.kill(dead)
         self._ready.discard(number)
         self._missing.add(number)
-        again = self._calls.start([self._cluster.start_engine(number)], "start", self._settings[number])
-        self._calls.spare(again, partial(self._answered, number))
 
     def _answered(self, number: int, failure: ProcessFailure | None) -> None:
-        """Note that an engine has started again, or has failed in that."""
+        """Note that an engine has started, or has failed in that."""
         if failure is not None:
             self._ended(number, failure)
             return
+        self._again.discard(number)
         self._ready.add(number)
         self._watch(number)

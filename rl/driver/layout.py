@@ -11,8 +11,8 @@ all machines, and the buffer is beside the driver.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rollout.types import Device, Placement
 
@@ -38,7 +38,7 @@ class Node:
 class Wanted:
     """The actors of a run. `engines` are the GPUs of each; a rank has one, and `expert_parallel` ranks form a
     group. Colocated engines have GPUs of the ranks'. On CPU engines may be `spread` over all machines where weights
-    reach them there."""
+    reach them there. The `late` last engines may do without a machine for now."""
 
     device: Device
     ranks: int
@@ -48,14 +48,26 @@ class Wanted:
     buffer: bool = True
     placement: Placement = "split"
     spread: bool = False
+    late: int = 0
+
+    @property
+    def first(self) -> Wanted:
+        """The same without the late engines."""
+        return replace(self, engines=self.engines[: len(self.engines) - self.late], late=0)
+
+    @property
+    def later(self) -> dict[int, int]:
+        """The GPUs of the late engines, by their numbers."""
+        return dict([*enumerate(self.engines)][len(self.engines) - self.late :])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The place of each actor in the list of machines, the first of which has the driver."""
+    """The place of each actor in the list of machines, the first of which has the driver. A late engine may have
+    none."""
 
     trainers: tuple[int, ...]
-    engines: tuple[int, ...]
+    engines: tuple[int | None, ...]
     workers: tuple[int, ...]
     buffer: bool
 
@@ -67,6 +79,8 @@ class Layout:
             for role, places in (("trainer", self.trainers), ("engine", self.engines), ("worker", self.workers)):
                 roles += _named(role, [number for number, own in enumerate(places) if own == place])
             rows.setdefault(node.address, []).extend(roles)
+        if waiting := _named("engine", [number for number, own in enumerate(self.engines) if own is None]):
+            rows["no machine yet"] = waiting
         return {address: ", ".join(roles) or "nothing" for address, roles in rows.items()}
 
 
@@ -87,6 +101,10 @@ class _Room:
         self.cpus[place] -= 1
         return place
 
+    def fitting(self, width: int) -> list[int]:
+        """The machines with room for an engine of so many GPUs."""
+        return [place for place, free in enumerate(self.gpus) if free >= width and self.cpus[place] >= 1]
+
     def ranks(self, place: int, engines: int = 0, width: int = 0) -> int:
         """How many ranks a machine can hold beside so many further engines of this width."""
         return max(0, min(self.gpus[place] - engines * width, self.cpus[place] - engines))
@@ -103,13 +121,39 @@ def lay_out(nodes: Sequence[Node], wanted: Wanted) -> Layout:
     """
     if wanted.device == "cpu":
         workers = tuple(number % len(nodes) for number in range(wanted.workers))
-        engines = tuple((number + 1) % len(nodes) if wanted.spread else 0 for number in range(len(wanted.engines)))
-        return Layout(trainers=(0,) * wanted.ranks, engines=engines, workers=workers, buffer=wanted.buffer)
+        first = range(len(wanted.first.engines))
+        engines = tuple((number + 1) % len(nodes) if wanted.spread else 0 for number in first)
+        layout = Layout(trainers=(0,) * wanted.ranks, engines=engines, workers=workers, buffer=wanted.buffer)
+        return _with_late(layout, wanted, late_on_cpus(len(nodes), wanted.later, engines))
     try:
-        return _on_gpus(_Room(nodes), wanted)
+        room = _Room(nodes)
+        return _with_late(_on_gpus(room, wanted.first), wanted, _late_on_gpus(room, wanted.later))
     except Unplaceable as error:
         held = held_by_others(nodes)
         raise Unplaceable(f"{error}; {held}" if held else str(error)) from None
+
+
+def late_on_cpus(machines: int, engines: Iterable[int], having: Collection[int]) -> dict[int, int]:
+    """Machines for late engines, by their numbers: of so many machines those that have no engine."""
+    return dict(zip(engines, (place for place in range(machines) if place not in having), strict=False))
+
+
+def late_on_gpus(nodes: Sequence[Node], engines: Mapping[int, int]) -> dict[int, int]:
+    """Machines for late engines, given the GPUs of each by its number: those with the fewest GPUs that suffice."""
+    return _late_on_gpus(_Room(nodes), engines)
+
+
+def _late_on_gpus(room: _Room, engines: Mapping[int, int]) -> dict[int, int]:
+    found = {}
+    for number, width in engines.items():
+        if fitting := room.fitting(width):
+            chosen = min(fitting, key=lambda place: (room.gpus[place], place))
+            found[number] = room.take(chosen, gpus=width)
+    return found
+
+
+def _with_late(layout: Layout, wanted: Wanted, late: Mapping[int, int]) -> Layout:
+    return replace(layout, engines=(*layout.engines, *(late.get(number) for number in wanted.later)))
 
 
 def _on_gpus(room: _Room, wanted: Wanted) -> Layout:
@@ -141,8 +185,7 @@ def _engines(room: _Room, wanted: Wanted) -> list[int]:
     """
     found: dict[int, list[int]] = {}
     for number, width in sorted(enumerate(wanted.engines), key=lambda one: -one[1]):
-        fitting = [place for place, free in enumerate(room.gpus) if free >= width and room.cpus[place] >= 1]
-        if not fitting:
+        if not (fitting := room.fitting(width)):
             raise Unplaceable(_no_engine(room, wanted, number))
         chosen = min(
             fitting,

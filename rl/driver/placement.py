@@ -16,15 +16,16 @@ from rl.driver.layout import Node
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The resources that one actor reserves, and Ray's scheduling strategy. On CPU, actors reserve no cores, so that
-    all of them fit on a two-core machine."""
+    """The resources that one actor reserves, and its machine, by Ray's id; None where there is one machine. On CPU,
+    actors reserve no cores, so that all of them fit on a two-core machine."""
 
     cpus: float = 0
     gpus: float = 0
-    strategy: Any = "DEFAULT"
+    node: str | None = None
 
     def options(self) -> dict[str, Any]:
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": self.strategy}
+        strategy = "DEFAULT" if self.node is None else NodeAffinitySchedulingStrategy(self.node, soft=False)
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": strategy}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,7 +57,7 @@ def shared_seats(seats: Sequence[Seat], engines: int, width: int) -> list[list[S
 
 def beside(seat: Seat) -> Place:
     """A place on a seat's machine that reserves no GPU: the rank that sits there has reserved it."""
-    return Place(cpus=1, strategy=NodeAffinitySchedulingStrategy(seat.node, soft=False))
+    return Place(cpus=1, node=seat.node)
 
 
 def alive_nodes() -> list[dict[str, Any]]:

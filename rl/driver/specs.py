@@ -41,7 +41,8 @@ class TrainerSpec:
 
 def transport_of(recipe: Recipe, device: Device, machines: int) -> TransportSettings:
     """How weights travel in a run on so many machines."""
-    return resolve_transport(recipe.weight_sync, device, recipe.placement, machines)
+    expected = machines + (1 if recipe.inference.late else 0)
+    return resolve_transport(recipe.weight_sync, device, recipe.placement, expected)
 
 
 def wanted(recipe: Recipe, device: Device, machines: int = 1, *, trains: bool = True) -> Wanted:
@@ -55,6 +56,7 @@ def wanted(recipe: Recipe, device: Device, machines: int = 1, *, trains: bool = 
         buffer=trains,
         placement=recipe.placement if trains else "split",
         spread=not trains or transport_of(recipe, device, machines).name != "shm",
+        late=recipe.inference.late,
     )
 
 
@@ -84,7 +86,7 @@ def _engine(recipe: Recipe, width: int, device: Device, machines: int) -> Engine
     return EngineSettings(
         model_path=recipe.model.path,
         dtype=recipe.model.dtype,
-        config=recipe.inference.model_copy(update={"replicas": 1, "tensor_parallel": width}),
+        config=recipe.inference.model_copy(update={"replicas": 1, "min_replicas": None, "tensor_parallel": width}),
         transport=transport_of(recipe, device, machines),
         cache_policy=recipe.weight_sync.cache_policy,
         max_context=recipe.rollout.max_context,

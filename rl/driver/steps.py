@@ -86,12 +86,13 @@ def publish(run: Session, *, verify: bool) -> None:
     with run.timed("weight_sync", run.progress.step) as waited_for:
         report = _push(run, run.engines.serving, verify)
         while report is None:
-            run.calls.wait_until(lambda: bool(run.engines.ready), "waiting for an engine that is started again")
+            run.calls.wait_until(run.engines.any_ready, "waiting for an engine that is started again")
             report = admit_engines(run)
         waited_for.append(f"{report.bytes:,} bytes; engines stood still for {report.paused_s:.3f} s")
     run.step.values["policy/verified_engines"] = float(report.verified)
     run.step.values["policy/read_back_tensors"] = float(report.read_back)
     run.step.values["policy/engines_restarted"] = float(run.engines.restarted)
+    run.step.values["policy/engines_serving"] = float(len(run.engines.serving))
     run.step.values["staleness/superseded"] = float(report.superseded)
     with run.timed("turns", run.progress.step):
         left_mb = run.turns.roll()
@@ -100,8 +101,9 @@ def publish(run: Session, *, verify: bool) -> None:
 
 
 def admit_engines(run: Session) -> PublishReport | None:
-    """Give engines that were started again the current version, each alone, and let workers use them. The trainer must
-    hold that version. Returns the report of the last such push."""
+    """Give engines that were started in the run the current version, each alone, and let workers use them. The trainer
+    must hold that version. Returns the report of the last such push."""
+    run.engines.look_for_machines()
     report = None
     for number in run.engines.ready:
         handle = run.engines.all[number]
@@ -109,8 +111,8 @@ def admit_engines(run: Session) -> PublishReport | None:
             report = pushed
             run.calls.ask_all(run.cluster.workers, "use_engine", number, handle, what="admitting an engine")
             run.engines.admit(number, handle)
-            run.watchdog.beat(f"engine-{number} is back")
-            run.console.note(f"engine-{number} is back, with version {run.progress.version}")
+            run.watchdog.beat(f"engine-{number} serves")
+            run.console.note(f"engine-{number} serves from now on, with version {run.progress.version}")
     return report
 
 

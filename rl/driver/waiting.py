@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayTaskError
 
 from rl.processes.stopping import StopRequest
 
@@ -239,7 +239,7 @@ class Calls:
             raise ProcessFailure(
                 f"{what}: {role} failed with {type(cause).__name__}: {cause}; its log: {self.log(role)}", cause
             ) from error
-        except RayActorError as error:
+        except (RayActorError, ActorUnschedulableError) as error:
             raise self._died(role, error, what) from error
 
     def _death(self, what: str) -> tuple[str, RayActorError] | None:
@@ -260,11 +260,12 @@ class Calls:
                     return role, error
         return None
 
-    def _died(self, role: str, error: RayActorError, what: str) -> ProcessFailure:
+    def _died(self, role: str, error: RayActorError | ActorUnschedulableError, what: str) -> ProcessFailure:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # If an __init__ failed, the last line is its exception. Else the first line is the cause; process ids follow.
-        cause = lines[-1] if error.actor_init_failed else lines[0]
-        kind = ProcessFailure if error.actor_init_failed else ProcessDied
+        unfit = isinstance(error, RayActorError) and error.actor_init_failed
+        cause = lines[-1] if unfit else lines[0]
+        kind = ProcessFailure if unfit else ProcessDied
         return kind(f"{what}: process {role} died ({cause}); its log: {self.log(role)}", error)
 
 

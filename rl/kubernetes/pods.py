@@ -27,6 +27,8 @@ def pods_of(recipe: Recipe, gpus: int) -> Pods:
     Raises:
         ValueError: an engine does not fit into a pod.
     """
+    every_engine = recipe.inference.model_copy(update={"min_replicas": None})
+    recipe = recipe.model_copy(update={"inference": every_engine})
     if resolve_device(recipe, gpus) == "cpu":
         return Pods(count=0, gpus=0, cpus=0, head_cpus=max(wants(recipe).cpus, HEAD_CPUS))
     count = _count(recipe, gpus)

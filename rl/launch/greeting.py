@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -65,6 +66,13 @@ def greeting(address: str, token: str, run_id: str, environment: Mapping[str, st
         code=code_digest(),
         python=platform.python_version(),
     )
+
+
+def cluster_token() -> str:
+    """What Ray's processes prove with that they belong to the cluster."""
+    own = os.environ.get("RAY_AUTH_TOKEN")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    return own or Path(path).expanduser().read_text(encoding="utf-8").strip()
 
 
 def code_digest(root: Path = REPOSITORY) -> str:

@@ -48,6 +48,7 @@ _METRICS = (
         "count",
         "Tensors of that version that every engine was found to compute with, bit for bit; 0: not read back.",
     ),
+    Metric("policy/engines_serving", "count", "Engines that the last push went to."),
     Metric("policy/engines_restarted", "count", "Engines that died and were started again since the run was started."),
     Metric("policy/entropy", "nats", "Mean entropy of the policy's next-token distribution at trained tokens."),
     Metric("policy/clip_fraction", "share", "Trained tokens whose importance ratio was clipped."),

@@ -120,8 +120,20 @@ def _placement(recipe: Recipe) -> Iterator[Problem]:
         check_reach(recipe.weight_sync.transport.name, recipe.placement)
     except ValueError as error:
         yield Problem("weight_sync.transport", str(error))
+    if recipe.inference.late and recipe.weight_sync.transport.name == "shm":
+        yield Problem(
+            "weight_sync.transport",
+            f"weight_sync.transport=shm with inference.min_replicas={recipe.inference.min_replicas}: engines that join "
+            "later are on other machines, which shared memory does not reach; use auto or gloo",
+        )
     if recipe.placement == "split":
         return
+    if recipe.inference.late:
+        yield Problem(
+            "inference.min_replicas",
+            f"inference.min_replicas={recipe.inference.min_replicas} with placement=colocated: engines have the "
+            f"devices of trainer ranks, which are there from the beginning; leave it out",
+        )
     if recipe.weight_sync.cache_policy == "keep":
         yield Problem(
             "weight_sync.cache_policy",

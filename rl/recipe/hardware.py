@@ -31,13 +31,14 @@ def resolve_device(recipe: Recipe, gpus: int) -> Device:
 
 
 def wants(recipe: Recipe, *, trains: bool = True) -> Wants:
-    """The hardware that the recipe wants on `cuda`; without a trainer where it does not train."""
-    inference = recipe.inference
+    """The hardware that the recipe wants on `cuda`, at first; without a trainer where it does not train."""
+    widths = recipe.inference.widths
+    first = widths[: len(widths) - recipe.inference.late]
     ranks = recipe.trainer.ranks if trains else 0
     return Wants(
         trainer_gpus=ranks,
-        inference_gpus=sum(inference.widths),
-        cpus=ranks + inference.replicas + recipe.rollout.workers,
+        inference_gpus=sum(first),
+        cpus=ranks + len(first) + recipe.rollout.workers,
         shared=recipe.placement == "colocated",
     )
 

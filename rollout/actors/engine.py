@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -114,18 +114,18 @@ class InferenceActor:
 
 
 class Engines:
-    """The engines as one worker sees them."""
+    """The engines as one worker sees them, by their numbers."""
 
-    def __init__(self, replicas: Sequence[ActorHandle]) -> None:
-        self._replicas = list(replicas)
-        self._lines = [_line(replica) for replica in replicas]
-        self.choice = EngineChoice(len(replicas), self._status)
+    def __init__(self, replicas: Mapping[int, ActorHandle]) -> None:
+        self._replicas = dict(replicas)
+        self._lines = {number: _line(replica) for number, replica in replicas.items()}
+        self.choice = EngineChoice(self._replicas.keys(), self._status)
 
     def __getitem__(self, engine: int) -> Line:
         return self._lines[engine]
 
-    def replace(self, engine: int, replica: ActorHandle) -> None:
-        """Use another process as that engine, because the former has died."""
+    def use(self, engine: int, replica: ActorHandle) -> None:
+        """Use a process as that engine, because a former one has died, or because there was none."""
         self._replicas[engine], self._lines[engine] = replica, _line(replica)
         self.choice.forget()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,12 @@ class WorkerActor:
     """
 
     def __init__(
-        self, role: str, logs_dir: str, spec: WorkerSpec, replicas: Sequence[ActorHandle], buffer: ActorHandle | None
+        self,
+        role: str,
+        logs_dir: str,
+        spec: WorkerSpec,
+        replicas: Mapping[int, ActorHandle],
+        buffer: ActorHandle | None,
     ) -> None:
         enter_role(role, logs_dir)
         spec.folder.check(role)
@@ -111,8 +116,8 @@ class WorkerActor:
         return card_of(group, address, votes=[source.vote(answer_of(one)) for one in group.trajectories])
 
     async def use_engine(self, number: int, replica: ActorHandle) -> None:
-        """Send requests for this engine to another process, which has taken its place."""
-        self._engines.replace(number, replica)
+        """Send requests for this engine to that process, which is new."""
+        self._engines.use(number, replica)
 
     async def seal(self) -> None:
         """Seal what this worker has written so far, for people to open."""

@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 STATUS_S = 0.5
@@ -42,12 +42,13 @@ SILENT = EngineStatus(outstanding=0, ready=False, paused_s=math.inf)
 
 
 class EngineChoice:
-    """Chooses engines, by number, for the groups of one worker. `ask` returns an engine's status, or raises."""
+    """Chooses among engines, by number, for the groups of one worker. `ask` returns an engine's status, or raises.
+    `engines` may get further ones, of which `forget` tells."""
 
-    def __init__(self, engines: int, ask: Callable[[int], Awaitable[EngineStatus]]) -> None:
+    def __init__(self, engines: Collection[int], ask: Callable[[int], Awaitable[EngineStatus]]) -> None:
         self._engines = engines
         self._ask = ask
-        self._statuses: list[EngineStatus | None] = []
+        self._statuses: dict[int, EngineStatus | None] = {}
         self._asked = -STATUS_S
         self._asking = asyncio.Lock()
         self._reserved: Counter[int] = Counter()
@@ -70,9 +71,11 @@ class EngineChoice:
         that do not answer."""
         async with self._asking:
             if time.monotonic() - self._asked >= STATUS_S:
-                self._statuses = await asyncio.gather(*(self._status(engine) for engine in range(self._engines)))
+                engines = [*self._engines]
+                answers = await asyncio.gather(*(self._status(engine) for engine in engines))
+                self._statuses = dict(zip(engines, answers, strict=True))
                 self._asked = time.monotonic()
-        alive = {engine: status for engine, status in enumerate(self._statuses) if status is not None}
+        alive = {engine: status for engine, status in self._statuses.items() if status is not None}
         with_weights = [engine for engine, status in alive.items() if status.ready]
         serving = [engine for engine in with_weights if alive[engine].paused_s < PAUSED_S]
         return serving or with_weights or [engine for engine, status in alive.items() if status is SILENT]
@@ -90,7 +93,7 @@ class EngineChoice:
         self._running[engine] -= tokens
 
     def forget(self) -> None:
-        """Ask the engines again before the next choice, because one of them has died."""
+        """Ask the engines again before the next choice, because one of them has died or come."""
         self._asked = -STATUS_S
 
     def _load(self, engine: int) -> int:

@@ -14,6 +14,9 @@ Width = Annotated[int, Field(ge=1)]
 class InferenceConfig(StrictModel):
     replicas: int = Field(default=1, ge=1)
     """Number of engines, each with a whole copy of the policy."""
+    min_replicas: int | None = Field(default=None, ge=1)
+    """How many of them a run begins with; null: all. The others join as soon as a machine of the Ray cluster has room
+    for them, on CPU one that has no engine. With fewer than all, any engine whose machine leaves waits for another."""
     tensor_parallel: Width | tuple[Width, ...] = 1
     """GPUs of one engine. A list gives each of the replicas its own number."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
@@ -38,6 +41,20 @@ class InferenceConfig(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _begins_with_those_that_it_has(self) -> Self:
+        if self.late < 0:
+            raise ValueError(
+                f"inference.min_replicas={self.min_replicas} is more than inference.replicas={self.replicas}: "
+                "a run has no more engines than these"
+            )
+        return self
+
+    @property
+    def late(self) -> int:
+        """How many engines, the last ones, may join later."""
+        return 0 if self.min_replicas is None else self.replicas - self.min_replicas
+
     @property
     def widths(self) -> tuple[int, ...]:
         """The GPUs of each engine."""
@@ -47,6 +64,7 @@ class InferenceConfig(StrictModel):
     @property
     def told(self) -> str:
         """The engines and their GPUs, by their keys."""
+        first = f" (at first inference.min_replicas={self.min_replicas} of them)" if self.late else ""
         if isinstance(self.tensor_parallel, tuple):
-            return f"inference.tensor_parallel={list(self.tensor_parallel)}"
-        return f"inference.replicas={self.replicas} × inference.tensor_parallel={self.tensor_parallel}"
+            return f"inference.tensor_parallel={list(self.tensor_parallel)}{first}"
+        return f"inference.replicas={self.replicas} × inference.tensor_parallel={self.tensor_parallel}{first}"

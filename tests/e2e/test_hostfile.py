@@ -159,7 +159,7 @@ def test_an_engine_that_dies_on_another_machine_comes_back_there(two: list[Machi
         until_a_step_is_done(first.folder / "back", going)
         asked(second, "pkill -KILL -f 'ray::InferenceActo[r]'")
         run = going.result()
-    assert run.code == 0 and "engine-0 is back, with version" in run.output, run.output[-3000:]
+    assert run.code == 0 and "engine-0 serves from now on, with version" in run.output, run.output[-3000:]
     assert max(run.column("policy/engines_restarted")) == 1 and run.summary["steps"] == 6
     assert run.summary["mismatch_logprob_abs_mean"] < 1e-5
     assert nothing_left(second), asked(second, LEFT)

@@ -24,7 +24,7 @@ def kill(run: Launched, *engines: int) -> None:
 
 
 def back(run: Launched, engine: int, times: int) -> None:
-    told = f"engine-{engine} is back"
+    told = f"engine-{engine} serves from now on"
     run.wait_until(lambda: run.output.count(told) == times, f"engine-{engine}, started again {times} times")
 
 

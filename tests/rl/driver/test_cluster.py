@@ -172,7 +172,7 @@ def test_an_engine_flooded_with_requests_while_it_is_paused_can_still_be_resumed
     replica = engine(cluster)
 
     async def flood() -> None:
-        client, requests = EngineClient(Engines([replica]), "g", 1, timeout_s=100), []
+        client, requests = EngineClient(Engines({0: replica}), "g", 1, timeout_s=100), []
         for i in range(1200):
             requests.append(asyncio.create_task(client.generate(f"r{i}", [1], SAMPLING)))
             await asyncio.sleep(0.001)
@@ -193,7 +193,7 @@ def test_a_request_that_nobody_waits_for_is_cancelled_in_the_engine(cluster: Clu
         return await replica.call.remote("counts")
 
     async def give_up() -> None:
-        engines = Engines([replica])
+        engines = Engines({0: replica})
         with pytest.raises(InfrastructureError, match="generate_timeout_s"):
             await EngineClient(engines, "g", 1, timeout_s=2.0).generate("late", [1], SAMPLING)
         while (await counts())[0] != 0:
@@ -219,7 +219,7 @@ def test_groups_go_to_the_engine_with_the_least_to_do_and_leave_one_that_died(cl
 
     async def run() -> None:
         await asyncio.gather(busy(first), busy(second))  # one that has not started yet gets no group
-        engines = Engines([first, second])
+        engines = Engines({0: first, 1: second})
         clients = [EngineClient(engines, f"g{i}", 10, timeout_s=100) for i in range(3)]
         running = []
         for client in clients:
@@ -241,7 +241,7 @@ def test_groups_go_to_the_engine_with_the_least_to_do_and_leave_one_that_died(cl
         again = cluster.spawn(ScriptedInference, "engine-0", Place(), groups=GROUPS)
         await again.call.remote("resume")
         await asyncio.sleep(1)
-        engines.replace(0, again)
+        engines.use(0, again)
         assert (await late).finish_reason == "length"
 
     asyncio.run(asyncio.wait_for(run(), 100))
@@ -251,7 +251,7 @@ def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Clust
     replica = engine(cluster)
     with RunDir.open(tmp_path / "run", resume="never", run_id="r1"):
         spec = worker_spec(RECIPE, RunFolder(path=str(tmp_path / "run"), run_id="r1"))
-        worker = cluster.spawn(WorkerActor, "worker-0", Place(), spec, [replica], replica)
+        worker = cluster.spawn(WorkerActor, "worker-0", Place(), spec, {0: replica}, replica)
         evaluate_eight_groups(cluster, replica, worker)
     assert [(stored.split, stored.step) for stored in read(tmp_path / "run")] == [("eval", None)] * 8
 
@@ -259,7 +259,7 @@ def test_a_worker_evaluates_no_more_groups_at_once_than_it_trains(cluster: Clust
 def test_a_worker_that_does_not_see_the_run_directory_says_so(cluster: Cluster, tmp_path: Path) -> None:
     """As on a machine that has another disk under this path."""
     spec = worker_spec(RECIPE, RunFolder(path=str(tmp_path), run_id="r1"))
-    worker = cluster.spawn(WorkerActor, "worker-0", Place(), spec, [], None)
+    worker = cluster.spawn(WorkerActor, "worker-0", Place(), spec, {}, None)
     with pytest.raises(ProcessFailure, match=r"NotShared: worker-0 on .* does not see the run directory .* share"):
         cluster.calls.ask(worker, "seal", what="start")
 

@@ -85,7 +85,7 @@ class Rollout:
         self.cluster = Cluster(directory / "logs", "test")
         engine = self.cluster.spawn(TalkativeInference, "engine-0", Place(), groups=ENGINE_CONCURRENCY_GROUPS)
         self.buffer = self.cluster.start_buffer(buffer_spec(self.recipe), self.folder, None)
-        self.cluster.start_workers(worker_spec(self.recipe, self.folder), [engine], self.buffer)
+        self.cluster.start_workers(worker_spec(self.recipe, self.folder), {0: engine}, self.buffer)
         self.ask(self.buffer, "published", 0)
         self.cluster.calls.watch(self.cluster.workers, "run")
 

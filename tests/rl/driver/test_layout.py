@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.driver.layout import Layout, Node, Unplaceable, Wanted, crossing, lay_out
+from rl.driver.layout import Layout, Node, Unplaceable, Wanted, crossing, late_on_cpus, late_on_gpus, lay_out
 from rl.paths import REPOSITORY
 
 
@@ -185,8 +185,48 @@ def test_what_other_jobs_hold_is_not_given_away() -> None:
     assert "other jobs" not in str(alone.value)
 
 
+@given(shapes, st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=5), st.data())
+def test_late_engines_take_what_the_others_leave_over(
+    sizes: list[tuple[int, int]], widths: list[int], data: st.DataObject
+) -> None:
+    nodes, late = nodes_of(*sizes), data.draw(st.integers(0, len(widths) - 1))
+    want = wanted(ranks=data.draw(st.integers(0, 3)), engines=tuple(widths), late=late)
+    try:
+        layout = lay_out(nodes, want)
+    except Unplaceable:
+        with pytest.raises(Unplaceable):
+            lay_out(nodes, want.first)
+        return
+    first = lay_out(nodes, want.first)
+    assert (layout.trainers, layout.workers) == (first.trainers, first.workers)
+    assert layout.engines[: len(first.engines)] == first.engines and len(layout.engines) == len(widths)
+    free = {place: (node.gpus, node.cpus) for place, node in enumerate(nodes)}
+    taken = [*((place, 1) for place in layout.trainers), *((place, 0) for place in layout.workers)]
+    taken += [(place, width) for place, width in zip(layout.engines, widths, strict=True) if place is not None]
+    for place, gpus in taken:
+        free[place] = (free[place][0] - gpus, free[place][1] - 1)
+    assert all(gpus >= 0 and cpus >= 0 for gpus, cpus in free.values())
+    for place, width in zip(layout.engines, widths, strict=True):
+        assert place is not None or not any(gpus >= width and cpus >= 1 for gpus, cpus in free.values())
+
+
+def test_on_cpus_a_late_engine_wants_a_machine_without_one() -> None:
+    want = wanted(device="cpu", engines=(1,) * 4, late=2, spread=True)
+    assert lay_out(nodes_of((0, 2)), want).engines == (0, 0, None, None)
+    two = lay_out(nodes_of((0, 2), (0, 2), (0, 2)), want)
+    assert two.engines == (1, 2, 0, None)
+    assert two.table(nodes_of((0, 2), (0, 2), (0, 2)))["no machine yet"] == "engine-3"
+    assert late_on_cpus(3, [2, 3], having=[0, 2]) == {2: 1}
+
+
+def test_a_late_engine_finds_the_machine_that_it_fills_best() -> None:
+    nodes = nodes_of((8, 8), (2, 8), (4, 8))
+    assert late_on_gpus(nodes, {3: 2, 4: 2, 5: 8, 6: 8}) == {3: 1, 4: 2, 5: 0}
+
+
 SHARED = """
 import ray
+import time
 from pathlib import Path
 from rl.driver.cluster import Cluster
 from rl.recipe.hardware import missing_hardware
@@ -202,7 +242,9 @@ class Other:
 
 others = [Other.options(num_gpus=share).remote() for share in (1, 0.5)]
 assert all(ray.get([other.here.remote() for other in others]))
-hardware = Cluster(Path("{temp}"), "r").look()
+end = time.monotonic() + 30
+while not (hardware := Cluster(Path("{temp}"), "r").look()).held and time.monotonic() < end:
+    time.sleep(0.2)  # Ray tells of what is taken a little later
 print(hardware)
 recipe = load_recipe("recipes/quickstart.yaml", ["trainer.ranks=2", "sandbox=unsafe-none"])
 print("\\n".join(missing_hardware(recipe, **asdict(hardware))))

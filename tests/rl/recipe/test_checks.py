@@ -117,6 +117,16 @@ def test_a_sound_recipe_has_no_problems() -> None:
             "inference.replicas",
             "engines share the devices of trainer.ranks=2; use no more than those",
         ),
+        (
+            {"placement": "colocated", "inference": {"replicas": 2, "min_replicas": 1}},
+            "inference.min_replicas",
+            "engines have the devices of trainer ranks, which are there from the beginning; leave it out",
+        ),
+        (
+            {"inference": {"replicas": 2, "min_replicas": 1}, "weight_sync": {"transport": "shm"}},
+            "weight_sync.transport",
+            "join later are on other machines, which shared memory does not reach; use auto or gloo",
+        ),
         ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
         ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),
         ({"resume": "auto"}, "resume", "set run.dir"),

@@ -77,6 +77,14 @@ def test_engines_that_take_turns_with_the_trainer_need_no_gpus_of_their_own() ->
     assert "8 for trainer.ranks=8 and of these 8 for inference.replicas=2" in lines[1]
 
 
+def test_a_run_that_begins_with_fewer_engines_wants_fewer_gpus() -> None:
+    few = ["run.device=cuda", "trainer.ranks=2", "inference.replicas=4", "inference.min_replicas=1"]
+    recipe = load_recipe(QUICKSTART, few)
+    assert missing_hardware(recipe, cpus=4, gpus=3) == []
+    lines = missing_hardware(recipe, cpus=4, gpus=2)
+    assert "wants 3 GPUs and 4 CPU cores" in lines[0] and "(at first inference.min_replicas=1 of them)" in lines[1]
+
+
 def test_the_recipe_for_one_gpu_wants_one() -> None:
     recipe = load_recipe("recipes/lora_single_gpu.yaml")
     assert wants(recipe).gpus == 1 and missing_hardware(recipe, cpus=3, gpus=1) == []

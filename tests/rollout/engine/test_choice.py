@@ -23,7 +23,7 @@ def saying(*statuses: EngineStatus | Exception) -> EngineChoice:
             raise found
         return found
 
-    return EngineChoice(len(statuses), ask)
+    return EngineChoice(range(len(statuses)), ask)
 
 
 def choose(choice: EngineChoice, *groups: str, tokens: int = 10) -> list[int]:
@@ -79,7 +79,7 @@ def test_a_group_waits_for_an_engine_that_is_started_again_until_it_has_weights(
             raise found
         return found
 
-    assert choose(EngineChoice(1, ask), "a") == [0]
+    assert choose(EngineChoice([0], ask), "a") == [0]
     assert list(asked) == []
 
 
@@ -91,7 +91,7 @@ def test_an_engine_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
             await asyncio.sleep(60)
         return status(7)
 
-    assert choose(EngineChoice(2, ask), "a") == [1]
+    assert choose(EngineChoice([0, 1], ask), "a") == [1]
 
 
 def test_an_engine_that_is_too_busy_to_answer_is_better_than_none() -> None:
@@ -106,6 +106,23 @@ def test_equal_engines_are_spread_over_groups_of_different_workers() -> None:
     assert min(chosen.values()) >= 10 and len(chosen) == 3
 
 
+def test_one_that_joins_gets_groups_as_soon_as_it_is_told_of() -> None:
+    engines = {0: status(30)}
+
+    async def ask(engine: int) -> EngineStatus:
+        return engines[engine]
+
+    choice = EngineChoice(engines.keys(), ask)
+
+    async def run() -> list[int]:
+        before = await choice.choose("a", 10)
+        engines[3] = status()
+        choice.forget()
+        return [before, await choice.choose("b", 10)]
+
+    assert asyncio.run(run()) == [0, 3]
+
+
 def test_engines_are_asked_once_for_many_groups_and_again_when_one_has_died() -> None:
     asked: list[int] = []
 
@@ -116,7 +133,7 @@ def test_engines_are_asked_once_for_many_groups_and_again_when_one_has_died() ->
 
         return ask
 
-    choice = EngineChoice(2, counting(status()))
+    choice = EngineChoice([0, 1], counting(status()))
 
     async def run() -> None:
         await asyncio.gather(*(choice.choose(f"g{i}", 10) for i in range(20)))

@@ -1,0 +1,118 @@
+"""Engines that join a run when a machine joins its cluster: real raylets, and engines whose vLLM is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import ray
+
+from rl.driver import cluster as module
+from rl.driver import engines as engines_module
+from rl.driver.cluster import Cluster
+from rl.driver.engines import Engines
+from rl.driver.placement import alive_nodes
+from rl.driver.specs import engine_settings, transport_of, wanted
+from rl.recipe.load import load_recipe
+from rollout.actors.engine import InferenceActor
+from rollout.engine.settings import EngineSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+RECIPE = load_recipe(
+    "recipes/quickstart.yaml", ["sandbox=unsafe-none", "inference.replicas=3", "inference.min_replicas=1"]
+)
+MIB = 2**20
+
+
+class Scripted(InferenceActor):
+    """Its vLLM lives as long as its process."""
+
+    async def start(self, settings: EngineSettings) -> None:
+        self._engine = self
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Machine:
+    """Another raylet, as `ray start` makes one, at 127.0.0.`number`. `leave` kills it."""
+
+    def __init__(self, number: int) -> None:
+        head = ray.get_runtime_context().gcs_address
+        options = (
+            "--block",
+            "--num-cpus=2",
+            f"--object-store-memory={100 * MIB}",
+            f"--node-ip-address=127.0.0.{number}",
+        )
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head}", *options]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+        address = f"127.0.0.{number}"
+        while not any(node["NodeManagerAddress"] == address for node in alive_nodes()):
+            assert self._process.poll() is None, "ray start has failed"
+            time.sleep(0.1)  # those that start at once in one session are in each other's way
+
+    def leave(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture
+def join(ray_instance: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Machine]]:
+    """Makes machines, which leave in the end."""
+    monkeypatch.setattr(module, "InferenceActor", Scripted)
+    monkeypatch.setattr(engines_module, "LOOK_S", 0.1)
+    made: list[Machine] = []
+
+    def join() -> Machine:
+        made.append(Machine(2 + len(made)))
+        return made[-1]
+
+    yield join
+    for machine in made:
+        with suppress(ProcessLookupError):
+            machine.leave()
+
+
+def test_engines_join_with_machines_and_wait_for_others_when_these_leave(
+    join: Callable[[], Machine], tmp_path: Path
+) -> None:
+    told: list[str] = []
+    cluster = Cluster(tmp_path, "test")
+    cluster.look()
+    table = cluster.lay_out(wanted(RECIPE, "cpu"))
+    assert table["no machine yet"] == "engine-1…2"
+    engines = Engines(cluster, engine_settings(RECIPE, "cpu"), "split", 1, told.append, move=True)
+    engines.wait()
+    assert [*engines.all] == [*engines.serving] == [0] and not engines.any_ready()
+
+    machine = join()
+    cluster.calls.wait_until(engines.any_ready, "joining")
+    assert engines.ready == [1] and [*engines.serving] == [0], "it has no weights yet"
+    engines.admit(1, engines.all[1])
+    assert [*engines.serving] == [0, 1] and not engines.any_ready(), "each machine has an engine, and one waits"
+
+    machine.leave()
+    cluster.calls.wait_until(lambda: [*engines.all] == [0], "leaving")
+    assert [*engines.serving] == [0] and "its machine is gone, and it waits for another one" in told[-1]
+    join()
+    cluster.calls.wait_until(lambda: engines.any_ready() and engines.ready == [1], "joining")
+    assert engines.restarted == 0, "to lose a machine is not counted as a death"
+
+
+def test_weights_travel_over_the_network_to_engines_that_are_not_there_yet() -> None:
+    assert transport_of(RECIPE, "cpu", machines=1).name == "gloo"
+    assert (
+        transport_of(load_recipe("recipes/quickstart.yaml", ["sandbox=unsafe-none"]), "cpu", machines=1).name == "shm"
+    )
