@@ -37,7 +37,8 @@ from torch import Tensor
 
 from rl.driver.trainer import RayEngines
 from rl.paths import REPOSITORY
-from rl.weights.publish import publish
+from rl.weights.publish import PublishReport, publish
+from rl.weights.read_back import ReadBack
 from rollout.actors.engine import ENGINE_CONCURRENCY_GROUPS, InferenceActor
 from rollout.engine.config import InferenceConfig
 from rollout.engine.settings import EngineSettings
@@ -80,13 +81,11 @@ class Weights:
 class Engines(RayEngines):
     """Engines that note when they were told to pause, which is when they have the whole version."""
 
-    paused_at = reading_at = 0.0
+    paused_at = 0.0
 
     def start(self, method: str, *args: Any) -> list[Any]:
         if method == "pause":
             self.paused_at = time.monotonic()
-        if method == "read_back":
-            self.reading_at = time.monotonic()
         return super().start(method, *args)
 
 
@@ -197,11 +196,10 @@ def measure(transport: str, path: Path, weights: Weights, rounds: int, verify: b
         start = time.monotonic()
         report = publish(weights, version, sync, engines, sender, verify)
         assert report is not None
-        end = time.monotonic()
-        found["read"].append(end - engines.reading_at if engines.reading_at else 0.0)
-        found["push"].append(end - found["read"][-1] - start)
+        found["push"].append(time.monotonic() - start)
         found["pause"].append(report.paused_s)
         found["arrive"].append(engines.paused_at - start)
+        found["read"].append(read_back(engines, report, sync))
         for request in running:
             ray.cancel(request)
         time.sleep(1.0)
@@ -209,6 +207,14 @@ def measure(transport: str, path: Path, weights: Weights, rounds: int, verify: b
             found["apply"].append(apply_alone(engine, weights, sender, version, sync))
     ray.kill(engine)
     return {name: statistics.median(values) if values else float("nan") for name, values in found.items()}
+
+
+def read_back(engines: Engines, report: PublishReport, sync: WeightSyncConfig) -> float:
+    """Seconds in which the engine compares what it computes with, while it samples and nobody waits."""
+    start = time.monotonic()
+    if report.readable:
+        ReadBack(report.version, engines, report.readable, sync.deadline_s(report.bytes)).finish()
+    return time.monotonic() - start
 
 
 def apply_alone(engine: Any, weights: Weights, sender: Sender, version: int, sync: WeightSyncConfig) -> float:

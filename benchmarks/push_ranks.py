@@ -57,12 +57,12 @@ class Rank(TrainerActor):
         end = time.monotonic()
         if report is None:
             return {}
-        reading = end - engines.reading_at if engines.reading_at else 0.0
+        self.finish_read_back()
         return {
             "arrive": engines.paused_at - start,
             "pause": report.paused_s,
-            "push": end - start - reading,
-            "read": reading,
+            "push": end - start,
+            "read": time.monotonic() - end,
         }
 
 

@@ -99,6 +99,8 @@ class Session:
     held_out: Sequence[Task] = ()
     """The tasks of every evaluation, once they have been read."""
     evaluating: Evaluating | None = None
+    reading_back: int | None = None
+    """The step whose weights engines are reading back; None where they are not."""
     turns: Split = field(default_factory=Split)
     first_segment: int = 0
     """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""

@@ -88,9 +88,10 @@ def publish(run: Session, *, verify: bool) -> None:
         while report is None:
             run.calls.wait_until(run.engines.any_ready, "waiting for an engine that is started again")
             report = admit_engines(run)
+        if run.recipe.placement == "colocated":  # engines are about to have another turn
+            finish_read_back(run)
         waited_for.append(f"{report.bytes:,} bytes; engines stood still for {report.paused_s:.3f} s")
     run.step.values["policy/verified_engines"] = float(report.verified)
-    run.step.values["policy/read_back_tensors"] = float(report.read_back)
     run.step.values["policy/engines_restarted"] = float(run.engines.restarted)
     run.step.values["policy/engines_serving"] = float(len(run.engines.serving))
     run.step.values["staleness/superseded"] = float(report.superseded)
@@ -119,11 +120,13 @@ def admit_engines(run: Session) -> PublishReport | None:
 def _push(run: Session, engines: Mapping[int, ActorHandle], verify: bool) -> PublishReport | None:
     """Push the current version to these engines. A push is idempotent, so one that failed is repeated: without the
     engines that died in it, or once if none did. Returns None if none is left."""
+    finish_read_back(run)
     engines, again = dict(engines), ""
     while engines:
         arguments, what = (run.progress.version, engines, verify), f"publishing weights version {run.progress.version}"
         try:
             report: PublishReport = run.calls.ask_all(run.cluster.trainers, "publish", *arguments, what=what + again)[0]
+            run.reading_back = run.progress.step if report.readable else None
             return report
         except ProcessFailure as error:
             left = {number: handle for number, handle in engines.items() if run.engines.holds(number, handle)}
@@ -133,6 +136,26 @@ def _push(run: Session, engines: Mapping[int, ActorHandle], verify: bool) -> Pub
                 run.console.warn(f"{str(error).splitlines()[0]} Trying once more.")
         engines, again = left, " again"
     return None
+
+
+def finish_read_back(run: Session) -> None:
+    """Wait until engines have compared the last verified push with what they compute with, and log it under its step.
+    An engine that died in that compares nothing any more.
+
+    Raises:
+        ProcessFailure: an engine computes with something else.
+    """
+    if run.reading_back is None:
+        return
+    step, run.reading_back = run.reading_back, None
+    asked = run.engines.serving
+    try:
+        read = run.calls.ask(run.cluster.trainers[0], "finish_read_back", what="reading weights back")
+    except ProcessFailure:
+        if run.engines.serving == asked:
+            raise
+        return
+    run.log({"policy/read_back_tensors": float(read)}, step)
 
 
 def to_trainer(run: Session) -> None:
@@ -247,6 +270,7 @@ def checkpoint(run: Session) -> None:
     """Write trainer state, the model (or the adapter alone), buffer and progress, which become visible together or not
     at all; then delete what may go."""
     trainers, step = run.cluster.trainers, run.progress.step
+    finish_read_back(run)
     with run.timed("checkpoint", step), run.turns.training():
         folder = run.checkpoints.begin(step)
         run.calls.ask_all(trainers, "save", str(folder / "trainer"), what="saving the trainer")

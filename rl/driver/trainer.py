@@ -25,6 +25,7 @@ from rl.launch.addresses import name_interface
 from rl.losses.config import KlConfig
 from rl.weights.adapter_push import AdapterPusher
 from rl.weights.publish import PublishReport, publish
+from rl.weights.read_back import ReadBack
 from rollout.actors.process import EXACT_PINNED, enter_role, settling_in
 from rollout.cards import samples_of
 from rollout.ports import listen
@@ -72,6 +73,7 @@ class TrainerActor:
         self._learner: Any = None
         self._sender: Any = None
         self._adapter_pusher: AdapterPusher | None = None
+        self._read_back: ReadBack | None = None
         self._trained = TrainedRecord(spec.folder, spec.trajectories)
 
     def ping(self) -> None:
@@ -168,7 +170,8 @@ class TrainerActor:
 
     def publish(self, version: int, handles: Mapping[int, ActorHandle], verify: bool) -> PublishReport | None:
         """Push the weights as `version` to these engines, by their numbers: all of them, or the adapter alone, before
-        which an engine gets the base model once. All ranks call it; rank 0 sends and has the report."""
+        which an engine gets the base model once. All ranks call it; rank 0 sends and has the report. After a verified
+        push `finish_read_back` comes before the next."""
         engines = RayEngines(handles) if self._rank == 0 else None
         members = tuple(self._member(number, handle) for number, handle in handles.items())
         if self._sender is None:
@@ -178,7 +181,15 @@ class TrainerActor:
             base = self._learner.base_hash()  # before anything can fail: all ranks take part
             return self._pusher().push(version, engines, members, self._sender, verify, base)
         sync, weights = self._spec.weight_sync, self._learner.weights
-        return publish(weights, version, sync, engines, self._sender, verify, resume=self._resumes)
+        report = publish(weights, version, sync, engines, self._sender, verify, resume=self._resumes)
+        if report is not None and engines is not None and report.readable:
+            self._read_back = ReadBack(version, engines, report.readable, sync.deadline_s(report.bytes))
+        return report
+
+    def finish_read_back(self) -> int:
+        """Wait until the engines of the last push have read it back. Returns the number of tensors (`ReadBack`)."""
+        reading, self._read_back = self._read_back, None
+        return 0 if reading is None else reading.finish()
 
     def _member(self, number: int, handle: ActorHandle) -> Member:
         from rollout.transfer.bucket import Member

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rl.weights.publish import Engines, PublishError, PublishReport, Source, publish, publish_adapter
+from rl.weights.read_back import ReadBack
 from rollout.transfer.config import WeightSyncConfig
 
 if TYPE_CHECKING:
@@ -65,6 +66,17 @@ class AdapterPusher:
             report = publish(self._base, version, self._sync, engines, sender, verify=True, resume=self._resume)
         except PublishError as error:
             return error
-        if report is not None and report.content != base_hash:
+        if report is None or engines is None:
+            return None
+        if report.content != base_hash:
             return PublishError(f"the engines hold a base model of the content {report.content}, not {base_hash}")
+        return self._other_base(version, engines, report)
+
+    def _other_base(self, version: int, engines: Engines, report: PublishReport) -> PublishError | None:
+        """Let engines read the base model back, before they get an adapter."""
+        try:
+            if report.readable:
+                ReadBack(version, engines, report.readable, self._sync.deadline_s(report.bytes)).finish()
+        except PublishError as error:
+            return error
         return None

@@ -1,6 +1,6 @@
 """Push a weight version from the trainer to every engine. Trainer rank 0 drives these stages:
 
-    whole weights   begin_update → every bucket → pause → finish_update(version) → resume → [read_back]
+    whole weights   begin_update → every bucket → pause → finish_update(version) → resume
     an adapter      begin_adapter → every bucket → finish_adapter(version) → use_adapter(version)
 
 Engines collect the buckets while they sample, and stand still only to load the version. Where the transport has no
@@ -11,11 +11,9 @@ Every push checks that all announced tensors arrived and that every weight of th
 more things:
   * The tensors arrived as they were sent. Every engine hashes each tensor, where it has collected or received it, and
     compares the hash with the sender's for the same name.
-  * Engines compute with what was sent. Each reads its weights back, fused and packed as they are, and compares every
-    tensor, between the steps of its sampling. If one differs the push fails and engines are paused again; the run ends,
-    and what was sampled meanwhile is dropped when it is resumed, since its version is newer than the checkpoint's.
-Where nothing is staged, or where a tensor could not be found in the model, the replicas' checksums of the weights in
-the form they compute with are compared instead.
+  * Engines compute with what was sent. Where they have collected it, that is compared afterwards, while they sample
+    (`rl.weights.read_back`). Elsewhere the replicas' checksums of the weights in the form that they compute with are
+    compared with each other, before they sample again.
 Only tests prove that the names mean the same on both sides (tests/rl/weights/test_push_equals_export.py). During a run,
 an error there would show as a gap between the engine's and the trainer's logprobs of fresh tokens (`mismatch/*`).
 
@@ -35,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from rewards.errors import listed
+from rl.weights.compare import unlike
 from rollout.transfer.bucket import digests_of
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.content import content_hash
@@ -82,7 +80,7 @@ class PublishReport:
     `verified` is the number of replicas that were found equal, with every tensor as it was sent; 0 without `verify`.
     Of an adapter it is the number of those that got every tensor as it was sent, which is always compared. `content`
     is the content hash of what they hold then, empty where nothing was compared. `superseded` requests were given up
-    for room. `read_back` tensors were found in every engine as it computes with them.
+    for room. `readable` tensors were verified and can now be read back; 0 where engines have not kept them.
     """
 
     version: int
@@ -92,7 +90,7 @@ class PublishReport:
     paused_s: float
     content: str = ""
     superseded: int = 0
-    read_back: int = 0
+    readable: int = 0
 
 
 def publish(
@@ -160,7 +158,7 @@ class _Push:
         self._bytes = sum(spec.nbytes for spec in self._manifest)
         self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
-        self._verified, self._read, self._differ = 0, 0, False
+        self._verified, self._readable, self._differ = 0, 0, False
         self._paused_at = 0.0
         self._digests: dict[str, str] = {}
         self._superseded = 0
@@ -182,8 +180,7 @@ class _Push:
             if self._resumes and not self._differ:
                 self._resume()
         paused_s = time.monotonic() - self._paused_at
-        if verify and self._sender.stages:
-            self._read_back()
+        self._readable = len(self._manifest) if verify and self._sender.stages else 0
         if self._error is not None:
             raise self._error
         return self._report(count, paused_s=paused_s)
@@ -201,7 +198,7 @@ class _Push:
             paused_s=paused_s,
             content=content_hash(self._digests) if self._verified else "",
             superseded=self._superseded,
-            read_back=self._read,
+            readable=self._readable,
         )
 
     def _stage(self, method: str, *args: Any) -> list[Any]:
@@ -267,43 +264,23 @@ class _Push:
             self._fail("send", error)
             return ()
 
-    def _read_back(self) -> None:
-        """Fail the push unless every engine computes with what was sent. Engines that do not are paused again."""
-        findings = self._stage("read_back")
-        for replica, found in enumerate(findings):
-            if found is not None and found.differ:
-                self._fail_replica(replica, f"computes with other values of {listed(found.differ)} than were sent")
-        whole = len(self._manifest)
-        if findings and self._error is None and all(found is not None and found.same == whole for found in findings):
-            self._verified, self._read = len(findings), whole
-        else:
-            self._compare_checksums()
-        if self._differ:
-            self._engines.wait(self._engines.start("pause"), self._deadline_s)
-
     def _compare_contents(self) -> None:
         """Fail the push unless every engine has got what was sent. One that has not stays paused: what it sampled would
         carry the version of weights that it does not come from."""
-        sent = content_hash(self._digests)
-        for replica, held in enumerate(self._stage("content")):
-            if held != sent:
-                self._fail_replica(replica, "holds weights of another content than was sent")
+        sent, held = content_hash(self._digests), self._stage("content")
+        for number, content in zip(self._engines.numbers, held, strict=False):
+            if content != sent:
+                self._fail_replica(f"engine {number} holds weights of another content than was sent")
+        self._verified = len(held)
 
     def _compare_checksums(self) -> None:
-        """Fail the push unless all replicas hold the same weights, bit for bit. Those that divide them among another
-        number of workers are compared with their like."""
-        checksums, first = self._stage("checksums"), dict[frozenset[str], int]()
-        for position, own in enumerate(checksums):
-            workers = frozenset(name.rpartition(":")[0] for name in own)
-            like = first.setdefault(workers, position)
-            other = checksums[like]
-            if names := [name for name in own.keys() | other.keys() if own.get(name) != other.get(name)]:
-                self._fail_replica(position, f"differs from engine {self._engines.numbers[like]} in {listed(names)}")
-        self._verified = len(checksums)
+        """Fail the push unless all replicas hold the same weights."""
+        for difference in unlike(self._stage("checksums"), self._engines.numbers):
+            self._fail_replica(difference)
 
-    def _fail_replica(self, position: int, what: str) -> None:
+    def _fail_replica(self, what: str) -> None:
         self._differ = True
-        self._fail("verify", ValueError(f"engine {self._engines.numbers[position]} {what}"))
+        self._fail("verify", ValueError(what))
 
     def _resume(self) -> None:
         try:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.actor import ActorHandle
 
 from rl.driver import cluster as module
 from rl.driver.cluster import Cluster
 from rl.driver.engines import Engines
+from rl.driver.placement import Place
 from rl.driver.specs import engine_settings, wanted
+from rl.driver.steps import finish_read_back
+from rl.driver.trainer import RayEngines
 from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
+from rl.weights.read_back import ReadBack
 from rollout.actors.engine import InferenceActor
 from rollout.contracts import EngineDeadError
 from rollout.engine.settings import EngineSettings
+from rollout.transfer.update import Findings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPE = load_recipe("recipes/quickstart.yaml", ["sandbox=unsafe-none", "inference.replicas=2"])
@@ -27,13 +35,29 @@ class ScriptedVllm:
     """Lives until it is told to fail."""
 
     def __init__(self) -> None:
-        self.failed = False
+        self.failed = self.paused = False
+        self.found: Findings | None = Findings(same=5)
 
     async def pid(self) -> int:
         return os.getpid()
 
     async def fail(self) -> None:
         self.failed = True
+
+    async def hold(self, found: Findings | None) -> None:
+        """What it finds when it reads weights back; None: it never ends."""
+        self.found = found
+
+    async def read_back(self) -> Findings:
+        while self.found is None:
+            await asyncio.sleep(0.05)
+        return self.found
+
+    async def pause(self) -> None:
+        self.paused = True
+
+    async def is_paused(self) -> bool:
+        return self.paused
 
     async def watch(self) -> None:
         while not self.failed:
@@ -110,3 +134,46 @@ def test_one_that_never_started_ends_the_run(cluster: Cluster, tmp_path: Path) -
     (tmp_path / "refuse-1").touch()
     with pytest.raises(ProcessFailure, match="engine-1 failed with ValueError: no room"):
         started(cluster, 2, [])
+
+
+class Reading:
+    """The part of a trainer that waits for engines which read back a push of five tensors."""
+
+    def __init__(self, role: str, logs_dir: str) -> None:
+        self._reading: ReadBack | None = None
+
+    def begin(self, handles: Mapping[int, ActorHandle]) -> None:
+        self._reading = ReadBack(1, RayEngines(handles), 5, 60.0)
+
+    def finish_read_back(self) -> int:
+        assert self._reading is not None
+        return self._reading.finish()
+
+
+def reading(cluster: Cluster, engines: Engines, logged: list[tuple[dict[str, float], int]]) -> SimpleNamespace:
+    """What of a session is needed while engines read back the weights of step 3."""
+    cluster.trainers = cluster.trainers or [cluster.spawn(Reading, "trainer-0", Place())]
+    cluster.calls.ask(cluster.trainers[0], "begin", engines.serving, what="beginning")
+    log = lambda values, step: logged.append((values, step))  # noqa: E731
+    return SimpleNamespace(reading_back=3, engines=engines, calls=cluster.calls, cluster=cluster, log=log)
+
+
+def test_weights_are_read_back_unless_the_engine_dies_and_other_values_end_the_run(cluster: Cluster) -> None:
+    engines, logged = started(cluster, 1, []), list[tuple[dict[str, float], int]]()
+    run = reading(cluster, engines, logged)
+    finish_read_back(run)
+    finish_read_back(run)
+    assert logged == [({"policy/read_back_tensors": 5.0}, 3)] and run.reading_back is None
+
+    cluster.calls.ask(engines.all[0], "call", "hold", None, what="holding")
+    run = reading(cluster, engines, logged)
+    kill(cluster, 0)
+    finish_read_back(run)
+    assert len(logged) == 1 and engines.restarted == 1
+
+    cluster.calls.ask(engines.all[1], "call", "hold", Findings(same=4, differ=["w"]), what="holding")
+    with pytest.raises(
+        ProcessFailure, match="read_back failed: engine 1 computes with other values of w than were sent"
+    ):
+        finish_read_back(reading(cluster, engines, logged))
+    assert cluster.calls.ask(engines.all[1], "call", "is_paused", what="asking")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rl.weights.publish import PublishError, publish, publish_adapter
+from rl.weights.read_back import ReadBack
 from rollout.transfer import bucket
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.content import content_hash
@@ -152,33 +153,52 @@ def test_engines_that_collect_a_version_stand_still_only_to_load_it() -> None:
     report = publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
     assert engines.stages() == [
         *("begin_update", "load_bucket", "load_bucket", "load_bucket"),
-        *("pause", "finish_update", "content", "resume", "read_back"),
+        *("pause", "finish_update", "content", "resume"),
     ]
     assert report is not None and 0.0 <= report.paused_s < 60.0
-    assert (report.verified, report.read_back, report.content) == (2, 3, CONTENT)
+    assert (report.verified, report.readable, report.content) == (2, 3, CONTENT)
+    report = publish(Source(), 8, CONFIG, engines, engines.sender, verify=False)
+    assert report is not None and (report.verified, report.readable) == (0, 0)
+
+
+def read_back(engines: Engines) -> int:
+    return ReadBack(7, engines, 3, CONFIG.deadline_s(24)).finish()
+
+
+def test_engines_read_back_while_nobody_waits() -> None:
+    engines = Engines()
+    reading = ReadBack(7, engines, 3, CONFIG.deadline_s(24))
+    assert engines.stages() == ["read_back"] and engines.waits == []
+    assert reading.finish() == 3 and engines.waits == [("read_back", CONFIG.deadline_s(24))]
 
 
 def test_an_engine_that_computes_with_other_values_is_named_and_paused_again() -> None:
-    engines = Engines(sender=Sender(stages=True))
+    engines = Engines()
     engines.findings = (Findings(same=3), Findings(same=2, differ=["w1"]))
     with pytest.raises(
-        PublishError, match=r"stage verify failed .*engine 1 computes with other values of w1 than were"
+        PublishError, match=r"version 7: stage read_back failed: engine 1 computes with other values of w1"
     ):
-        publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
-    assert engines.stages()[-3:] == ["resume", "read_back", "pause"]
+        read_back(engines)
+    assert engines.stages() == ["read_back", "pause"]
+
+
+@pytest.mark.parametrize("stage", ["read_back", "checksums"])
+def test_engines_that_cannot_read_back_fail_the_push(stage: str) -> None:
+    engines = Engines(failing=stage)
+    engines.findings = (Findings(same=3), Findings())
+    with pytest.raises(PublishError, match=r"version 7: stage read_back failed \(deadline \d+ s\): RuntimeError: boom"):
+        read_back(engines)
 
 
 @pytest.mark.parametrize("second", [None, Findings(same=2, unread=["w2"]), Findings(same=2), Findings()])
 def test_replicas_are_compared_where_something_cannot_be_read_back(second: Findings | None) -> None:
-    engines = Engines(sender=Sender(stages=True))
+    engines = Engines()
     engines.findings = (Findings(same=3), second)
-    report = publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
-    assert engines.stages()[-2:] == ["read_back", "checksums"]
-    assert report is not None and (report.verified, report.read_back) == (2, 0)
-    engines = Engines(checksums=({"a": "1"}, {"a": "2"}), sender=Sender(stages=True))
+    assert read_back(engines) == 0 and engines.stages() == ["read_back", "checksums"]
+    engines = Engines(checksums=({"a": "1"}, {"a": "2"}))
     engines.findings = (Findings(same=3), second)
     with pytest.raises(PublishError, match="engine 1 differs from engine 0 in a"):
-        publish(Source(), 1, CONFIG, engines, engines.sender, verify=True)
+        read_back(engines)
     assert engines.stages()[-1] == "pause"
 
 
