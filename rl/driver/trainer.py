@@ -56,6 +56,9 @@ class RayEngines:
     def start(self, method: str, *args: Any) -> list[Any]:
         return [engine.call.remote(method, *args) for engine in self._engines.values()]
 
+    def done(self, started: list[Any]) -> bool:
+        return not ray.wait(started, num_returns=len(started), timeout=0)[1]
+
     def wait(self, started: list[Any], timeout_s: float) -> list[Any]:
         return ray.get(started, timeout=timeout_s)
 

@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rl.weights.compare import unlike
-from rollout.transfer.bucket import digests_of
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.content import content_hash
 from rollout.types import WeightSpec
@@ -55,7 +54,7 @@ class Source(Protocol):
 
 class Engines(Protocol):
     """The engines of a push together, with their `numbers` in the run. `start` calls a method on each without waiting;
-    `wait` returns the results in order.
+    `done` says whether all have answered; `wait` returns the results in order.
 
     `wait` raises TimeoutError after `timeout_s`, or the error that an engine raised.
     """
@@ -64,6 +63,8 @@ class Engines(Protocol):
     def numbers(self) -> Sequence[int]: ...
 
     def start(self, method: str, *args: Any) -> Any: ...
+
+    def done(self, started: Any) -> bool: ...
 
     def wait(self, started: Any, timeout_s: float) -> list[Any]: ...
 
@@ -160,6 +161,7 @@ class _Push:
         self._error: PublishError | None = None
         self._verified, self._readable, self._differ = 0, 0, False
         self._paused_at = 0.0
+        self._running: tuple[str, Any] | None = None
         self._digests: dict[str, str] = {}
         self._superseded = 0
 
@@ -167,7 +169,7 @@ class _Push:
         if not self._sender.stages:
             self._pause()
         try:
-            self._stage("begin_update", self._version, self._manifest)
+            self._start("begin_update", self._version, self._manifest)
             count = self._send_all(max_bytes, verify)
             if self._sender.stages:
                 self._pause()
@@ -206,6 +208,17 @@ class _Push:
             return []
         return self._wait(method, self._engines.start(method, *args))
 
+    def _start(self, method: str, *args: Any) -> None:
+        """Start a stage, for whose end `_settle` waits."""
+        if self._error is None:
+            self._running = method, self._engines.start(method, *args)
+
+    def _settle(self) -> None:
+        """Wait for the stage that was started, if there is one."""
+        if self._running is not None and self._error is None:
+            self._wait(*self._running)
+        self._running = None
+
     def _wait(self, method: str, started: Any) -> list[Any]:
         try:
             return self._engines.wait(started, self._deadline_s)
@@ -227,13 +240,13 @@ class _Push:
 
     def _send_all(self, max_bytes: int, verify: bool) -> int:
         """Send every bucket and return how many were sent. Engines take one bucket while the ranks gather the next and
-        its digests are computed, so at most two are on their way at a time. Of a sender that keeps them, they take all
-        at once in the end."""
-        count, loading, kept = 0, None, []
+        its digests are computed, so at most two are on their way at a time. A sender that keeps them never waits: as
+        soon as engines have taken some, they are told of all that have come since."""
+        count, kept = 0, []
         for bucket in self._source.buckets(max_bytes):
             digests = self._prepare(bucket, verify)
-            if loading is not None and self._error is None:
-                self._wait(self._load, loading)
+            if not self._sender.keeps or self._idle():
+                self._settle()
             if self._error is not None:
                 self._sender.follow(bucket)
                 continue
@@ -244,22 +257,26 @@ class _Push:
                 continue
             self._digests |= dict(zip(description.names, digests, strict=False))
             kept.append(description)
-            if not self._sender.keeps:
-                loading, kept = self._engines.start(self._load, *kept), []
+            if self._running is None:
+                self._start(self._load, *kept)
+                kept = []
             count += 1
-        if kept and self._error is None:
-            loading = self._engines.start(self._load, *kept)
-        if loading is not None and self._error is None:
-            self._wait(self._load, loading)
+        self._settle()
+        if kept:
+            self._start(self._load, *kept)
+            self._settle()
         return count
 
+    def _idle(self) -> bool:
+        """Whether engines have ended the stage that was started."""
+        return self._running is None or self._engines.done(self._running[1])
+
     def _prepare(self, bucket: Tensors, verify: bool) -> tuple[str, ...]:
-        """What this side does for a bucket while engines take the one before. Returns its digests, if wanted."""
+        """Do this side's part for a bucket while engines take the one before. Returns its digests, if wanted."""
         if self._error is not None:
             return ()
         try:
-            self._sender.prepare(bucket)
-            return digests_of(bucket) if verify else ()
+            return self._sender.prepare(bucket, verify)
         except Exception as error:
             self._fail("send", error)
             return ()

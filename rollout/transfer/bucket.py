@@ -83,8 +83,10 @@ class Sender(Follower):
     keeps: ClassVar[bool] = False
     """Whether all buckets of a push stay where they are until its end, so that engines may be told of them at once."""
 
-    def prepare(self, bucket: Tensors) -> None:
-        """Do what can be done for the next `send`, of the same bucket, while engines still take the one before."""
+    def prepare(self, bucket: Tensors, verify: bool) -> tuple[str, ...]:
+        """Do what can be done for the next `send`, of the same bucket, while engines still take the one before. Return
+        the bucket's digests if it is to be verified."""
+        return digests_of(bucket) if verify else ()
 
     def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> Bucket:
         """Return the description that makes an engine load the bucket, and compare it with the digests if there are

@@ -77,8 +77,9 @@ class GroupSender(Sender):
             torch.cuda.current_stream().synchronize()
         return own
 
-    def prepare(self, bucket: Tensors) -> None:
+    def prepare(self, bucket: Tensors, verify: bool) -> tuple[str, ...]:
         self._prepared = self.own(bucket)
+        return super().prepare(bucket, verify)
 
     def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> Bucket:
         """Start the broadcast of the bucket, after waiting for the end of the one before.

@@ -23,6 +23,7 @@ from rollout.transfer.bucket import (
     Transport,
     check_digests,
     describe,
+    digest,
 )
 from rollout.transfer.segment import Reader, Segment, StoredBucket, views
 
@@ -80,9 +81,10 @@ class ShmSender(Sender):
         self._segment = Segment(run_id)
         self._rested = False
         self._sequence = 0
+        self._prepared: StoredBucket | None = None
 
-    def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> StoredBucket:
-        """Copy the tensors (any device) into shared memory.
+    def prepare(self, bucket: Tensors, verify: bool) -> tuple[str, ...]:
+        """Copy the tensors (any device) into shared memory, each right after its digest, when its bytes are near.
 
         Raises:
             RuntimeError: after close().
@@ -92,13 +94,25 @@ class ShmSender(Sender):
             self._rested = False
         specs = [describe(name, tensor) for name, tensor in bucket]
         stored, whole = self._segment.room(self._sequence, specs)
+        digests = []
         for (_, tensor), place in zip(bucket, views(whole, specs, stored.offsets), strict=True):
+            if verify:
+                digests.append(digest(tensor))
             place.copy_(tensor.detach())
         self._sequence += 1
+        self._prepared = stored
+        return tuple(digests)
+
+    def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> StoredBucket:
+        """Describe where the tensors are. Raises RuntimeError after close()."""
+        if self._prepared is None:
+            self.prepare(bucket, verify=False)
+        stored, self._prepared = self._prepared, None
+        assert stored is not None
         return replace(stored, digests=digests)
 
     def rest(self) -> None:
-        self._rested = True
+        self._rested, self._prepared = True, None
 
     def close(self) -> None:
         """Free the memory. Idempotent."""

@@ -63,8 +63,9 @@ class Sender(bucket.Sender):
     def rest(self) -> None:
         self.rested += 1
 
-    def prepare(self, bucket: Any) -> None:
+    def prepare(self, bucket: Any, verify: bool) -> tuple[str, ...]:
         self.prepared = bucket[0][0]
+        return super().prepare(bucket, verify)
 
     def send(self, bucket: Any, digests: tuple[str, ...] = ()) -> Any:
         self.called += 1
@@ -92,7 +93,7 @@ class Engines:
     ) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.waits: list[tuple[str, float]] = []
-        self._failing, self._checksums = failing, checksums
+        self._failing, self._checksums, self.quick = failing, checksums, False
         self.sender = sender or Sender()
         self.contents = (CONTENT, CONTENT)
         self.findings: tuple[Findings | None, ...] = (Findings(same=3), Findings(same=3))
@@ -116,6 +117,9 @@ class Engines:
         if started == "read_back":
             return list(self.findings)
         return list(self._checksums) if started == "checksums" else [None, None]
+
+    def done(self, started: str) -> bool:
+        return self.quick
 
     def stages(self) -> list[str]:
         return [call[0] for call in self.calls]
@@ -202,19 +206,40 @@ def test_replicas_are_compared_where_something_cannot_be_read_back(second: Findi
     assert engines.stages()[-1] == "pause"
 
 
+class Keeps(Sender):
+    """Its buckets stay where they are until the end of the push."""
+
+    keeps = True
+
+    def send(self, bucket: Any, digests: tuple[str, ...] = ()) -> Any:
+        self.loading = False
+        return super().send(bucket, digests)
+
+
 @pytest.mark.parametrize("verify", [False, True])
-def test_engines_are_told_at_once_of_all_buckets_that_stay_where_they_are(verify: bool) -> None:
-    class Keeps(Sender):
-        keeps = True
-
-        def send(self, bucket: Any, digests: tuple[str, ...] = ()) -> Any:
-            self.loading = False
-            return super().send(bucket, digests)
-
+def test_busy_engines_are_told_at_once_of_all_buckets_that_stay_where_they_are(verify: bool) -> None:
     engines = Engines(sender=Keeps(stages=True))
     publish(Source(), 7, CONFIG, engines, engines.sender, verify=verify)
     assert engines.stages()[:3] == ["begin_update", "load_bucket", "pause"]
     assert [sent.names for sent in engines.calls[1][1:]] == [("w0",), ("w1",), ("w2",)]
+
+
+def test_idle_engines_are_told_of_each_bucket_as_soon_as_it_is_there() -> None:
+    engines = Engines(sender=Keeps(stages=True))
+    engines.quick = True
+    publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages()[:5] == ["begin_update", *["load_bucket"] * 3, "pause"]
+    assert [[sent.names for sent in call[1:]] for call in engines.calls[1:4]] == [[("w0",)], [("w1",)], [("w2",)]]
+
+
+@pytest.mark.parametrize("stage", ["begin_update", "load_bucket"])
+def test_no_bucket_is_sent_after_engines_that_take_them_meanwhile_have_failed(stage: str) -> None:
+    engines, source = Engines(failing=stage, sender=Keeps(stages=True)), Source()
+    engines.quick = True
+    with pytest.raises(PublishError, match=f"stage {stage} failed"):
+        publish(source, 7, CONFIG, engines, engines.sender, verify=True)
+    assert source.walked == 3 and engines.sender.called == (0 if stage == "begin_update" else 1)
+    assert engines.sender.followed == 3 - engines.sender.called
 
 
 @pytest.mark.parametrize("stage", ["begin_update", "load_bucket"])
