@@ -213,7 +213,8 @@ def read_back(engines: Engines, report: PublishReport, sync: WeightSyncConfig) -
     """Seconds in which the engine compares what it computes with, while it samples and nobody waits."""
     start = time.monotonic()
     if report.readable:
-        ReadBack(report.version, engines, report.readable, sync.deadline_s(report.bytes)).finish()
+        reading = ReadBack(report.version, engines, report.readable, sync.deadline_s(report.bytes))
+        reading.finish(engines.numbers).check()
     return time.monotonic() - start
 
 

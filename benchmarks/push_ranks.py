@@ -57,7 +57,8 @@ class Rank(TrainerActor):
         end = time.monotonic()
         if report is None:
             return {}
-        self.finish_read_back()
+        if report.readable:
+            self.finish_read_back(list(handles)).check()
         return {
             "arrive": engines.paused_at - start,
             "pause": report.paused_s,

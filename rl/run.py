@@ -39,6 +39,7 @@ from rl.driver.steps import (
     evaluate,
     evaluate_beside,
     finish_evaluation,
+    finish_read_back,
     forget_result,
     merge,
     open_gate,
@@ -88,6 +89,7 @@ def reinforcement(run: Session, model: str) -> str:
     begin_rollouts(run)
     publish(run, verify=True)
     progress.eval_before = progress.eval_before or evaluate(run)
+    finish_read_back(run)
     open_gate(run)
     run.step.begin()
     evaluate_beside(run)  # an earlier start may have been killed in it

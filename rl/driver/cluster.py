@@ -82,6 +82,7 @@ class Cluster:
         self.trainers: list[ActorHandle] = []
         self.engines: dict[int, ActorHandle] = {}
         self._engine_places: dict[int, tuple[Place, list[str] | None]] = {}
+        self._avoided: set[str | None] = set()
         self._engine_threads = 1
         self.workers: list[ActorHandle] = []
         self.buffer: ActorHandle | None = None
@@ -165,10 +166,10 @@ class Cluster:
         return self._layout
 
     def _at(self, machine: int, gpus: float = 0) -> Place:
-        """A place on a machine by its number, 0 for the one with the driver, with a core where there are GPUs. Alone,
-        it is Ray's choice."""
+        """A place on a machine by its number, 0 for the one with the driver, with a core where there are GPUs. Where
+        no machine is known, it is Ray's choice."""
         cpus = 1 if self.device == "cuda" else 0
-        return Place(cpus=cpus, gpus=gpus, node=self._nodes[machine].id if self.machines > 1 else None)
+        return Place(cpus=cpus, gpus=gpus, node=self._nodes[machine].id if self._nodes else None)
 
     def start_on_machines(self, actor: type, role: str) -> dict[str, ActorHandle]:
         """Start one actor on each machine, the driver's first, and return them by the addresses of their machines."""
@@ -250,7 +251,7 @@ class Cluster:
     def find_machines(self, engines: Mapping[int, int]) -> list[int]:
         """Look for machines for engines that have none, given the GPUs of each by its number. Returns the numbers of
         those that have one now."""
-        nodes = nodes_of_cluster(self._nodes[0].id)
+        nodes = [node for node in nodes_of_cluster(self._nodes[0].id) if node.id not in self._avoided]
         if self.device == "cuda":
             found = late_on_gpus(nodes, engines)
         else:
@@ -265,12 +266,14 @@ class Cluster:
         """Whether an engine's machine has left the cluster."""
         return self._engine_machine(number) not in {node["NodeID"] for node in alive_nodes()}
 
-    def leave_machine(self, number: int) -> None:
-        """Let an engine that has died have no machine any more."""
+    def leave_machine(self, number: int, *, avoid: bool) -> None:
+        """Let an engine that has died have no machine any more, and no other have that one, if it is to `avoid`."""
+        if avoid:
+            self._avoided.add(self._engine_machine(number))
         del self.engines[number], self._engine_places[number]
 
-    def _engine_machine(self, number: int) -> str:
-        return self._engine_places[number][0].node or self._nodes[0].id
+    def _engine_machine(self, number: int) -> str | None:
+        return self._engine_places[number][0].node
 
     def start_engine(self, number: int) -> ActorHandle:
         """Start the actor of an engine on its place, instead of one that has died if there was one."""

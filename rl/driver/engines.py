@@ -42,7 +42,7 @@ class Engines:
         *,
         move: bool = False,
     ) -> None:
-        """`move`: whether those whose machine has left the cluster wait for another one."""
+        """`move`: whether those without a machine wait for one, also those whose machine has left the cluster."""
         self._cluster, self._calls, self._settings, self._tell = cluster, cluster.calls, settings, tell
         self._allowed = self._left = 0 if placement == "colocated" else restarts
         self._ready: set[int] = set()
@@ -51,10 +51,11 @@ class Engines:
             list(self.all.values()), "start", [(settings[number],) for number in self.all]
         )
         self._starting: Started = self._calls.background(starting)
-        self._waiting = {*range(len(settings))} - {*self.all}
-        self._missing = {*self._waiting}
-        self._again: set[int] = set()
         self._may_move = move
+        self._waiting = {*range(len(settings))} - {*self.all} if move else set[int]()
+        self._missing = {*self._waiting}
+        self._served: set[int] = set()
+        self._uncounted: dict[int, ProcessFailure] = {}
         self._looked = time.monotonic()
 
     @property
@@ -87,6 +88,7 @@ class Engines:
         self._calls.wait(self._starting, "starting the inference engines")
         self._starting = {}
         for number in self.all:
+            self._served.add(number)
             self._watch(number)
 
     def admit(self, number: int, handle: ActorHandle) -> None:
@@ -95,6 +97,7 @@ class Engines:
         if self.holds(number, handle):
             self._ready.discard(number)
             self._missing.discard(number)
+            self._served.add(number)
 
     def holds(self, number: int, handle: ActorHandle) -> bool:
         """Whether this is still the engine's process."""
@@ -127,21 +130,41 @@ class Engines:
         if failure is None:
             log = self._calls.log(f"engine-{number}")
             raise ProcessFailure(f"engine-{number} ended by itself; its log: {log}")
-        moves = self._may_move and self._cluster.machine_is_gone(number)
-        if not moves and not self._left:
-            raise failure
-        self._forget(number)
-        if moves:
-            self._left += number in self._again  # Ray finds a machine dead later than its processes
-            self._again.discard(number)
-            self._tell(f"{failure}; its machine is gone, and it waits for another one")
-            self._cluster.leave_machine(number)
-            self._waiting.add(number)
+        if self._may_move and self._cluster.machine_is_gone(number):
+            self._leave(number, f"{failure}; its machine is gone, and it waits for another one")
             return
-        self._left -= 1
-        self._again.add(number)
-        self._tell(f"{failure}; it is started again ({self.restarted} of inference.restarts={self._allowed})")
+        self._count(number, failure)
+        self._forget(number)
+        count = self.restarted + len(self._uncounted)
+        self._tell(f"{failure}; it is started again ({count} of inference.restarts={self._allowed})")
         self._start(number)
+
+    def _count(self, number: int, failure: ProcessFailure) -> None:
+        """Count a death. Ray finds a machine dead later than its processes, so where machines may leave, a death counts
+        only once the next start has succeeded, or has failed on a machine that is still there."""
+        if self._may_move:
+            self._count_last(number)
+            self._uncounted[number] = failure
+        else:
+            self._use_up(failure)
+
+    def _count_last(self, number: int) -> None:
+        if (failure := self._uncounted.pop(number, None)) is not None:
+            self._use_up(failure)
+
+    def _use_up(self, failure: ProcessFailure) -> None:
+        if not self._left:
+            raise failure
+        self._left -= 1
+
+    def _leave(self, number: int, why: str, *, avoid: bool = False) -> None:
+        """Let an engine wait for another machine, because its own is gone, or is one to `avoid`."""
+        self._forget(number)
+        self._uncounted.pop(number, None)
+        self._served.discard(number)
+        self._cluster.leave_machine(number, avoid=avoid)
+        self._waiting.add(number)
+        self._tell(why)
 
     def _forget(self, number: int) -> None:
         """Let the process of an engine be dead."""
@@ -154,8 +177,11 @@ class Engines:
     def _answered(self, number: int, failure: ProcessFailure | None) -> None:
         """Note that an engine has started, or has failed in that."""
         if failure is not None:
-            self._ended(number, failure)
+            if self._may_move and number not in self._served and not self._cluster.machine_is_gone(number):
+                self._leave(number, f"{failure}; it waits for another machine than that one", avoid=True)
+            else:
+                self._ended(number, failure)
             return
-        self._again.discard(number)
+        self._count_last(number)
         self._ready.add(number)
         self._watch(number)

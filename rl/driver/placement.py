@@ -16,8 +16,8 @@ from rl.driver.layout import Node
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The resources that one actor reserves, and its machine, by Ray's id; None where there is one machine. On CPU,
-    actors reserve no cores, so that all of them fit on a two-core machine."""
+    """The resources that one actor reserves, and its machine, by Ray's id; None: any. On CPU, actors reserve no cores,
+    so that all of them fit on a two-core machine."""
 
     cpus: float = 0
     gpus: float = 0
@@ -67,8 +67,8 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 def nodes_of_cluster(own: str) -> list[Node]:
     """The machines of the Ray cluster, the driver's own first, the others by their addresses: the same cluster gives
-    every start the same places. What other jobs hold is told apart, so call it before this run has actors. A machine
-    that has not said yet what is free has everything free."""
+    every start the same places. What is taken is told apart from what is free: other jobs have it, or this run's own
+    actors, once there are some. A machine that has not said yet what is free has everything free."""
     free = available_resources_per_node()
     found = [_node(node, free.get(node["NodeID"], node["Resources"])) for node in alive_nodes()]
     return sorted(found, key=lambda node: (node.id != own, _numbers_in(node.address), node.id))

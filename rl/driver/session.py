@@ -74,6 +74,14 @@ class Evaluating:
     started: Started
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingBack:
+    """A read-back under way: of the weights after which step, and by which engines."""
+
+    step: int
+    engines: Mapping[int, ActorHandle]
+
+
 @dataclass(slots=True)
 class Session:
     """One run: its recipe, its processes, and where it writes and reports. Wall time counts from `started`."""
@@ -99,8 +107,7 @@ class Session:
     held_out: Sequence[Task] = ()
     """The tasks of every evaluation, once they have been read."""
     evaluating: Evaluating | None = None
-    reading_back: int | None = None
-    """The step whose weights engines are reading back; None where they are not."""
+    reading_back: ReadingBack | None = None
     turns: Split = field(default_factory=Split)
     first_segment: int = 0
     """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""

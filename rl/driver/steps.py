@@ -4,7 +4,8 @@ turns."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from rl.driver.health import check_eval_failures
-from rl.driver.session import Evaluating, Session
+from rl.driver.session import Evaluating, ReadingBack, Session
 from rl.driver.turns import Colocated
-from rl.driver.waiting import ProcessFailure
+from rl.driver.waiting import DEATH_S, ProcessFailure
 from rl.observe.evaluation import Evaluation
 from rl.recipe.adapters import pushes_adapter
 from rl.rundir.best import keep_best
 from rl.rundir.checkpoint import ADAPTER, MODEL
 from rl.rundir.runstate import read_buffer, write_state
 from rl.weights.publish import PublishError, PublishReport
+from rl.weights.read_back import ReadBackReport
 from rollout.cards import Card
 from rollout.store import segments, trained
 from rollout.store.retention import needed, trim
@@ -86,7 +88,7 @@ def publish(run: Session, *, verify: bool) -> None:
     with run.timed("weight_sync", run.progress.step) as waited_for:
         report = _push(run, run.engines.serving, verify)
         while report is None:
-            run.calls.wait_until(run.engines.any_ready, "waiting for an engine that is started again")
+            run.calls.wait_until(run.engines.any_ready, "waiting for an engine that is started")
             report = admit_engines(run)
         if run.recipe.placement == "colocated":  # engines are about to have another turn
             finish_read_back(run)
@@ -107,9 +109,12 @@ def admit_engines(run: Session) -> PublishReport | None:
     run.engines.look_for_machines()
     report = None
     for number in run.engines.ready:
+        if number not in run.engines.ready:  # it has died since
+            continue
         handle = run.engines.all[number]
         if pushed := _push(run, {number: handle}, verify=True):
             report = pushed
+            finish_read_back(run)
             run.calls.ask_all(run.cluster.workers, "use_engine", number, handle, what="admitting an engine")
             run.engines.admit(number, handle)
             run.watchdog.beat(f"engine-{number} serves")
@@ -126,7 +131,7 @@ def _push(run: Session, engines: Mapping[int, ActorHandle], verify: bool) -> Pub
         arguments, what = (run.progress.version, engines, verify), f"publishing weights version {run.progress.version}"
         try:
             report: PublishReport = run.calls.ask_all(run.cluster.trainers, "publish", *arguments, what=what + again)[0]
-            run.reading_back = run.progress.step if report.readable else None
+            run.reading_back = ReadingBack(step=run.progress.step, engines=engines) if report.readable else None
             return report
         except ProcessFailure as error:
             left = {number: handle for number, handle in engines.items() if run.engines.holds(number, handle)}
@@ -140,22 +145,26 @@ def _push(run: Session, engines: Mapping[int, ActorHandle], verify: bool) -> Pub
 
 def finish_read_back(run: Session) -> None:
     """Wait until engines have compared the last verified push with what they compute with, and log it under its step.
-    An engine that died in that compares nothing any more.
+    An engine that has died since compares nothing any more.
 
     Raises:
-        ProcessFailure: an engine computes with something else.
+        ProcessFailure: an engine computes with something else, or failed and lives.
     """
     if run.reading_back is None:
         return
-    step, run.reading_back = run.reading_back, None
-    asked = run.engines.serving
-    try:
-        read = run.calls.ask(run.cluster.trainers[0], "finish_read_back", what="reading weights back")
-    except ProcessFailure:
-        if run.engines.serving == asked:
-            raise
-        return
-    run.log({"policy/read_back_tensors": float(read)}, step)
+    begun, run.reading_back = run.reading_back, None
+
+    def alive(numbers: Iterable[int]) -> list[int]:
+        return [number for number in numbers if run.engines.holds(number, begun.engines[number])]
+
+    asked, what = alive(begun.engines), "reading weights back"
+    report: ReadBackReport = run.calls.ask(run.cluster.trainers[0], "finish_read_back", asked, what=what)
+    end = time.monotonic() + DEATH_S
+    run.calls.wait_until(lambda: not alive(report.failed) or time.monotonic() > end, what)
+    if failed := alive(report.failed):
+        raise ProcessFailure("; ".join(report.failed[number] for number in failed))
+    if len(asked) > len(report.failed):
+        run.log({"policy/read_back_tensors": float(report.read)}, begun.step)
 
 
 def to_trainer(run: Session) -> None:
@@ -270,8 +279,8 @@ def checkpoint(run: Session) -> None:
     """Write trainer state, the model (or the adapter alone), buffer and progress, which become visible together or not
     at all; then delete what may go."""
     trainers, step = run.cluster.trainers, run.progress.step
-    finish_read_back(run)
     with run.timed("checkpoint", step), run.turns.training():
+        finish_read_back(run)
         folder = run.checkpoints.begin(step)
         run.calls.ask_all(trainers, "save", str(folder / "trainer"), what="saving the trainer")
         if run.recipe.lora is None:

@@ -25,7 +25,7 @@ from rl.launch.addresses import name_interface
 from rl.losses.config import KlConfig
 from rl.weights.adapter_push import AdapterPusher
 from rl.weights.publish import PublishReport, publish
-from rl.weights.read_back import ReadBack
+from rl.weights.read_back import ReadBack, ReadBackReport
 from rollout.actors.process import EXACT_PINNED, enter_role, settling_in
 from rollout.cards import samples_of
 from rollout.ports import listen
@@ -52,6 +52,9 @@ class RayEngines:
     @property
     def numbers(self) -> list[int]:
         return list(self._engines)
+
+    def only(self, number: int) -> RayEngines:
+        return RayEngines({number: self._engines[number]})
 
     def start(self, method: str, *args: Any) -> list[Any]:
         return [engine.call.remote(method, *args) for engine in self._engines.values()]
@@ -189,10 +192,11 @@ class TrainerActor:
             self._read_back = ReadBack(version, engines, report.readable, sync.deadline_s(report.bytes))
         return report
 
-    def finish_read_back(self) -> int:
-        """Wait until the engines of the last push have read it back. Returns the number of tensors (`ReadBack`)."""
+    def finish_read_back(self, numbers: Sequence[int]) -> ReadBackReport:
+        """Wait until those engines of the last push have read it back (`ReadBack`)."""
         reading, self._read_back = self._read_back, None
-        return 0 if reading is None else reading.finish()
+        assert reading is not None, "a verified push comes first"
+        return reading.finish(numbers)
 
     def _member(self, number: int, handle: ActorHandle) -> Member:
         from rollout.transfer.bucket import Member

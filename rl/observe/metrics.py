@@ -46,7 +46,7 @@ _METRICS = (
     Metric(
         "policy/read_back_tensors",
         "count",
-        "Tensors of that version that every engine was found to compute with; 0: checksums were compared instead.",
+        "Tensors of that version that its last push's engines were found to compute with; 0: checksums compared.",
     ),
     Metric("policy/engines_serving", "count", "Engines that the last push went to."),
     Metric("policy/engines_restarted", "count", "Engines that died and were started again since the run was started."),

@@ -54,6 +54,11 @@ def remarks(recipe: Recipe) -> list[str]:
             "inference.generate_timeout_s go on counting; with 0 none is in flight while it trains, but for "
             "checkpoints, before which the next groups begin"
         )
+    if recipe.inference.late and recipe.run.ray_address is None:
+        found.append(
+            f"inference.min_replicas={recipe.inference.min_replicas} without run.ray_address: a Ray instance of the "
+            "run's own gets no further machine, so engines without a place at first will hardly join"
+        )
     if recipe.kl is not None and recipe.kl.place == "loss" and recipe.kl.estimator == "k1":
         found.append("kl.estimator=k1 in the loss has no gradient in expectation: use k2, k3 or unbiased there")
     return found

@@ -76,7 +76,8 @@ class AdapterPusher:
         """Let engines read the base model back, before they get an adapter."""
         try:
             if report.readable:
-                ReadBack(version, engines, report.readable, self._sync.deadline_s(report.bytes)).finish()
+                reading = ReadBack(version, engines, report.readable, self._sync.deadline_s(report.bytes))
+                reading.finish(engines.numbers).check()
         except PublishError as error:
             return error
         return None

@@ -54,13 +54,15 @@ class Source(Protocol):
 
 class Engines(Protocol):
     """The engines of a push together, with their `numbers` in the run. `start` calls a method on each without waiting;
-    `done` says whether all have answered; `wait` returns the results in order.
+    `done` says whether all have answered; `wait` returns the results in order. `only` has one of them alone.
 
     `wait` raises TimeoutError after `timeout_s`, or the error that an engine raised.
     """
 
     @property
     def numbers(self) -> Sequence[int]: ...
+
+    def only(self, number: int) -> Engines: ...
 
     def start(self, method: str, *args: Any) -> Any: ...
 
@@ -159,7 +161,7 @@ class _Push:
         self._bytes = sum(spec.nbytes for spec in self._manifest)
         self._deadline_s = cfg.deadline_s(self._bytes)
         self._error: PublishError | None = None
-        self._verified, self._readable, self._differ = 0, 0, False
+        self._verified, self._differ = 0, False
         self._paused_at = 0.0
         self._running: tuple[str, Any] | None = None
         self._digests: dict[str, str] = {}
@@ -182,16 +184,15 @@ class _Push:
             if self._resumes and not self._differ:
                 self._resume()
         paused_s = time.monotonic() - self._paused_at
-        self._readable = len(self._manifest) if verify and self._sender.stages else 0
         if self._error is not None:
             raise self._error
-        return self._report(count, paused_s=paused_s)
+        return self._report(count, paused_s, readable=len(self._manifest) if verify and self._sender.stages else 0)
 
     def _pause(self) -> None:
         self._paused_at = time.monotonic()
         self._stage("pause")
 
-    def _report(self, buckets: int, paused_s: float) -> PublishReport:
+    def _report(self, buckets: int, paused_s: float, readable: int) -> PublishReport:
         return PublishReport(
             version=self._version,
             bytes=self._bytes,
@@ -200,7 +201,7 @@ class _Push:
             paused_s=paused_s,
             content=content_hash(self._digests) if self._verified else "",
             superseded=self._superseded,
-            readable=self._readable,
+            readable=readable,
         )
 
     def _stage(self, method: str, *args: Any) -> list[Any]:
@@ -319,4 +320,4 @@ class _AdapterPush(_Push):
         self._stage("use_adapter", self._version)
         if self._error is not None:
             raise self._error
-        return self._report(count, paused_s=0.0)
+        return self._report(count, paused_s=0.0, readable=0)

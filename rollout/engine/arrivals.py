@@ -32,8 +32,9 @@ class Arrivals:
 
     async def collect(self, bucket: Bucket) -> Bucket:
         """Bring a bucket to this machine, and return its description there. Repeating the last one does nothing."""
-        if self.collected and self.collected[-1].sequence == bucket.sequence:
-            return self.collected[-1]
+        collected = self.collected  # `begin` may come meanwhile, and then this bucket belongs to nothing any more
+        if collected and collected[-1].sequence == bucket.sequence:
+            return collected[-1]
         membership = bucket.join(self._replica)
         if membership is not None and membership != self._membership:
             self._membership = None
@@ -44,7 +45,7 @@ class Arrivals:
             stored: Bucket = await self._run(self._stage.receive, bucket)
         finally:
             self._receiving -= 1
-        self.collected.append(stored)
+        collected.append(stored)
         return stored
 
     def close(self) -> None:

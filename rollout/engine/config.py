@@ -15,8 +15,9 @@ class InferenceConfig(StrictModel):
     replicas: int = Field(default=1, ge=1)
     """Number of engines, each with a whole copy of the policy."""
     min_replicas: int | None = Field(default=None, ge=1)
-    """How many of them a run begins with; null: all. The others join as soon as a machine of the Ray cluster has room
-    for them, on CPU one that has no engine. With fewer than all, any engine whose machine leaves waits for another."""
+    """How many of them a run begins with; null: all. The others join as soon as a machine of the Ray cluster
+    (run.ray_address) has room for them, on CPU one that has no engine. With fewer than all, an engine whose machine
+    leaves waits for another; of a hostfile or a SLURM job no machine may leave."""
     tensor_parallel: Width | tuple[Width, ...] = 1
     """GPUs of one engine. A list gives each of the replicas its own number."""
     engine_args: dict[str, Any] = Field(default_factory=dict)

@@ -26,7 +26,7 @@ class NcclSettings(TransportSettings):
 class WeightSyncConfig(StrictModel):
     transport: SerializeAsAny[TransportSettings] = TransportSettings(name=AUTO)
     """auto: nccl where trainer and engines have GPUs, ipc where they share them; without GPUs shm on one machine, and
-    gloo where a run has several."""
+    gloo where a run has several, or may get some by inference.min_replicas."""
     bucket_mb: float = Field(default=64.0, gt=0)
     """Upper bound, in MiB, of the full (gathered) tensors that travel at once; a larger tensor travels alone."""
     cache_policy: Literal["recompute", "keep"] = "recompute"

@@ -16,12 +16,13 @@ from rl.driver import cluster as module
 from rl.driver.cluster import Cluster
 from rl.driver.engines import Engines
 from rl.driver.placement import Place
+from rl.driver.session import ReadingBack
 from rl.driver.specs import engine_settings, wanted
 from rl.driver.steps import finish_read_back
 from rl.driver.trainer import RayEngines
 from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
-from rl.weights.read_back import ReadBack
+from rl.weights.read_back import ReadBack, ReadBackReport
 from rollout.actors.engine import InferenceActor
 from rollout.contracts import EngineDeadError
 from rollout.engine.settings import EngineSettings
@@ -145,9 +146,9 @@ class Reading:
     def begin(self, handles: Mapping[int, ActorHandle]) -> None:
         self._reading = ReadBack(1, RayEngines(handles), 5, 60.0)
 
-    def finish_read_back(self) -> int:
+    def finish_read_back(self, numbers: list[int]) -> ReadBackReport:
         assert self._reading is not None
-        return self._reading.finish()
+        return self._reading.finish(numbers)
 
 
 def reading(cluster: Cluster, engines: Engines, logged: list[tuple[dict[str, float], int]]) -> SimpleNamespace:
@@ -155,10 +156,14 @@ def reading(cluster: Cluster, engines: Engines, logged: list[tuple[dict[str, flo
     cluster.trainers = cluster.trainers or [cluster.spawn(Reading, "trainer-0", Place())]
     cluster.calls.ask(cluster.trainers[0], "begin", engines.serving, what="beginning")
     log = lambda values, step: logged.append((values, step))  # noqa: E731
-    return SimpleNamespace(reading_back=3, engines=engines, calls=cluster.calls, cluster=cluster, log=log)
+    begun = ReadingBack(step=3, engines=engines.serving)
+    return SimpleNamespace(reading_back=begun, engines=engines, calls=cluster.calls, cluster=cluster, log=log)
 
 
-def test_weights_are_read_back_unless_the_engine_dies_and_other_values_end_the_run(cluster: Cluster) -> None:
+@pytest.mark.parametrize("noticed", [False, True])
+def test_weights_are_read_back_unless_the_engine_dies_and_other_values_end_the_run(
+    cluster: Cluster, noticed: bool
+) -> None:
     engines, logged = started(cluster, 1, []), list[tuple[dict[str, float], int]]()
     run = reading(cluster, engines, logged)
     finish_read_back(run)
@@ -168,8 +173,10 @@ def test_weights_are_read_back_unless_the_engine_dies_and_other_values_end_the_r
     cluster.calls.ask(engines.all[0], "call", "hold", None, what="holding")
     run = reading(cluster, engines, logged)
     kill(cluster, 0)
+    if noticed:
+        cluster.calls.wait_until(lambda: engines.ready == [0], "coming back")
     finish_read_back(run)
-    assert len(logged) == 1 and engines.restarted == 1
+    assert len(logged) == 2 and engines.restarted == 1, "the other one has read back"
 
     cluster.calls.ask(engines.all[1], "call", "hold", Findings(same=4, differ=["w"]), what="holding")
     with pytest.raises(

@@ -21,6 +21,7 @@ from rl.driver.cluster import Cluster
 from rl.driver.engines import Engines
 from rl.driver.placement import alive_nodes
 from rl.driver.specs import engine_settings, transport_of, wanted
+from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
 from rollout.actors.engine import InferenceActor
 from rollout.engine.settings import EngineSettings
@@ -33,9 +34,17 @@ MIB = 2**20
 
 
 class Scripted(InferenceActor):
-    """Its vLLM lives as long as its process."""
+    """Its vLLM lives as long as its process. It cannot start once, where a file of its number is in the folder of the
+    logs."""
+
+    def __init__(self, role: str, logs_dir: str, threads: int, replica: int, gpus: list[str] | None = None) -> None:
+        super().__init__(role, logs_dir, threads, replica, gpus)
+        self._refusal = Path(logs_dir) / f"refuse-{replica}"
 
     async def start(self, settings: EngineSettings) -> None:
+        if self._refusal.exists():
+            self._refusal.unlink()
+            raise ValueError("no model here")
         self._engine = self
 
     async def watch(self) -> None:
@@ -93,7 +102,7 @@ def test_engines_join_with_machines_and_wait_for_others_when_these_leave(
     cluster.look()
     table = cluster.lay_out(wanted(RECIPE, "cpu"))
     assert table["no machine yet"] == "engine-1…2"
-    engines = Engines(cluster, engine_settings(RECIPE, "cpu"), "split", 1, told.append, move=True)
+    engines = Engines(cluster, engine_settings(RECIPE, "cpu"), "split", 0, told.append, move=True)
     engines.wait()
     assert [*engines.all] == [*engines.serving] == [0] and not engines.any_ready()
 
@@ -106,9 +115,15 @@ def test_engines_join_with_machines_and_wait_for_others_when_these_leave(
     machine.leave()
     cluster.calls.wait_until(lambda: [*engines.all] == [0], "leaving")
     assert [*engines.serving] == [0] and "its machine is gone, and it waits for another one" in told[-1]
+    (tmp_path / "refuse-1").touch()
+    join()
+    cluster.calls.wait_until(lambda: not engines.any_ready() and "than that one" in told[-1], "failing")
     join()
     cluster.calls.wait_until(lambda: engines.any_ready() and engines.ready == [1], "joining")
-    assert engines.restarted == 0, "to lose a machine is not counted as a death"
+    assert engines.restarted == 0, "neither to lose a machine is counted as a death, nor one that an engine can't use"
+    ray.kill(engines.all[1])
+    with pytest.raises(ProcessFailure, match="process engine-1 died"):
+        cluster.calls.wait_until(lambda: False, "working")
 
 
 def test_weights_travel_over_the_network_to_engines_that_are_not_there_yet() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl.weights.publish import PublishError, publish, publish_adapter
-from rl.weights.read_back import ReadBack
+from rl.weights.read_back import ReadBack, ReadBackReport
 from rollout.transfer import bucket
 from rollout.transfer.config import WeightSyncConfig
 from rollout.transfer.content import content_hash
@@ -96,6 +96,7 @@ class Engines:
         self._failing, self._checksums, self.quick = failing, checksums, False
         self.sender = sender or Sender()
         self.contents = (CONTENT, CONTENT)
+        self.dead: set[int] = set()
         self.findings: tuple[Findings | None, ...] = (Findings(same=3), Findings(same=3))
 
     numbers = (0, 1)
@@ -118,11 +119,29 @@ class Engines:
             return list(self.findings)
         return list(self._checksums) if started == "checksums" else [None, None]
 
+    def only(self, number: int) -> One:
+        return One(self, number)
+
     def done(self, started: str) -> bool:
         return self.quick
 
     def stages(self) -> list[str]:
         return [call[0] for call in self.calls]
+
+
+class One:
+    """One of the two."""
+
+    def __init__(self, both: Engines, number: int) -> None:
+        self._both, self._number = both, number
+
+    def start(self, method: str) -> str:
+        return self._both.start(method, self._number)
+
+    def wait(self, started: str, timeout_s: float) -> list[Any]:
+        if self._number in self._both.dead:
+            raise ConnectionError("it died")
+        return [self._both.wait(started, timeout_s)[self._number]]
 
 
 def test_the_stages_run_in_order_and_every_bucket_arrives() -> None:
@@ -165,40 +184,54 @@ def test_engines_that_collect_a_version_stand_still_only_to_load_it() -> None:
     assert report is not None and (report.verified, report.readable) == (0, 0)
 
 
-def read_back(engines: Engines) -> int:
-    return ReadBack(7, engines, 3, CONFIG.deadline_s(24)).finish()
+def read_back(engines: Engines, numbers: tuple[int, ...] = (0, 1)) -> ReadBackReport:
+    return ReadBack(7, engines, 3, CONFIG.deadline_s(24)).finish(numbers)
 
 
 def test_engines_read_back_while_nobody_waits() -> None:
     engines = Engines()
     reading = ReadBack(7, engines, 3, CONFIG.deadline_s(24))
-    assert engines.stages() == ["read_back"] and engines.waits == []
-    assert reading.finish() == 3 and engines.waits == [("read_back", CONFIG.deadline_s(24))]
+    assert engines.calls == [("read_back", 0), ("read_back", 1)] and engines.waits == []
+    assert reading.finish([0, 1]) == ReadBackReport(read=3)
+    assert engines.waits == [("read_back", CONFIG.deadline_s(24))] * 2
 
 
 def test_an_engine_that_computes_with_other_values_is_named_and_paused_again() -> None:
     engines = Engines()
     engines.findings = (Findings(same=3), Findings(same=2, differ=["w1"]))
     with pytest.raises(
-        PublishError, match=r"version 7: stage read_back failed: engine 1 computes with other values of w1"
+        PublishError, match="version 7: stage read_back failed: engine 1 computes with other values of w1"
     ):
         read_back(engines)
-    assert engines.stages() == ["read_back", "pause"]
+    assert engines.calls[2:] == [("pause", 0), ("pause", 1)]
+
+
+def test_an_engine_that_died_hides_nothing_of_the_others() -> None:
+    engines = Engines()
+    engines.dead = {0}
+    report = read_back(engines)
+    assert report.read == 3 and [*report.failed] == [0] and "engine 0 (deadline" in report.failed[0]
+    with pytest.raises(PublishError, match="ConnectionError: it died"):
+        report.check()
+    assert read_back(engines, (1,)) == ReadBackReport(read=3), "one that is known to be dead is not asked"
+    engines.findings = (Findings(same=3), Findings(same=2, differ=["w1"]))
+    with pytest.raises(PublishError, match="engine 1 computes with other values of w1"):
+        read_back(engines)
 
 
 @pytest.mark.parametrize("stage", ["read_back", "checksums"])
-def test_engines_that_cannot_read_back_fail_the_push(stage: str) -> None:
+def test_engines_that_cannot_compare_are_told_of(stage: str) -> None:
     engines = Engines(failing=stage)
     engines.findings = (Findings(same=3), Findings())
-    with pytest.raises(PublishError, match=r"version 7: stage read_back failed \(deadline \d+ s\): RuntimeError: boom"):
-        read_back(engines)
+    assert "RuntimeError: boom" in read_back(engines).failed[1]
 
 
 @pytest.mark.parametrize("second", [None, Findings(same=2, unread=["w2"]), Findings(same=2), Findings()])
 def test_replicas_are_compared_where_something_cannot_be_read_back(second: Findings | None) -> None:
     engines = Engines()
     engines.findings = (Findings(same=3), second)
-    assert read_back(engines) == 0 and engines.stages() == ["read_back", "checksums"]
+    assert read_back(engines) == ReadBackReport(read=0)
+    assert engines.stages() == ["read_back"] * 2 + ["checksums"] * 2
     engines = Engines(checksums=({"a": "1"}, {"a": "2"}))
     engines.findings = (Findings(same=3), second)
     with pytest.raises(PublishError, match="engine 1 differs from engine 0 in a"):
