@@ -128,16 +128,14 @@ def _placement(recipe: Recipe) -> Iterator[Problem]:
     if recipe.inference.late and recipe.weight_sync.transport.name == "shm":
         yield Problem(
             "weight_sync.transport",
-            f"weight_sync.transport=shm with inference.min_replicas={recipe.inference.min_replicas}: engines that join "
-            "later are on other machines, which shared memory does not reach; use auto or gloo",
+            "weight_sync.transport=shm does not reach engines that join later (inference.min_replicas); use auto or gloo",
         )
     if recipe.placement == "split":
         return
     if recipe.inference.late:
         yield Problem(
             "inference.min_replicas",
-            f"inference.min_replicas={recipe.inference.min_replicas} with placement=colocated: engines have the "
-            f"devices of trainer ranks, which are there from the beginning; leave it out",
+            "inference.min_replicas with placement=colocated: engines have the devices of trainer ranks; leave it out",
         )
     if recipe.weight_sync.cache_policy == "keep":
         yield Problem(

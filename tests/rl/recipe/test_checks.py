@@ -120,12 +120,12 @@ def test_a_sound_recipe_has_no_problems() -> None:
         (
             {"placement": "colocated", "inference": {"replicas": 2, "min_replicas": 1}},
             "inference.min_replicas",
-            "engines have the devices of trainer ranks, which are there from the beginning; leave it out",
+            "inference.min_replicas with placement=colocated: engines have the devices of trainer ranks; leave it out",
         ),
         (
             {"inference": {"replicas": 2, "min_replicas": 1}, "weight_sync": {"transport": "shm"}},
             "weight_sync.transport",
-            "join later are on other machines, which shared memory does not reach; use auto or gloo",
+            "weight_sync.transport=shm does not reach engines that join later (inference.min_replicas); use auto or gloo",
         ),
         ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
         ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),
