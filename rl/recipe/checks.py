@@ -128,7 +128,7 @@ def _placement(recipe: Recipe) -> Iterator[Problem]:
     if recipe.inference.late and recipe.weight_sync.transport.name == "shm":
         yield Problem(
             "weight_sync.transport",
-            "weight_sync.transport=shm does not reach engines that join later (inference.min_replicas); use auto or gloo",
+            "weight_sync.transport=shm cannot reach engines that join later (inference.min_replicas); use auto or gloo",
         )
     if recipe.placement == "split":
         return

@@ -125,7 +125,7 @@ def test_a_sound_recipe_has_no_problems() -> None:
         (
             {"inference": {"replicas": 2, "min_replicas": 1}, "weight_sync": {"transport": "shm"}},
             "weight_sync.transport",
-            "weight_sync.transport=shm does not reach engines that join later (inference.min_replicas); use auto or gloo",
+            "weight_sync.transport=shm cannot reach engines that join later (inference.min_replicas); use auto or gloo",
         ),
         ({"trainer": {"deepspeed": {"gradient_clipping": 1.0}}}, "trainer.deepspeed", "trainer.optimizer.clip_norm"),
         ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "trainer.deepspeed", "stage"),
