@@ -383,6 +383,13 @@ def test_a_stall_limit_below_the_trajectory_deadline_is_remarked_but_allowed() -
     assert remarks(recipe({"run": {"stall_s": 301.0}, "rollout": {"trajectory_timeout_s": 300.0}})) == []
 
 
+def test_engines_that_hardly_join_later_are_remarked() -> None:
+    few = {"inference": {"replicas": 2, "min_replicas": 1}}
+    (remark,) = remarks(recipe(few))
+    assert "inference.min_replicas=1 without run.ray_address" in remark
+    assert remarks(recipe({**few, "run": {"ray_address": "auto"}})) == []
+
+
 def test_only_what_runs_code_needs_the_sandbox() -> None:
     assert needs_sandbox(recipe({}))
     assert not needs_sandbox(recipe({"tasks": {"sources": [{"environment": "store"}]}}))
