@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rl.weights.publish import publish
+from rl.weights.read_back import ReadBack
 from rollout.engine.config import InferenceConfig
 from rollout.engine.inference import EngineDeadError, Inference
 from rollout.transfer.bucket import describe
@@ -75,7 +76,16 @@ class Local:
 
     def __init__(self, run: asyncio.Runner, *engines: Inference) -> None:
         self._run, self._engines = run, engines
-        self.numbers = range(len(engines))
+        self.numbers: Sequence[int] = range(len(engines))
+
+    def only(self, number: int) -> Local:
+        one = Local(self._run, self._engines[number])
+        one.numbers = [number]
+        return one
+
+    def done(self, started: list[Any]) -> bool:
+        """What was started runs only while it is waited for."""
+        return False
 
     def start(self, method: str, *args: Any) -> list[Any]:
         return [getattr(engine, method)(*args) for engine in self._engines]
@@ -105,8 +115,11 @@ def test_engines_of_different_widths_get_the_same_push(
     support.export(weights, like=glm, path=tmp_path / "pushed")
     judge, sender = Judge(tmp_path / "pushed"), ShmSender("test")
     narrow = run.run(support.start(glm))
-    report = publish(weights, 3, WeightSyncConfig(), Local(run, wide, narrow), sender, verify=True)
+    engines = Local(run, wide, narrow)
+    report = publish(weights, 3, WeightSyncConfig(), engines, sender, verify=True)
     assert report is not None and report.verified == 2
+    found = ReadBack(3, engines, report.readable, deadline_s=100.0).finish([0, 1])
+    assert (found.read, found.failed) == (0, {}), "two workers divide the weights of one, so checksums are compared"
     for label, own in (("wide", wide), ("narrow", narrow)):
         sampled = run.run(support.sample(own, PROMPTS, label, SamplingParams(max_tokens=20)))
         assert max(judge.gaps(*one).max() for one in zip(PROMPTS, sampled, strict=True)) < PARITY
