@@ -23,10 +23,10 @@ from rl.driver.trainer import RayEngines
 from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
 from rl.weights.read_back import ReadBack, ReadBackReport
-from rollout.actors.engine import InferenceActor
 from rollout.contracts import EngineDeadError
 from rollout.engine.settings import EngineSettings
 from rollout.transfer.update import Findings
+from tests.rl.driver.scripted import Refusing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPE = load_recipe("recipes/quickstart.yaml", ["sandbox=unsafe-none", "inference.replicas=2"])
@@ -66,17 +66,9 @@ class ScriptedVllm:
         raise EngineDeadError("the vLLM engine is gone: out of memory")
 
 
-class ScriptedInference(InferenceActor):
-    """It can start while the file of its number in the folder of the logs is absent."""
-
-    def __init__(self, role: str, logs_dir: str, threads: int, replica: int, gpus: list[str] | None = None) -> None:
-        super().__init__(role, logs_dir, threads, replica, gpus)
-        self._refusal = Path(logs_dir) / f"refuse-{replica}"
-
+class ScriptedInference(Refusing):
     async def start(self, settings: EngineSettings) -> None:
-        if self._refusal.exists():
-            self._refusal.unlink()
-            raise ValueError("no room")
+        await super().start(settings)
         self._engine = ScriptedVllm()
 
 

@@ -23,8 +23,8 @@ from rl.driver.placement import alive_nodes
 from rl.driver.specs import engine_settings, transport_of, wanted
 from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
-from rollout.actors.engine import InferenceActor
 from rollout.engine.settings import EngineSettings
+from tests.rl.driver.scripted import Refusing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPE = load_recipe(
@@ -33,18 +33,11 @@ RECIPE = load_recipe(
 MIB = 2**20
 
 
-class Scripted(InferenceActor):
-    """Its vLLM lives as long as its process. It cannot start once, where a file of its number is in the folder of the
-    logs."""
-
-    def __init__(self, role: str, logs_dir: str, threads: int, replica: int, gpus: list[str] | None = None) -> None:
-        super().__init__(role, logs_dir, threads, replica, gpus)
-        self._refusal = Path(logs_dir) / f"refuse-{replica}"
+class Scripted(Refusing):
+    """Its vLLM lives as long as its process."""
 
     async def start(self, settings: EngineSettings) -> None:
-        if self._refusal.exists():
-            self._refusal.unlink()
-            raise ValueError("no model here")
+        await super().start(settings)
         self._engine = self
 
     async def watch(self) -> None:
