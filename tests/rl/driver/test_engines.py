@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,11 @@ from rl.driver.engines import Engines
 from rl.driver.placement import Place
 from rl.driver.session import ReadingBack
 from rl.driver.specs import engine_settings, wanted
-from rl.driver.steps import finish_read_back
+from rl.driver.steps import admit_engines, finish_read_back
 from rl.driver.trainer import RayEngines
 from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
+from rl.weights.publish import PublishReport
 from rl.weights.read_back import ReadBack, ReadBackReport
 from rollout.contracts import EngineDeadError
 from rollout.engine.settings import EngineSettings
@@ -176,3 +178,53 @@ def test_weights_are_read_back_unless_the_engine_dies_and_other_values_end_the_r
     ):
         finish_read_back(reading(cluster, engines, logged))
     assert cluster.calls.ask(engines.all[1], "call", "is_paused", what="asking")
+
+
+class Pushing:
+    """The part of a trainer that pushes to one engine, while another one is killed."""
+
+    def __init__(self, role: str, logs_dir: str) -> None:
+        self._pushed: list[int] = []
+
+    def publish(self, version: int, handles: Mapping[int, ActorHandle], verify: bool, victim: int) -> PublishReport:
+        self._pushed += handles
+        os.kill(victim, signal.SIGKILL)
+        time.sleep(3.0)  # the driver hears of it
+        return PublishReport(version=version, bytes=0, buckets=0, verified=1, paused_s=0.0)
+
+    def pushed(self) -> list[int]:
+        return self._pushed
+
+
+def test_one_that_dies_while_another_is_admitted_waits_for_the_next_time(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = started(cluster, 3, [])
+    kill(cluster, 0)
+    kill(cluster, 1)
+    cluster.calls.wait_until(lambda: engines.ready == [0, 1], "coming back")
+    (tmp_path / "hold-1").touch()
+    victim = cluster.calls.ask(engines.all[1], "call", "pid", what="asking")
+    cluster.trainers = [cluster.spawn(Pushing, "trainer-0", Place())]
+    asked = cluster.calls.ask_all
+    monkeypatch.setattr(
+        cluster.calls,
+        "ask_all",
+        lambda to, method, *args, what: asked(to, method, *args, victim, what=what) if to else [],
+    )
+    told: list[str] = []
+    admit_engines(
+        SimpleNamespace(
+            reading_back=None,
+            engines=engines,
+            calls=cluster.calls,
+            cluster=cluster,
+            progress=SimpleNamespace(version=4),
+            watchdog=SimpleNamespace(beat=told.append),
+            console=SimpleNamespace(note=told.append),
+        )
+    )
+    assert cluster.calls.ask(cluster.trainers[0], "pushed", what="asking") == [0]
+    assert "engine-0 serves from now on, with version 4" in told and [*engines.serving] == [0]
+    (tmp_path / "hold-1").unlink()
+    cluster.calls.wait_until(lambda: engines.ready == [1], "coming back")
