@@ -29,6 +29,7 @@ over.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -163,9 +164,10 @@ class _Push:
         self._error: PublishError | None = None
         self._verified, self._differ = 0, False
         self._paused_at = 0.0
-        self._running: tuple[str, Any] | None = None
+        self._running: deque[tuple[str, Any]] = deque()
         self._digests: dict[str, str] = {}
         self._superseded = 0
+        self._ahead = sender.ahead
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
         if not self._sender.stages:
@@ -212,13 +214,12 @@ class _Push:
     def _start(self, method: str, *args: Any) -> None:
         """Start a stage, for whose end `_settle` waits."""
         if self._error is None:
-            self._running = method, self._engines.start(method, *args)
+            self._running.append((method, self._engines.start(method, *args)))
 
-    def _settle(self) -> None:
-        """Wait for the stage that was started, if there is one."""
-        if self._running is not None and self._error is None:
-            self._wait(*self._running)
-        self._running = None
+    def _settle(self, most: int = 0) -> None:
+        """Wait until of the stages that were started at most so many run."""
+        while len(self._running) > most and self._error is None:
+            self._wait(*self._running.popleft())
 
     def _wait(self, method: str, started: Any) -> list[Any]:
         try:
@@ -240,14 +241,14 @@ class _Push:
         self._error.__cause__ = error
 
     def _send_all(self, max_bytes: int, verify: bool) -> int:
-        """Send every bucket and return how many were sent. Engines take one bucket while the ranks gather the next and
-        its digests are computed, so at most two are on their way at a time. A sender that keeps them never waits: as
-        soon as engines have taken some, they are told of all that have come since."""
+        """Send every bucket and return how many were sent. While engines take those that may be on their way together,
+        the ranks gather the next, and its digests are computed. A sender that keeps them never waits: as soon as
+        engines have taken some, they are told of all that have come since."""
         count, kept = 0, []
         for bucket in self._source.buckets(max_bytes):
             digests = self._prepare(bucket, verify)
             if not self._sender.keeps or self._idle():
-                self._settle()
+                self._settle(self._ahead - 1 if count else 0)
             if self._error is not None:
                 self._sender.follow(bucket)
                 continue
@@ -258,7 +259,7 @@ class _Push:
                 continue
             self._digests |= dict(zip(description.names, digests, strict=False))
             kept.append(description)
-            if self._running is None:
+            if not self._sender.keeps or not self._running:
                 self._start(self._load, *kept)
                 kept = []
             count += 1
@@ -270,7 +271,7 @@ class _Push:
 
     def _idle(self) -> bool:
         """Whether engines have ended the stage that was started."""
-        return self._running is None or self._engines.done(self._running[1])
+        return all(self._engines.done(started) for _, started in self._running)
 
     def _prepare(self, bucket: Tensors, verify: bool) -> tuple[str, ...]:
         """Do this side's part for a bucket while engines take the one before. Returns its digests, if wanted."""
@@ -311,6 +312,10 @@ class _AdapterPush(_Push):
     """Rank 0's part of an adapter's push. Every engine compares digests of all tensors with the sender's."""
 
     _load = "load_adapter"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._ahead = 1  # engines do not put an adapter's buckets in order
 
     def run(self, max_bytes: int, verify: bool) -> PublishReport:
         self._superseded = sum(self._stage("begin_adapter", self._version, self._manifest))

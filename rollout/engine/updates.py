@@ -9,6 +9,7 @@ as it was. What fails while it is loaded leaves a mixture of two versions, the `
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +42,7 @@ class Updates:
     def __init__(self, call: Call, replica: int, *, recompute: bool) -> None:
         self._call, self._replica, self._recompute = call, replica, recompute
         self._update: Update | None = None
+        self._loading = asyncio.Lock()
         self.version: int | None = None
         self.damage: str | None = None
         """Why the engine must not sample."""
@@ -60,7 +62,8 @@ class Updates:
         self._update = Update.of(version, manifest)
 
     async def load(self, bucket: Bucket) -> None:
-        """Collect, or load, one bucket; repeating the last one does nothing.
+        """Collect, or load, one bucket, after those that it was called with before; repeating the last one does
+        nothing.
 
         Raises:
             WeightUpdateError: no update is open, a name was not announced, was sent twice or is unknown to the model,
@@ -68,9 +71,12 @@ class Updates:
                 lost. Begin the update again.
         """
         update = self._opened("load_bucket")
-        if self._checked(lambda: update.is_new(bucket)):
-            await self._take(update.version, bucket)
-            update.add(bucket)
+        async with self._loading:
+            if update is not self._update:
+                raise WeightUpdateError(f"load_bucket: the update to version {update.version} has ended")
+            if self._checked(lambda: update.is_new(bucket)):
+                await self._take(update.version, bucket)
+                update.add(bucket)
 
     async def finish(self, version: int) -> int:
         """Make what has arrived version `version`. Repeating it does nothing.

@@ -72,7 +72,7 @@ class Follower:
 
 class Sender(Follower):
     """Rank 0's end of a transport. One bucket travels at a time: every engine must have it before the next, unless the
-    sender keeps them all.
+    sender keeps them all, or lets some wait.
 
     For every bucket of a push rank 0 calls `send`, or `follow` once the push has failed.
     """
@@ -82,6 +82,9 @@ class Sender(Follower):
 
     keeps: ClassVar[bool] = False
     """Whether all buckets of a push stay where they are until its end, so that engines may be told of them at once."""
+
+    ahead: ClassVar[int] = 1
+    """How many buckets may be sent that some engine does not have yet."""
 
     def prepare(self, bucket: Tensors, verify: bool) -> tuple[str, ...]:
         """Do what can be done for the next `send`, of the same bucket, while engines still take the one before. Return

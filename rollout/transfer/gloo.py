@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -154,12 +155,13 @@ class GlooGroup:
 
 
 class GlooSender(GroupSender):
-    """Rank 0 of a group with every engine. It packs a bucket into one of two buffers while the other travels."""
+    """Rank 0 of a group with every engine. It packs a bucket into a buffer while one travels and another one waits."""
 
     stages = True
+    ahead = 2
 
     def __init__(self, place: SenderPlace) -> None:
-        self._free, self._travels = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
+        self._buffers = deque(torch.empty(0, dtype=torch.uint8) for _ in range(1 + self.ahead))
         super().__init__(place)
 
     def meet(self, engines: tuple[Member, ...]) -> GlooMeeting:
@@ -176,10 +178,11 @@ class GlooSender(GroupSender):
     def own(self, bucket: Tensors) -> Tensors:
         specs = [describe(name, tensor) for name, tensor in bucket]
         offsets, size = layout(specs)
-        if len(self._free) < size:
-            self._free = torch.empty(size, dtype=torch.uint8)
-        packed = self._free[:size]
-        self._free, self._travels = self._travels, self._free
+        buffer = self._buffers.popleft()
+        if len(buffer) < size:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        self._buffers.append(buffer)
+        packed = buffer[:size]
         for (_, tensor), place in zip(bucket, views(packed, specs, offsets), strict=True):
             place.copy_(tensor.detach())
         return [("", packed)]

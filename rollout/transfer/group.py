@@ -6,6 +6,7 @@ engines receive. Rank 0 waits for the engines' answers with a deadline, and neve
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -56,7 +57,7 @@ class GroupSender(Sender):
         self._engines: tuple[Member, ...] = ()
         self._membership: _Membership | None = None
         self._prepared: Tensors | None = None
-        self._running: Future[None] | None = None
+        self._running: deque[Future[None]] = deque()
         self._deadline_s = 0.0
         self._sequence = 0
 
@@ -82,17 +83,17 @@ class GroupSender(Sender):
         return super().prepare(bucket, verify)
 
     def send(self, bucket: Tensors, digests: tuple[str, ...] = ()) -> Bucket:
-        """Start the broadcast of the bucket, after waiting for the end of the one before.
+        """Have the bucket broadcast after those before it. The last of which every engine has it must have ended.
 
         Raises:
-            RuntimeError: the one before did not end in time, although every engine has it.
+            RuntimeError: that one did not end in time.
         """
         own = self._prepared or self.own(bucket)
         self._prepared = None
         self._finish()
         if self._membership is None:
             self._membership = _Membership(self.meet(self._engines))
-        self._running = self._membership.broadcast(own)
+        self._running.append(self._membership.broadcast(own))
         specs = [describe(name, tensor) for name, tensor in bucket]
         sent = self._membership.meeting.describe(self._sequence, specs, digests)
         self._deadline_s = self._place.sync.deadline_s(sum(spec.nbytes for spec in specs))
@@ -104,9 +105,9 @@ class GroupSender(Sender):
 
         Return the exception of the last broadcast if that has failed.
         """
-        failed = self._running.exception() if self._running is not None and self._running.done() else None
+        failed = [sent.exception() for sent in self._running if sent.done() and not sent.cancelled()]
         self._leave()
-        return failed if isinstance(failed, Exception) else None
+        return next((error for error in failed if isinstance(error, Exception)), None)
 
     def close(self) -> None:
         """Leave the group, without waiting for engines that are gone. Idempotent."""
@@ -115,19 +116,20 @@ class GroupSender(Sender):
     def _leave(self) -> None:
         if self._membership is not None:
             self._membership.leave()
-        self._membership, self._running, self._prepared = None, None, None
+        self._membership, self._prepared = None, None
+        self._running.clear()
 
     def _finish(self) -> None:
-        """Wait for the last broadcast to end. Every engine has its bucket, so this does not take long."""
-        if self._running is None:
-            return
-        try:
-            self._running.result(self._deadline_s)
-        except FutureTimeoutError as error:
-            raise RuntimeError(
-                f"the broadcast of weight bucket {self._sequence - 1} did not end in {self._deadline_s:.0f} s, though "
-                "every engine has it: see the trainer's log"
-            ) from error
+        """Wait for the end of the broadcasts of which every engine has the bucket. That does not take long."""
+        while len(self._running) >= self.ahead:
+            try:
+                self._running[0].result(self._deadline_s)
+            except FutureTimeoutError as error:
+                raise RuntimeError(
+                    f"the broadcast of weight bucket {self._sequence - len(self._running)} did not end in "
+                    f"{self._deadline_s:.0f} s, though every engine has it: see the trainer's log"
+                ) from error
+            self._running.popleft()
 
 
 class _Membership:

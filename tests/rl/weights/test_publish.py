@@ -265,6 +265,39 @@ def test_idle_engines_are_told_of_each_bucket_as_soon_as_it_is_there() -> None:
     assert [[sent.names for sent in call[1:]] for call in engines.calls[1:4]] == [[("w0",)], [("w1",)], [("w2",)]]
 
 
+class Ahead(Sender):
+    """A bucket may be sent while one is on its way."""
+
+    ahead = 2
+    on_their_way = most = 0
+
+    @property
+    def loading(self) -> bool:
+        return self.on_their_way == self.ahead
+
+    @loading.setter
+    def loading(self, sent: bool) -> None:
+        self.on_their_way = self.on_their_way + 1 if sent else max(0, self.on_their_way - 1)
+        self.most = max(self.most, self.on_their_way)
+
+
+def test_a_bucket_is_sent_before_engines_have_the_one_before_where_the_sender_lets_it_wait() -> None:
+    engines = Engines(sender=Ahead(stages=True))
+    publish(Source(), 7, CONFIG, engines, engines.sender, verify=True)
+    assert engines.stages()[:5] == ["begin_update", *["load_bucket"] * 3, "pause"]
+    assert engines.sender.most == 2 and engines.sender.on_their_way == 0
+    assert [stage for stage, _ in engines.waits[:5]] == engines.stages()[:5], "nobody stands still before it has all"
+
+
+@pytest.mark.parametrize(("stage", "sent"), [("begin_update", 0), ("load_bucket", 2)])
+def test_no_bucket_is_sent_after_one_of_those_on_their_way_was_lost(stage: str, sent: int) -> None:
+    engines, source = Engines(failing=stage, sender=Ahead(stages=True)), Source()
+    with pytest.raises(PublishError, match=f"stage {stage} failed"):
+        publish(source, 7, CONFIG, engines, engines.sender, verify=True)
+    assert (source.walked, engines.sender.called, engines.sender.followed) == (3, sent, 3 - sent)
+    assert "pause" not in engines.stages() and engines.sender.abandoned == 1
+
+
 @pytest.mark.parametrize("stage", ["begin_update", "load_bucket"])
 def test_no_bucket_is_sent_after_engines_that_take_them_meanwhile_have_failed(stage: str) -> None:
     engines, source = Engines(failing=stage, sender=Keeps(stages=True)), Source()

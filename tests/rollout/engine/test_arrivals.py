@@ -1,12 +1,17 @@
-"""Buckets that arrive while another update begins."""
+"""Buckets that arrive while another update begins, or while the one before is on its way."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 
+import pytest
+
 from rollout.engine.arrivals import Arrivals
+from rollout.engine.updates import Collected
 from rollout.transfer.bucket import Bucket, Stage
+from rollout.transfer.update import WeightUpdateError
+from rollout.types import WeightSpec
 
 
 class Slow(Stage):
@@ -42,3 +47,57 @@ def test_a_bucket_that_arrives_after_another_update_has_begun_belongs_to_nothing
 
     after, collected = asyncio.run(run())
     assert after == [] and [bucket.sequence for bucket in collected] == [1]
+
+
+def weight(name: str) -> WeightSpec:
+    return WeightSpec(name=name, dtype="float32", shape=(1,))
+
+
+def buckets() -> list[Bucket]:
+    return [Bucket(sequence=i, tensors=(weight(name),)) for i, name in enumerate("abc")]
+
+
+def collected(stage: Stage) -> tuple[Collected, Arrivals]:
+    """The updates of an engine that is asked for nothing before a version is whole."""
+    arrivals = Arrivals(stage, 0)
+
+    async def call(command: object) -> None:
+        raise AssertionError("the engine samples")
+
+    return Collected(call, arrivals, 0, recompute=False), arrivals
+
+
+def test_buckets_are_taken_one_after_another_in_the_order_of_their_calls() -> None:
+    async def run() -> list[int]:
+        stage = Slow()
+        updates, arrivals = collected(stage)
+        await updates.begin(1, [weight(name) for name in "abc"])
+        loading = [asyncio.create_task(updates.load(bucket)) for bucket in buckets()]
+        await asyncio.sleep(0.05)
+        stage.received.set()
+        await asyncio.gather(*loading)
+        updates.close()
+        return [bucket.sequence for bucket in arrivals.collected]
+
+    assert asyncio.run(run()) == [0, 1, 2]
+
+
+def test_a_bucket_that_waits_for_one_before_is_no_part_of_the_update_that_begins_meanwhile() -> None:
+    async def run() -> tuple[list[BaseException | None], list[Bucket]]:
+        stage = Slow()
+        updates, arrivals = collected(stage)
+        await updates.begin(1, [weight(name) for name in "abc"])
+        late = [asyncio.create_task(updates.load(bucket)) for bucket in buckets()[:2]]
+        await asyncio.sleep(0.05)
+        begun = asyncio.create_task(updates.begin(2, [weight(name) for name in "abc"]))
+        await asyncio.sleep(0.05)
+        stage.received.set()
+        failed = await asyncio.gather(*late, return_exceptions=True)
+        await begun
+        updates.close()
+        return failed, arrivals.collected
+
+    failed, arrived = asyncio.run(run())
+    with pytest.raises(WeightUpdateError, match="the update to version 1 has ended"):
+        raise failed[1] or AssertionError("it was taken")
+    assert arrived == []

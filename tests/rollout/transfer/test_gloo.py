@@ -94,6 +94,21 @@ def test_every_engine_gets_every_version_bit_for_bit(address: str) -> None:
                     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(sent, received, strict=True))
 
 
+def test_a_bucket_is_sent_before_engines_have_the_one_before() -> None:
+    with group(2) as (sender, engines):
+        received = []
+        for i in range(6):
+            tensors = [("a", torch.full((1000,), float(i)))]
+            sent = sender.send(tensors, digests_of(tensors))
+            received.append([engine.receive(sent) for engine in engines])
+            tensors[0][1].zero_()  # the source gathers into it again
+            if i:
+                assert all(waiting.result(60) for waiting in received[i - 1])
+        for i, both in enumerate(received):
+            for waiting in both:
+                assert Reader().read(waiting.result(60))[0][1].eq(i).all()  # type: ignore[arg-type]
+
+
 def test_an_engine_that_was_started_again_gets_the_next_version_and_first_one_of_its_own() -> None:
     """Numbers have gaps while an engine is missing; an engine with another process joins another group."""
     with group(3) as (sender, engines):
@@ -146,10 +161,11 @@ def test_an_engine_that_went_away_is_noticed_and_one_that_was_started_again_join
 def test_an_engine_that_never_comes_ends_in_an_error_on_both_sides() -> None:
     with group(2, timeout_s=1) as (sender, engines):
         waiting = engines[0].receive(sender.send(BUCKETS[0]))
+        sender.send(BUCKETS[1])
         assert waiting.exception(60) is not None
         with pytest.raises(Exception, match=r"(?i)time"):
-            sender.send(BUCKETS[1])
-        sender.abandon()
+            sender.send(BUCKETS[2])
+        assert "time" in str(sender.abandon()).lower()
         assert sender.send(BUCKETS[0]).join(0) is not None, "the next push meets elsewhere"
 
 
