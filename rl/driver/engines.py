@@ -26,6 +26,9 @@ from rollout.types import Placement
 
 LOOK_S = 3.0
 """How often a machine is looked for, for engines that have none."""
+BEGIN_S = 120.0
+"""How long the process of an engine may take to begin on a machine that seemed to have room. Ray waits for ever where
+another job has taken the room meanwhile."""
 
 
 class Engines:
@@ -56,6 +59,8 @@ class Engines:
         self._missing = {*self._waiting}
         self._served: set[int] = set()
         self._uncounted: dict[int, ProcessFailure] = {}
+        self._beginning: dict[int, tuple[ray.ObjectRef, float]] = {}
+        """For each process that may not have begun: a call that it answers then, and since when."""
         self._looked = time.monotonic()
 
     @property
@@ -110,17 +115,29 @@ class Engines:
 
     def look_for_machines(self) -> None:
         """Start engines that have no machine, where one has room for them by now."""
-        if not self._waiting or time.monotonic() - self._looked < LOOK_S:
+        if not (self._waiting or self._beginning) or time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
+        self._leave_taken()
         widths = {number: self._settings[number].width for number in sorted(self._waiting)}
         for number in self._cluster.find_machines(widths):
             self._waiting.discard(number)
             self._start(number)
 
+    def _leave_taken(self) -> None:
+        """Let engines wait for another machine whose process has not begun in time."""
+        for number, (begun, since) in [*self._beginning.items()]:
+            if ray.wait([begun], timeout=0)[0]:
+                del self._beginning[number]
+            elif time.monotonic() - since > BEGIN_S:
+                self._leave(number, f"engine-{number} got no room on its machine in {BEGIN_S:.0f} s; it waits for one")
+
     def _start(self, number: int) -> None:
-        started = self._calls.start([self._cluster.start_engine(number)], "start", self._settings[number])
-        self._calls.spare(started, partial(self._answered, number))
+        handle = self._cluster.start_engine(number)
+        if self._may_move:
+            self._beginning[number] = handle.status.remote(), time.monotonic()
+        started = self._calls.start([handle], "start", self._settings[number])
+        self._calls.spare(started, partial(self._answered, number, handle))
 
     def _watch(self, number: int) -> None:
         self._calls.spare(self._calls.start([self.all[number]], "watch"), partial(self._ended, number))
@@ -173,9 +190,12 @@ class Engines:
         ray.kill(dead)
         self._ready.discard(number)
         self._missing.add(number)
+        self._beginning.pop(number, None)
 
-    def _answered(self, number: int, failure: ProcessFailure | None) -> None:
-        """Note that an engine has started, or has failed in that."""
+    def _answered(self, number: int, handle: ActorHandle, failure: ProcessFailure | None) -> None:
+        """Note that a process of an engine has started, or has failed in that."""
+        if not self.holds(number, handle):
+            return
         if failure is not None:
             if self._may_move and number not in self._served and not self._cluster.machine_is_gone(number):
                 self._leave(number, f"{failure}; it waits for another machine than that one", avoid=True)

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ class Scripted(Refusing):
 
 
 class Machine:
-    """Another raylet, as `ray start` makes one, at 127.0.0.`number`. `leave` kills it."""
+    """Another raylet, as `ray start` makes one, at 127.0.0.`number`. `leave` kills it, which Ray notices later; `end`
+    lets it say so."""
 
     def __init__(self, number: int) -> None:
         head = ray.get_runtime_context().gcs_address
@@ -60,10 +62,21 @@ class Machine:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
 
-        address = f"127.0.0.{number}"
-        while not any(node["NodeManagerAddress"] == address for node in alive_nodes()):
+        self._address = f"127.0.0.{number}"
+        while not self._is_alive():
             assert self._process.poll() is None, "ray start has failed"
             time.sleep(0.1)  # those that start at once in one session are in each other's way
+
+    def _is_alive(self) -> bool:
+        return any(node["NodeManagerAddress"] == self._address for node in alive_nodes())
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        while self._is_alive():
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            self.leave()
 
     def leave(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -83,8 +96,7 @@ def join(ray_instance: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
     yield join
     for machine in made:
-        with suppress(ProcessLookupError):
-            machine.leave()
+        machine.end()
 
 
 def test_engines_join_with_machines_and_wait_for_others_when_these_leave(
@@ -117,6 +129,41 @@ def test_engines_join_with_machines_and_wait_for_others_when_these_leave(
     ray.kill(engines.all[1])
     with pytest.raises(ProcessFailure, match="process engine-1 died"):
         cluster.calls.wait_until(lambda: False, "working")
+
+
+class Job:
+    """It holds what Ray gave to it."""
+
+
+def test_an_engine_whose_room_another_job_took_waits_for_a_machine_again(
+    join: Callable[[], Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines_module, "BEGIN_S", 3.0)
+    told: list[str] = []
+    cluster, jobs = Cluster(tmp_path, "test"), list[ray.actor.ActorHandle]()
+    cluster.look()
+    cluster.lay_out(wanted(RECIPE, "cpu"))
+    engines = Engines(cluster, engine_settings(RECIPE, "cpu"), "split", 0, told.append, move=True)
+    engines.wait()
+    find = cluster.find_machines
+
+    def find_one_that_is_taken_then(widths: Mapping[int, int]) -> list[int]:
+        found = find(widths)
+        for number in found:
+            place = replace(cluster._engine_places[number][0], cpus=2)
+            cluster._engine_places[number] = place, None
+            if not jobs:
+                jobs.append(ray.remote(Job).options(**place.options()).remote())
+                ray.get(jobs[0].__ray_ready__.remote())
+        return found
+
+    monkeypatch.setattr(cluster, "find_machines", find_one_that_is_taken_then)
+    join()
+    cluster.calls.wait_until(lambda: not engines.any_ready() and bool(told), "waiting for room")
+    assert told[0].startswith("engine-1 got no room on its machine in 3 s")
+    ray.kill(jobs[0])
+    cluster.calls.wait_until(engines.any_ready, "joining")
+    assert engines.ready == [1] and engines.restarted == 0
 
 
 def test_weights_travel_over_the_network_to_engines_that_are_not_there_yet() -> None:
