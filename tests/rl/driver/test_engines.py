@@ -6,20 +6,23 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.actor import ActorHandle
 
+from rl import run as loop
 from rl.driver import cluster as module
 from rl.driver.cluster import Cluster
 from rl.driver.engines import Engines
 from rl.driver.placement import Place
-from rl.driver.session import ReadingBack
+from rl.driver.session import ReadingBack, Session
 from rl.driver.specs import engine_settings, wanted
-from rl.driver.steps import admit_engines, finish_read_back
+from rl.driver.steps import admit_engines, checkpoint, finish_read_back, publish
 from rl.driver.trainer import RayEngines
 from rl.driver.waiting import ProcessFailure
 from rl.recipe.load import load_recipe
@@ -132,13 +135,29 @@ def test_one_that_never_started_ends_the_run(cluster: Cluster, tmp_path: Path) -
 
 
 class Reading:
-    """The part of a trainer that waits for engines which read back a push of five tensors."""
+    """The part of a trainer that waits for engines which read back a push of five tensors. It notes what else it is
+    asked for, as does the part of a worker that hears of engines."""
 
     def __init__(self, role: str, logs_dir: str) -> None:
         self._reading: ReadBack | None = None
+        self._asked: list[str] = []
 
     def begin(self, handles: Mapping[int, ActorHandle]) -> None:
         self._reading = ReadBack(1, RayEngines(handles), 5, 60.0)
+
+    def publish(self, version: int, handles: Mapping[int, ActorHandle], verify: bool) -> PublishReport:
+        self._asked.append("publish")
+        self.begin(handles)
+        return PublishReport(version=version, bytes=0, buckets=0, verified=1, paused_s=0.0, readable=5)
+
+    def save(self, folder: str) -> None:
+        self._asked.append("save")
+
+    def use_engine(self, number: int, handle: ActorHandle) -> None:
+        self._asked.append("use_engine")
+
+    def asked(self) -> list[str]:
+        return self._asked
 
     def finish_read_back(self, numbers: list[int]) -> ReadBackReport:
         assert self._reading is not None
@@ -149,9 +168,17 @@ def reading(cluster: Cluster, engines: Engines, logged: list[tuple[dict[str, flo
     """What of a session is needed while engines read back the weights of step 3."""
     cluster.trainers = cluster.trainers or [cluster.spawn(Reading, "trainer-0", Place())]
     cluster.calls.ask(cluster.trainers[0], "begin", engines.serving, what="beginning")
-    log = lambda values, step: logged.append((values, step))  # noqa: E731
-    begun = ReadingBack(step=3, engines=engines.serving)
-    return SimpleNamespace(reading_back=begun, engines=engines, calls=cluster.calls, cluster=cluster, log=log)
+    return SimpleNamespace(
+        reading_back=ReadingBack(step=3, engines=engines.serving),
+        engines=engines,
+        calls=cluster.calls,
+        cluster=cluster,
+        log=lambda values, step: logged.append((values, step)),
+        progress=SimpleNamespace(step=3, version=3),
+        timed=lambda *of: nullcontext([]),
+        turns=SimpleNamespace(training=nullcontext, push=lambda: None),
+        recipe=RECIPE,
+    )
 
 
 @pytest.mark.parametrize("noticed", [False, True])
@@ -178,6 +205,48 @@ def test_weights_are_read_back_unless_the_engine_dies_and_other_values_end_the_r
     ):
         finish_read_back(reading(cluster, engines, logged))
     assert cluster.calls.ask(engines.all[1], "call", "is_paused", what="asking")
+
+
+OTHER = Findings(same=4, differ=["w"])
+
+
+def test_an_engine_that_reads_back_other_values_never_serves(cluster: Cluster) -> None:
+    engines = started(cluster, 1, [])
+    kill(cluster, 0)
+    cluster.calls.wait_until(lambda: engines.ready == [0], "coming back")
+    cluster.calls.ask(engines.all[0], "call", "hold", OTHER, what="holding")
+    run = reading(cluster, engines, [])
+    cluster.workers = [cluster.spawn(Reading, "worker-0", Place())]
+    with pytest.raises(ProcessFailure, match="engine 0 computes with other values of w"):
+        admit_engines(run)
+    assert [*engines.serving] == [1]
+    assert cluster.calls.ask(cluster.trainers[0], "asked", what="asking") == ["publish"]
+    assert cluster.calls.ask(cluster.workers[0], "asked", what="asking") == []
+
+
+@pytest.mark.parametrize("then", [checkpoint, partial(publish, verify=False)])
+def test_nothing_is_saved_or_pushed_after_a_version_that_engines_do_not_compute_with(
+    cluster: Cluster, then: Callable[[Session], None]
+) -> None:
+    engines = started(cluster, 1, [])
+    cluster.calls.ask(engines.all[1], "call", "hold", OTHER, what="holding")
+    with pytest.raises(ProcessFailure, match="engine 1 computes with other values of w"):
+        then(reading(cluster, engines, []))
+    assert cluster.calls.ask(cluster.trainers[0], "asked", what="asking") == []
+
+
+def test_the_first_gate_stays_closed_until_the_first_version_was_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for step in ("forget_result", "prepare_policy", "begin_rollouts", "publish", "evaluate", "open_gate"):
+        monkeypatch.setattr(loop, step, lambda *of, step=step, **how: done.append(step))
+
+    def fail(run: Session) -> None:
+        raise ProcessFailure("engine 1 computes with other values")
+
+    monkeypatch.setattr(loop, "finish_read_back", fail)
+    with pytest.raises(ProcessFailure, match="other values"):
+        loop.reinforcement(SimpleNamespace(recipe=RECIPE, progress=SimpleNamespace(eval_before={})), "model")
+    assert done == ["forget_result", "prepare_policy", "begin_rollouts", "publish", "evaluate"]
 
 
 class Pushing:
