@@ -248,7 +248,8 @@ class _Push:
         for bucket in self._source.buckets(max_bytes):
             digests = self._prepare(bucket, verify)
             if not self._sender.keeps or self._idle():
-                self._settle(self._ahead - 1 if count else 0)
+                # Engines must have the first one to know which is the next.
+                self._settle(self._ahead - 1 if count > 1 else 0)
             if self._error is not None:
                 self._sender.follow(bucket)
                 continue

@@ -60,11 +60,22 @@ class BufferActor:
         )
         relax_gc()
         self._gate = asyncio.Condition()
+        self._at_the_gate = 0
         self._finished = asyncio.Condition()
 
-    async def issue(self, wait_s: float) -> tuple[str, Task] | None:
-        """Return the next task and its issue id, or None when the gate stayed shut for `wait_s` seconds."""
-        return await _first(self._gate, self._buffer.issue, wait_s)
+    async def issue(self, wait_s: float, most: int) -> Sequence[tuple[str, Task]]:
+        """Return up to `most` next tasks with their issue ids: a fair share for each of the workers that wait. None are
+        returned when the gate stayed shut for `wait_s` seconds."""
+        self._at_the_gate += 1
+        try:
+            return await _first(self._gate, lambda: self._share(most), wait_s) or ()
+        finally:
+            self._at_the_gate -= 1
+
+    def _share(self, most: int) -> Sequence[tuple[str, Task]] | None:
+        share = min(most, -(-self._buffer.room // self._at_the_gate))
+        issued = (self._buffer.issue() for _ in range(share))
+        return [issue for issue in issued if issue is not None] or None
 
     async def told(self) -> Sequence[str]:
         """What people should know about how this run began."""

@@ -31,7 +31,7 @@ from rollout.types import Address, Group, Sample, Split, Task
 log = logging.getLogger(__name__)
 
 ISSUE_POLL_S = 5.0
-"""Seconds that a worker's slot waits at the gate before it asks again."""
+"""Seconds that a worker waits at the gate before it asks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,26 +80,35 @@ class WorkerActor:
         if any(source.uses_sandbox for source in self._sources.values()):
             sandbox.require()
         self._store = GroupWriter(spec.folder.trajectories, spec.trajectories)
-        self._at_the_gate = asyncio.Lock()
-        """One slot of a worker waits in the buffer, so that others can hand in: an actor runs at most 1,000 calls."""
         self._evaluating = asyncio.Semaphore(spec.rollout.groups_per_worker)
         relax_gc()
 
     async def run(self) -> None:
-        """Run all slots for ever. Each waits for a task, runs and stores its group, and hands its card over."""
+        """Take tasks for ever, and run up to `groups_per_worker` groups at once. What may begin is asked for in one
+        call: an actor runs at most 1,000, and engines get the requests of several groups in one message."""
         assert self._buffer is not None, "a worker without a buffer evaluates only"
-        async with asyncio.TaskGroup() as slots:
-            for _ in range(self._spec.rollout.groups_per_worker):
-                slots.create_task(self._slot())
+        running: set[asyncio.Task[None]] = set()
+        room = asyncio.Event()
 
-    async def _slot(self) -> None:
-        while True:
-            async with self._at_the_gate:
-                issue = await self._buffer.issue.remote(ISSUE_POLL_S)
-            if issue is not None:
-                group_id, task = issue
-                group, address = await self._kept(await self._group(group_id, task, self._spec.rollout), "train")
-                await self._buffer.put.remote(card_of(group, address, _shared(samples_of(group))))
+        def ended(group: asyncio.Task[None]) -> None:
+            running.discard(group)
+            room.set()
+
+        async with asyncio.TaskGroup() as groups:
+            while True:
+                room.clear()
+                if not (free := self._spec.rollout.groups_per_worker - len(running)):
+                    await room.wait()
+                    continue
+                for group_id, task in await self._buffer.issue.remote(ISSUE_POLL_S, free):
+                    group = groups.create_task(self._train(group_id, task))
+                    running.add(group)
+                    group.add_done_callback(ended)
+
+    async def _train(self, group_id: str, task: Task) -> None:
+        """Run and store a group, and hand its card over."""
+        group, address = await self._kept(await self._group(group_id, task, self._spec.rollout), "train")
+        await self._buffer.put.remote(card_of(group, address, _shared(samples_of(group))))
 
     async def evaluate(self, group_id: str, task: Task) -> Card:
         """Run `samples_per_task` attempts at a held-out task, with the evaluation's sampling settings.

@@ -122,8 +122,9 @@ class Buffer:
 
     def issue(self) -> tuple[str, Task] | None:
         """Return the next task with its issue id, which its group must have as `id`; None while the gate is shut."""
-        if self._version is None or self._admitted() >= self._places:
+        if not self.room:
             return None
+        assert self._version is not None
         issue = self.ledger.issue_next(self._version, self._task)
         self._expiry.run(self._expires(issue))
         return issue.id, issue.task
@@ -185,6 +186,11 @@ class Buffer:
             self._in_training = 0
             self.ledger.record("published", version=version)
         self._version = version
+
+    @property
+    def room(self) -> int:
+        """How many tasks the gate lets through now."""
+        return 0 if self._version is None else max(0, self._places - self._admitted())
 
     @property
     def version(self) -> int | None:

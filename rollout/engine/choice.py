@@ -70,8 +70,8 @@ class EngineChoice:
         """The best engines that there are: those that serve, else those that a push has paused for long, else those
         that do not answer."""
         async with self._asking:
-            if time.monotonic() - self._asked >= STATUS_S:
-                engines = [*self._engines]
+            engines = [*self._engines]
+            if time.monotonic() - self._asked >= self._fresh_s(engines):
                 answers = await asyncio.gather(*(self._status(engine) for engine in engines))
                 self._statuses = dict(zip(engines, answers, strict=True))
                 self._asked = time.monotonic()
@@ -79,6 +79,11 @@ class EngineChoice:
         with_weights = [engine for engine, status in alive.items() if status.ready]
         serving = [engine for engine in with_weights if alive[engine].paused_s < PAUSED_S]
         return serving or with_weights or [engine for engine, status in alive.items() if status is SILENT]
+
+    def _fresh_s(self, engines: Collection[int]) -> float:
+        """For how long what engines said is believed. A single one that serves is chosen until `forget` is called."""
+        alone = [self._statuses.get(engine) for engine in engines] if len(engines) == 1 else []
+        return math.inf if alone and alone[0] is not None and alone[0].ready else STATUS_S
 
     def release(self, engine: int, tokens: int) -> None:
         """Forget a group that has ended."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,9 @@ T = TypeVar("T")
 READ_BYTES = 8 * 2**20
 """The most bytes, but for a larger tensor, that are read back between two steps of an engine."""
 
+ORDER_S = 10.0
+"""How long a bucket that came too early waits for those before it."""
+
 Call = Callable[[Callable[["LLMEngine"], Any]], Awaitable[Any]]
 """Runs a command on the engine's thread, between two steps."""
 
@@ -42,7 +46,7 @@ class Updates:
     def __init__(self, call: Call, replica: int, *, recompute: bool) -> None:
         self._call, self._replica, self._recompute = call, replica, recompute
         self._update: Update | None = None
-        self._loading = asyncio.Lock()
+        self._loading = asyncio.Condition()
         self.version: int | None = None
         self.damage: str | None = None
         """Why the engine must not sample."""
@@ -62,8 +66,8 @@ class Updates:
         self._update = Update.of(version, manifest)
 
     async def load(self, bucket: Bucket) -> None:
-        """Collect, or load, one bucket, after those that it was called with before; repeating the last one does
-        nothing.
+        """Collect, or load, one bucket, after those that were sent before it: Ray may bring a call earlier than the one
+        before. Repeating the last one does nothing.
 
         Raises:
             WeightUpdateError: no update is open, a name was not announced, was sent twice or is unknown to the model,
@@ -72,11 +76,17 @@ class Updates:
         """
         update = self._opened("load_bucket")
         async with self._loading:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ORDER_S):
+                    await self._loading.wait_for(lambda: update is not self._update or update.is_due(bucket))
             if update is not self._update:
                 raise WeightUpdateError(f"load_bucket: the update to version {update.version} has ended")
-            if self._checked(lambda: update.is_new(bucket)):
-                await self._take(update.version, bucket)
-                update.add(bucket)
+            try:
+                if self._checked(lambda: update.is_new(bucket)):
+                    await self._take(update.version, bucket)
+                    update.add(bucket)
+            finally:
+                self._loading.notify_all()
 
     async def finish(self, version: int) -> int:
         """Make what has arrived version `version`. Repeating it does nothing.

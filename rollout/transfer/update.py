@@ -30,6 +30,10 @@ class Update:
     def of(cls, version: int, manifest: Sequence[WeightSpec]) -> Update:
         return cls(version=version, expected=frozenset(spec.name for spec in manifest))
 
+    def is_due(self, bucket: Bucket) -> bool:
+        """Whether none is missing between this bucket and the last one. Of the first one that is not known."""
+        return self.last_sequence is None or bucket.sequence <= self.last_sequence + 1
+
     def is_new(self, bucket: Bucket) -> bool:
         """Whether a bucket must be loaded; False for a repetition of the last one.
 

@@ -136,9 +136,15 @@ def test_a_worker_at_the_gate_goes_on_as_soon_as_weights_are_published(
         cluster = Cluster(tmp_path / "run" / "logs", "test")
         folder = RunFolder(path=str(tmp_path / "run"), run_id="r1")
         buffer = cluster.start_buffer(buffer_spec(rollout.recipe), folder, None)
-        waiting = [buffer.issue.remote(600.0) for _ in range(2)]
+        assert cluster.calls.ask(buffer, "issue", 0.01, 5, what="asking") == ()
+        waiting = [buffer.issue.remote(600.0, most) for most in (10 * GROUPS, 1)]
+        cluster.calls.ask(buffer, "told", what="letting both arrive")
         cluster.calls.ask(buffer, "published", 0, what="opening the gate")
-        assert all(issue is not None for issue in ray.get(waiting, timeout=120))
+        shares = ray.get(waiting, timeout=120)
+        rest = cluster.calls.ask(buffer, "issue", 600.0, 10 * GROUPS, what="asking")
+        places = (rollout.recipe.buffer.max_staleness + 1) * rollout.recipe.trainer.groups_per_step
+        assert [len(share) for share in (*shares, rest)] == [places // 2, 1, places - places // 2 - 1]
+        assert len({issue_id for issue_id, _ in (*shares[0], *shares[1], *rest)}) == places
 
 
 def bytes_by_ray(value: Any) -> int:

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from rollout.engine import updates as module
 from rollout.engine.arrivals import Arrivals
 from rollout.engine.updates import Collected
 from rollout.transfer.bucket import Bucket, Stage
@@ -67,12 +68,13 @@ def collected(stage: Stage) -> tuple[Collected, Arrivals]:
     return Collected(call, arrivals, 0, recompute=False), arrivals
 
 
-def test_buckets_are_taken_one_after_another_in_the_order_of_their_calls() -> None:
+def test_buckets_are_taken_one_after_another_in_the_order_in_which_they_were_sent() -> None:
     async def run() -> list[int]:
         stage = Slow()
         updates, arrivals = collected(stage)
         await updates.begin(1, [weight(name) for name in "abc"])
-        loading = [asyncio.create_task(updates.load(bucket)) for bucket in buckets()]
+        first, second, third = buckets()
+        loading = [asyncio.create_task(updates.load(bucket)) for bucket in (first, third, second)]
         await asyncio.sleep(0.05)
         stage.received.set()
         await asyncio.gather(*loading)
@@ -80,6 +82,24 @@ def test_buckets_are_taken_one_after_another_in_the_order_of_their_calls() -> No
         return [bucket.sequence for bucket in arrivals.collected]
 
     assert asyncio.run(run()) == [0, 1, 2]
+
+
+def test_a_bucket_before_which_one_was_lost_ends_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ORDER_S", 0.1)
+
+    async def run() -> None:
+        stage = Slow()
+        stage.received.set()
+        updates, _ = collected(stage)
+        await updates.begin(1, [weight(name) for name in "abc"])
+        await updates.load(buckets()[0])
+        with pytest.raises(WeightUpdateError, match="bucket 2 came after bucket 0"):
+            await updates.load(buckets()[2])
+        with pytest.raises(WeightUpdateError, match="no update is open"):
+            await updates.load(buckets()[1])
+        updates.close()
+
+    asyncio.run(run())
 
 
 def test_a_bucket_that_waits_for_one_before_is_no_part_of_the_update_that_begins_meanwhile() -> None:
