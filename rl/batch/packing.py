@@ -21,6 +21,8 @@ single rows."""
 ROWS = 8
 """The rows of a tree may have this many budgets of tokens when each counts for itself. Attention copies a prefix for
 each of its rows, and each row has predictions of its own, so memory grows with them."""
+PARTS = 8
+"""How small a part of the budget a row may be to count in the lower bound of the micro-batches."""
 GOOD_ENOUGH = 1.02
 """Nothing smaller is tried when there cannot be fewer micro-batches, and the ranks take at most this many times as long
 as with whole trees that fit perfectly."""
@@ -131,17 +133,30 @@ def _check(index: int, length: int, token_budget: int) -> None:
 def _fill(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
     """Row indices per micro-batch, largest micro-batch first. The number of micro-batches is a multiple of `ranks`.
 
-    Starts at the lower bound, ceil(total / (budget * ranks)) micro-batches a rank, and adds one a rank until all fit.
-    No two rows over half of the budget fit into one.
+    Starts at a lower bound, adds 1, 2, 4 … a rank until all fit, and looks for the smallest number in between.
     """
-    alone = sum(2 * length > budget for length in lengths)
-    per_rank = max(1, -(-sum(lengths) // (budget * ranks)), -(-alone // ranks))
-    while True:
-        count = per_rank * ranks
-        bins = _longest_to_emptiest(lengths, count, budget) or _longest_to_fullest(lengths, count, budget)
-        if bins is not None:
-            return sorted(bins, key=lambda members: -sum(lengths[i] for i in members))
-        per_rank += 1
+    failed, step = _at_least(lengths, ranks, budget) - 1, 1
+    while (bins := _fitted(lengths, (failed + step) * ranks, budget)) is None:
+        failed, step = failed + step, 2 * step
+    while step > 1:
+        half = step // 2
+        fewer = _fitted(lengths, (failed + half) * ranks, budget)
+        if fewer is None:
+            failed, step = failed + half, step - half
+        else:
+            bins, step = fewer, half
+    return sorted(bins, key=lambda members: -sum(lengths[i] for i in members))
+
+
+def _at_least(lengths: Sequence[int], ranks: int, budget: int) -> int:
+    """A lower bound of the micro-batches a rank, by the tokens; and for every n up to PARTS by the rows over an nth of
+    the budget, of which fewer than n fit into one."""
+    counts = [-(-sum(n * length > budget for length in lengths) // (n - 1)) for n in range(2, PARTS + 1)]
+    return max(1, -(-max(-(-sum(lengths) // budget), *counts) // ranks))
+
+
+def _fitted(lengths: Sequence[int], count: int, budget: int) -> list[list[int]] | None:
+    return _longest_to_emptiest(lengths, count, budget) or _longest_to_fullest(lengths, count, budget)
 
 
 def _longest_to_emptiest(lengths: Sequence[int], count: int, budget: int) -> list[list[int]] | None:

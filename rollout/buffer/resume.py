@@ -17,7 +17,7 @@ from typing import Any
 from rollout.buffer.buffer import BufferState, fail
 from rollout.buffer.ledger import Issue, Ledger, Reason
 from rollout.cards import Card, card_of
-from rollout.store import segments
+from rollout.store import eventlog, segments
 from rollout.store.eventlog import Event, EventLog
 from rollout.types import Address
 
@@ -42,7 +42,7 @@ def begin(log: EventLog, saved: BufferState | None, trajectories: Path, *, max_s
         trajectories: the folder of the run's segments.
         seed: the run's. The log keeps it, because the order of tasks and the sampling follow from it.
     """
-    told = [*log.told, *segments.tidy(trajectories, {} if saved is None else _known(saved, log.since))]
+    told = [*log.told, *segments.tidy(trajectories, eventlog.records(log.path))]
     if saved is None:
         if log.start == 1:
             log.append("started", start=1, seed=seed)
@@ -67,16 +67,6 @@ def begin(log: EventLog, saved: BufferState | None, trajectories: Path, *, max_s
     return Beginning(ledger=ledger, cards=cards, told=[*told, *lost, _summary(cards, again, log.since)])
 
 
-def _known(saved: BufferState, since: Sequence[Event]) -> dict[int, int]:
-    """The number of records that each segment must have: one more than the last that the ledger knows."""
-    addresses = [event["address"] for event in since if event["event"] == "finished"]
-    addresses += [list(issue["address"].values()) for issue in saved.ledger["open"] if issue["address"]]
-    known: dict[int, int] = {}
-    for segment, record in addresses:
-        known[segment] = max(known.get(segment, 0), record + 1)
-    return known
-
-
 def _finish_unlogged(ledger: Ledger, trajectories: Path, since: float) -> list[str]:
     """Finish the issues whose group is durable, but of which the log knows nothing, because the run ended just then.
     Sealed segments are looked at if they were written after `since`. Return a line for each one that cannot be read."""
@@ -87,7 +77,7 @@ def _finish_unlogged(ledger: Ledger, trajectories: Path, since: float) -> list[s
             continue
         try:
             ids = segments.group_ids(path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # pyarrow raises many kinds for a damaged file
             told.append(f"{path.name} cannot be read: {error}")
             continue
         unlogged = [record for record, group_id in enumerate(ids) if group_id in running]

@@ -44,6 +44,7 @@ class EventLog:
     def __init__(self, path: Path, position: int | None = None) -> None:
         self.told: list[str] = []
         """What people should know, in words."""
+        self.path = path
         check(path, position)
         stretches, end = _read(path, position)
         self.start = len(stretches) + 1
@@ -81,6 +82,16 @@ def all_events(path: Path, position: int) -> list[Event]:
     """Every event from `position` on, also those that went with lost weights."""
     stretches, _ = _read(path, position)
     return [event for stretch in stretches for _, event in stretch.events]
+
+
+def records(path: Path) -> dict[int, int]:
+    """The number of records that each segment must have: one more than the last that any event names."""
+    known: dict[int, int] = {}
+    for event in all_events(path, 0):
+        if event["event"] == "finished":
+            segment, record = event["address"]
+            known[segment] = max(known.get(segment, 0), record + 1)
+    return known
 
 
 def check(path: Path, position: int | None) -> None:

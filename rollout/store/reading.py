@@ -26,7 +26,8 @@ class Stored:
 def read(run_dir: str | Path) -> Iterator[Stored]:
     """Yield every finished group of a run that its directory still holds, file by file in the order of writing.
 
-    The run may be going on. A group that a resumed run trained again has the step that counts.
+    The run may be going on. A group that a resumed run trained again has the step that counts. What cannot be read is
+    left out, with a warning.
 
     Raises:
         ValueError: there is no such run, or the ledger's log is damaged.
@@ -36,12 +37,12 @@ def read(run_dir: str | Path) -> Iterator[Stored]:
         raise ValueError(f"{run_dir} is no run directory: it has no folder {FOLDER!r}")
     steps = trained_steps(log)
     for number, path in segments.paths(folder).items():
-        for record, (group, split) in enumerate(_groups(path)):
+        for record, group, split in _groups(path):
             address = Address(segment=number, record=record)
             yield Stored(group=group, split=split, step=steps.get(address), address=address)
 
 
-def _groups(path: Path) -> Iterator[tuple[Group, Split]]:
+def _groups(path: Path) -> Iterator[tuple[int, Group, Split]]:
     """The groups of a segment, which may have been sealed, or deleted to save space, since `path` was found."""
     sealed = path.with_suffix(segments.SEALED)
     for form in (path, sealed) if path != sealed else (sealed,):
@@ -51,12 +52,18 @@ def _groups(path: Path) -> Iterator[tuple[Group, Split]]:
 
 
 def trained_steps(log: Path) -> dict[Address, int]:
-    """The optimizer step that trained the group at each address, by the events that hold."""
+    """The optimizer step that trained the group at each address, by the events that hold.
+
+    Raises:
+        ValueError: the log is damaged.
+    """
     addresses: dict[str, Address] = {}
     steps: dict[Address, int] = {}
     for event in eventlog.read_events(log):
         if event["event"] == "finished":
             addresses[event["id"]] = Address(segment=event["address"][0], record=event["address"][1])
         elif event["event"] == "trained":
+            if lacking := [issue_id for issue_id in event["ids"] if issue_id not in addresses]:
+                raise ValueError(f"{log}: damaged: it has no `finished` of {', '.join(lacking)}, which were trained")
             steps |= {addresses[issue_id]: event["step"] for issue_id in event["ids"]}
     return steps

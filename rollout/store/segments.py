@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rollout.store.files import sync, write_whole
 from rollout.store.groups import decode, encode, header, schema
-from rollout.store.streams import COMPRESSION, messages
+from rollout.store.streams import COMPRESSION, goes_on, messages
 from rollout.types import Address, Group, Split
 
 if TYPE_CHECKING:
@@ -99,23 +100,24 @@ def paths(folder: Path) -> dict[int, Path]:
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The records of a segment in order. A torn one at the end of a stream is left out."""
-    import pyarrow as pa
-
-    if path.suffix == SEALED:
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path) as file:
-            for record in range(file.num_row_groups):
-                yield _row_group(file, record)
-        return
-    with pa.memory_map(str(path)) as source:
-        for message, _ in messages(source):
-            yield pa.ipc.read_record_batch(message, schema())
+    for _, read in _records(path):
+        yield read()
 
 
-def groups(path: Path) -> Iterator[tuple[Group, Split]]:
-    """The groups of a segment in order, and the split that each one's task is of."""
-    yield from map(decode, batches(path))
+def groups(path: Path) -> Iterator[tuple[int, Group, Split]]:
+    """The groups of a segment in order, the record of each, and the split that its task is of. A record that cannot be
+    read is left out, with a warning."""
+    try:
+        for record, read in _records(path):
+            found = _decoded(path, record, read)
+            if isinstance(found, ValueError):
+                warnings.warn(f"{found}; it is left out", stacklevel=2)
+            else:
+                yield record, *found
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        warnings.warn(f"{path} cannot be read: {error}; it is left out", stacklevel=2)
 
 
 def group_ids(path: Path) -> list[str]:
@@ -162,11 +164,12 @@ def tidy(folder: Path, known: Mapping[int, int]) -> list[str]:
     """Clean up after writers that are gone. Return one line for each stream whose end was cut, or is damaged.
 
     Nobody may be writing. A stream whose sealed form is there is deleted, and so are streams without a record and files
-    that were being sealed.
+    that were being sealed. A stream is damaged, and nothing of it is cut, where a whole record follows what cannot be
+    read.
 
     Args:
         known: the number of records that a segment must have, because the ledger lists them. A stream that has fewer is
-            damaged, and nothing of it is cut.
+            damaged as well.
     """
     for unfinished in folder.glob(f"segment-*{PARTIAL}"):
         unfinished.unlink()
@@ -177,10 +180,12 @@ def tidy(folder: Path, known: Mapping[int, int]) -> list[str]:
             continue
         records, end = _whole(stream)
         torn = stream.stat().st_size - end
-        if records < known.get(number, 0):
+        if records < known.get(number, 0) or (torn > 0 and goes_on(stream, end)):
             told.append(f"{stream.name}: damaged at byte {end}, where a finished group should be; it is left as it is")
         elif records == 0:
             stream.unlink()
+            if torn > 0:
+                told.append(f"{stream.name}: deleted, because its only group was not written whole")
         elif torn > 0:
             os.truncate(stream, end)
             told.append(f"{stream.name}: cut {torn} bytes at its end, of a group that was not written whole")
@@ -207,26 +212,40 @@ def _name(number: int, ending: str) -> str:
 
 
 def _read(path: Path, records: Collection[int]) -> dict[int, Group | ValueError]:
+    why: Exception | str = "there is none"
+    found: dict[int, tuple[Group, Split] | ValueError] = {}
+    try:
+        found = {record: _decoded(path, record, read) for record, read in _records(path) if record in records}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        why = error
+    lacking = {record: ValueError(f"{path}: record {record} cannot be read: {why}") for record in records}
+    return {record: one if isinstance(one, ValueError) else one[0] for record, one in (lacking | found).items()}
+
+
+def _records(path: Path) -> Iterator[tuple[int, Callable[[], pa.RecordBatch]]]:
+    """The records of a segment, and how to read each, while the next one has not been asked for."""
     import pyarrow as pa
 
     if path.suffix == SEALED:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as file:
-            batches = {i: partial(_row_group, file, i) for i in records if i < file.num_row_groups}
-            return {record: _decoded(path, record, batches.get(record)) for record in records}
+            for record in range(file.num_row_groups):
+                yield record, partial(_row_group, file, record)
+        return
     with pa.memory_map(str(path)) as source:
-        wanted = ((i, message) for i, (message, _) in enumerate(messages(source)) if i in records)
-        batches = {i: partial(pa.ipc.read_record_batch, message, schema()) for i, message in wanted}
-        return {record: _decoded(path, record, batches.get(record)) for record in records}
+        for record, (message, _) in enumerate(messages(source)):
+            yield record, partial(pa.ipc.read_record_batch, message, schema())
 
 
-def _decoded(path: Path, record: int, read: Callable[[], pa.RecordBatch] | None) -> Group | ValueError:
+def _decoded(path: Path, record: int, read: Callable[[], pa.RecordBatch]) -> tuple[Group, Split] | ValueError:
     try:
-        if read is None:
-            raise ValueError("there is none")
-        return decode(read())[0]
-    except (OSError, ValueError, KeyError) as error:
+        batch = read()
+        batch.validate(full=True)
+        return decode(batch)
+    except Exception as error:  # pyarrow and what builds a group raise many kinds for damaged bytes
         return ValueError(f"{path}: record {record} cannot be read: {error}")
 
 

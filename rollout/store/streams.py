@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COMPRESSION = "zstd"
-END = b"\xff\xff\xff\xff\0\0\0\0"
+BEGIN = b"\xff\xff\xff\xff"
+"""What every message begins with."""
+END = BEGIN + b"\0\0\0\0"
 """The last message of an Arrow IPC stream."""
 
 
@@ -38,6 +43,20 @@ def messages(source: pa.MemoryMappedFile) -> Iterator[tuple[pa.Message, int]]:
             yield found, source.tell()
     except (StopIteration, pa.ArrowInvalid, OSError):  # the end, or a torn record
         return
+
+
+def goes_on(path: Path, position: int) -> bool:
+    """Whether a whole record lies somewhere from `position` on. What comes before it is damaged then, and not torn."""
+    import pyarrow as pa
+
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        while (position := content.find(BEGIN, position)) >= 0:
+            file.seek(position)
+            with suppress(pa.ArrowException, EOFError, OSError):
+                if pa.ipc.read_message(file).type == "record batch":
+                    return True
+            position += 1
+    return False
 
 
 def _stream(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> bytes:

@@ -183,6 +183,46 @@ def test_a_group_whose_record_is_gone_is_told_and_issued_again(run: Run) -> None
     assert run.buffer.ledger.counts()["reissued/interrupted"] == 4
 
 
+@pytest.mark.parametrize("size", [0, 100, -1, -20])
+def test_a_damaged_segment_costs_its_own_groups_and_is_named(run: Run, size: int) -> None:
+    issued = run.issue_all()
+    for issue in issued[:2]:
+        run.put(group(*issue, 0))
+    assert run._segment is not None
+    seal(run._segment.path)
+    run._segment = None
+    for issue in issued[2:]:
+        run.put(group(*issue, 0))
+    saved = run.state()
+    sealed = run.folder / "segment-000001.parquet"
+    sealed.write_bytes(sealed.read_bytes()[:size])
+    run.resume(saved)
+    assert sum("segment-000001.parquet" in line and "issued again" in line for line in run.told) == 2
+    assert [issue.id for issue in run.buffer.ledger.open("finished")] == [issue_id for issue_id, _ in issued[2:]]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_no_damaged_stream_of_groups_that_were_trained_is_deleted(run: Run, checkpoint: bool) -> None:
+    """Not by damage of the header, which hides all, nor by damage of the only record."""
+    issued = run.issue_all()
+    run.put(group(*issued[0], 0))
+    only = run._segment
+    assert only is not None
+    run._segment = None
+    run.put(group(*issued[1], 0))
+    second = run._segment
+    assert second is not None
+    step(run, 0)
+    saved = run.state() if checkpoint else None
+    only.path.write_bytes(only.path.read_bytes()[:-9])
+    content = bytearray(second.path.read_bytes())
+    content[5] ^= 1
+    second.path.write_bytes(content)
+    run.resume(saved)
+    assert only.path.exists() and second.path.exists()
+    assert sum("damaged" in line and "it is left as it is" in line for line in run.told) == 2
+
+
 def test_without_a_checkpoint_everything_is_issued_again_under_new_ids(run: Run) -> None:
     issued = run.issue_all()
     run.put(group(*issued[0], 0))

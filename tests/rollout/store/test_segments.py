@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_an_address_holds_while_the_segment_grows_and_after_it_is_sealed(tmp_pat
     seal(segment.path)
     assert [path.name for path in tmp_path.iterdir()] == ["segment-000001.parquet"]
     assert [read_group(tmp_path, address) for address in reversed(addresses)] == made[::-1]
-    assert list(groups(paths(tmp_path)[1])) == [(group, "train") for group in made]
+    assert list(groups(paths(tmp_path)[1])) == [(i, group, "train") for i, group in enumerate(made)]
 
 
 def test_a_sealed_segment_has_one_row_group_a_group(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_torn_tail_costs_the_torn_record_only(tmp_path_factory: pytest.TempPat
     zeros = data.draw(st.sampled_from([0, 7, 4096]))
     with segment.path.open("ab") as file:
         file.write(last[:kept] + bytes(zeros if kept < 8 else 0))
-    assert [group for group, _ in groups(segment.path)] == made[:2]
+    assert [group for _, group, _ in groups(segment.path)] == made[:2]
     told = tidy(folder, {})
     torn = kept + (zeros if kept < 8 else 0)
     assert told == (
@@ -161,7 +162,7 @@ def test_a_full_disk_costs_the_group_that_did_not_fit_and_no_other(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.stat(segment.path).st_size == segment.size
     assert segment.append(made[3], "train") == Address(segment=1, record=2)
-    assert [group for group, _ in groups(segment.path)] == [*made[:2], made[3]] and tidy(tmp_path, {}) == []
+    assert [group for _, group, _ in groups(segment.path)] == [*made[:2], made[3]] and tidy(tmp_path, {}) == []
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
@@ -189,6 +190,49 @@ def test_damage_before_a_finished_group_is_told_and_nothing_is_cut_or_sealed(tmp
     with pytest.raises(ValueError, match=rf"is damaged at byte {first}"):
         seal(segment.path)
     assert [path.name for path in tmp_path.iterdir()] == ["segment-000001.arrows"]
+
+
+@pytest.mark.parametrize("place", [5, 40, -1])
+def test_damage_before_a_record_that_nobody_knows_is_no_torn_tail(tmp_path: Path, place: int) -> None:
+    """Groups of evaluations are in no ledger. A flipped bit of the header, or of the first record, hides them all."""
+    segment, _ = written(tmp_path, some(3))
+    content = bytearray(segment.path.read_bytes())
+    content[place if place > 0 else len(header()) + 5] ^= 1
+    segment.path.write_bytes(content)
+    told = tidy(tmp_path, {})
+    assert segment.path.read_bytes() == content and all("it is left as it is" in line for line in told)
+
+
+def test_the_only_group_of_a_stream_that_was_not_written_whole_is_told(tmp_path: Path) -> None:
+    segment, _ = written(tmp_path, some(1))
+    os.truncate(segment.path, segment.size - 1)
+    assert tidy(tmp_path, {}) == ["segment-000001.arrows: deleted, because its only group was not written whole"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_damaged_bytes_cost_the_groups_that_have_them_and_are_told(tmp_path: Path, sealed: bool) -> None:
+    """Whatever pyarrow raises for them."""
+    made = some(3)
+    segment, _ = written(tmp_path, made)
+    path = segment.path
+    if sealed:
+        seal(path)
+        path = path.with_suffix(".parquet")
+    content = path.read_bytes()
+    for place in range(0, len(content), 97):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        assert set(read_groups(tmp_path, 1, range(3))) == {0, 1, 2}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert len([*groups(path)]) <= 3
+    for size in range(0, len(content), 211):
+        path.write_bytes(content[:size])
+        found = read_groups(tmp_path, 1, range(3))
+        assert isinstance(found[2], ValueError) and path.name in str(found[2])
+        if sealed:
+            with pytest.warns(UserWarning, match="segment-000001.parquet cannot be read"):
+                assert [*groups(path)] == []
 
 
 def test_a_record_that_cannot_be_decoded_costs_no_other(tmp_path: Path) -> None:
