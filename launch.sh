@@ -256,6 +256,7 @@ case "${2:-}" in -h | --help) [[ $verb == test ]] || show_help ;; esac # pytest 
 case "$verb" in
     -h | --help | help) show_help ;;
     doctor | lock | new) # these describe or repair the environment, or need no package: they do not wait for one
+        [[ $verb != doctor || -z ${2:-} || -z ${SLURM_JOB_ID:-} ]] || enter_slurm_job "$@"
         choose_device "$verb"
         interpreter="$venv/bin/python"
         [[ -x $interpreter ]] || interpreter=$(find_python)
@@ -272,7 +273,7 @@ case "$verb" in
             fi
             die "no recipe file and no verb is called '$recipe'; ./launch.sh --help lists the verbs"
         fi
-        [[ -z $recipe || $verb == plan || $verb == play || -z ${SLURM_JOB_ID:-} ]] || enter_slurm_job "$@"
+        [[ -z $recipe || $verb == play || -z ${SLURM_JOB_ID:-} ]] || enter_slurm_job "$@"
         choose_device "$verb"
         if [[ -n ${SLUICE_VENV:-} ]]; then
             [[ -x $venv/bin/python ]] || die "SLUICE_VENV=$SLUICE_VENV holds no bin/python; unset it to have one built"

@@ -48,7 +48,7 @@ NEED_MORE = (
         "rl/test_config.py",
     ),
     *("rl/observe/test_tracking.py", "rl/observe/test_workspace.py", "rollout/chat", "rollout/cpu", "rollout/engine"),
-    *("rollout/lora", "rollout/transfer"),
+    *("rollout/lora", "rollout/transfer", "rl/launch/test_own_ray.py"),
     *("rollout/agent/test_replay.py", "rollout/agent/test_deadline.py", "rollout/tasks/test_stream.py"),
     *("rollout/envs/test_reasoning.py", "rollout/tasks/test_hub.py"),
     *("rewards/scorers/test_remote.py", "rollout/envs/test_plain.py", "rollout/agent/test_endpoint.py"),

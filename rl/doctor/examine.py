@@ -22,7 +22,7 @@ from rl.doctor.finding import Finding
 from rl.doctor.probe import Probe
 from rl.driver.cluster import Cluster, Hardware, NoCluster
 from rl.exitcodes import DONE, FAILED
-from rl.processes.signals import install_signal_handlers, signal_handlers_kept
+from rl.processes.signals import signal_handlers_kept
 from rl.processes.stopping import Stopped
 from rl.processes.tree import TEMP, resource_prefix
 from rl.recipe.check_sources import needs_sandbox
@@ -52,7 +52,6 @@ def examine(recipe: Recipe, run_id: str, packages: Sequence[str], total_s: float
     try:
         with signal_handlers_kept(on_signal):
             hardware = cluster.connect(recipe.run, object_store_bytes(recipe), budget.left(GATHER_S))
-        install_signal_handlers(on_signal)
         for finding in Examination(recipe, run_id, cluster, hardware, budget).findings(packages):
             print(finding.line(), flush=True)
             fine &= finding.fine

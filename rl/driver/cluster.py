@@ -30,6 +30,7 @@ from rl.launch.addresses import own_address
 from rl.launch.greeting import cluster_token, greeting
 from rl.launch.hosts import Hosts, Others
 from rl.launch.others import other_machines
+from rl.launch.own_ray import LOOPBACK, start_ray
 from rl.paths import REPOSITORY
 from rl.processes.tree import TEMP, resource_prefix
 from rl.recipe.machine import cpu_count, in_job
@@ -101,7 +102,11 @@ class Cluster:
             # By default Ray starts its workers at niceness 15: any other program on the machine would starve the run.
             os.environ.update(environment | {"RAY_worker_niceness": "0"})
             others = _other_machines(run)
-            self._start_ray(_own_address(run, others) if others else "127.0.0.1", object_store_bytes)
+            address = _own_address(run, others) if others else LOOPBACK
+            try:
+                start_ray(address, object_store_bytes, self._temp_dir, cpu_count() if in_job() else None)
+            except ValueError as error:
+                raise NoCluster(str(error)) from error
             if others is not None:
                 self._hosts = Hosts(others, self._logs_dir)
                 self._gather(others, gather_s)
@@ -128,18 +133,6 @@ class Cluster:
         self.device = wanted.device
         self._layout = lay_out(self._nodes, wanted)
         return self._layout.table(self._nodes)
-
-    def _start_ray(self, address: str, object_store_bytes: int) -> None:
-        ray.init(
-            "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-            object_store_memory=object_store_bytes,
-            _temp_dir=str(self._temp_dir),
-            _node_ip_address=address,
-            num_cpus=cpu_count() if in_job() else None,
-        )
 
     def _gather(self, others: Others, limit_s: float) -> None:
         """Let the other machines join, and wait for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -53,4 +54,6 @@ class RunConfig(StrictModel):
                 f"{address} is an address of Ray Client, through which a run cannot be driven: give HOST:PORT of the "
                 "cluster's head (6379 unless it was started with another), on a machine of the cluster"
             )
+        if address not in (None, "auto") and not re.fullmatch(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", address or ""):
+            raise ValueError(f"{address} is no HOST:PORT (an IPv6 address in brackets), nor auto")
         return address

@@ -14,13 +14,14 @@ from pathlib import Path
 from rl.paths import REPOSITORY
 
 PACKAGES = ("rl", "rollout", "rewards", "locks")
-PASSED = (
-    *("CUDA_", "GLOO_", "HF_", "HUGGINGFACE_", "NCCL_", "OMP_", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_"),
-    *("VLLM_", "WANDB_"),
-)
-"""How environment variables begin that every machine of a run gets."""
 OWN = ("CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-"""Those of them that mean something else on another machine."""
+"""Environment variables that mean something else on another machine."""
+SESSION = (
+    *("HOME", "HOSTNAME", "LANG", "LOGNAME", "MAIL", "OLDPWD", "PATH", "PWD", "PYTHONPATH", "SHELL", "SHLVL", "TEMP"),
+    *("TERM", "TMP", "TMPDIR", "USER", "VIRTUAL_ENV", "_"),
+)
+"""Those that the login on each machine sets, or the run itself; and how their names begin:"""
+SESSIONS = ("BASH_", "DBUS_", "LC_", "RAY_", "SALLOC_", "SBATCH_", "SLUICE_", "SLURM", "SRUN_", "SSH_", "XDG_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,8 @@ class Greeting:
 
 def greeting(address: str, token: str, run_id: str, environment: Mapping[str, str]) -> Greeting:
     """The greeting of this machine's run. Of `environment` the variables in PASSED go along."""
-    passed = {name: value for name, value in environment.items() if name.startswith(PASSED) and name not in OWN}
+    kept = {*OWN, *SESSION}
+    passed = {name: value for name, value in environment.items() if not (name in kept or name.startswith(SESSIONS))}
     return Greeting(
         address=address,
         token=token,

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 _SLOTS = re.compile(r"slots=\d+")
+_HOST = re.compile(r"(?:[\w.-]+@)?[\w.-]+|(?:[\w.-]+@)?[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%[\w.-]+)?")
+"""A name or an IPv4 address, or an IPv6 address, which has two colons at least."""
 
 
 def read_hostfile(path: Path) -> list[str]:
@@ -17,7 +19,7 @@ def read_hostfile(path: Path) -> list[str]:
         ValueError: the file cannot be read, names no host, names one twice, or a line has something else in it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"run.hostfile={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     hosts: list[str] = []
@@ -26,9 +28,18 @@ def read_hostfile(path: Path) -> list[str]:
         if not words:
             continue
         host, *others = words
-        if host.startswith("-") or any(_SLOTS.fullmatch(word) is None for word in others):
+        if re.fullmatch(r".+:\d+", host) and _HOST.fullmatch(host) is None:
+            raise ValueError(
+                f"{path}:{number}: {host} has a port or is a URL: write the host alone, and the port into run.ssh "
+                '("ssh -p 2222") or ssh\'s own configuration'
+            )
+        if (
+            host.startswith("-")
+            or _HOST.fullmatch(host) is None
+            or any(_SLOTS.fullmatch(word) is None for word in others)
+        ):
             raise ValueError(f"{path}:{number}: {line.strip()!r} is no line of a hostfile: write HOST, or HOST slots=N")
-        if host in hosts:
+        if host.rpartition("@")[2] in {known.rpartition("@")[2] for known in hosts}:
             raise ValueError(f"{path}:{number}: {host} is there already")
         hosts.append(host)
     if not hosts:

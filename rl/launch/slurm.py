@@ -32,11 +32,13 @@ STEP = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job: its id, its nodes as SLURM abbreviates them (`node-[1-3,7]`) and their number, the node of this process,
-    and how often the job was requeued. In a batch job SLURM can start the script again. A step that was started from
-    outside of the job (`srun --jobid=12 --pty bash`) does not know the nodes."""
+    """A job: its id, its name for `scontrol`, its nodes as SLURM abbreviates them (`node-[1-3,7]`) and their number,
+    the node of this process, and how often the job was requeued. In a batch job SLURM can start the script again. A
+    step that was started from outside of the job (`srun --jobid=12 --pty bash`) does not know the nodes."""
 
     id: str
+    name: str
+    """In an array the id of one job may be that of the array, too, and would mean all of them."""
     nodes: str | None
     count: int | None
     here: str
@@ -48,21 +50,24 @@ class Job:
         """The job whose processes have this environment; None outside of one.
 
         Raises:
-            ValueError: it is a heterogeneous job, whose parts have lists of nodes of their own.
+            ValueError: it is a heterogeneous job, whose parts have lists of nodes of their own; or a variable that
+                should be a number is none.
         """
         if not environment.get("SLURM_JOB_ID") or not environment.get("SLURMD_NODENAME"):
             return None
-        if int(environment.get("SLURM_HET_SIZE") or 1) > 1:
+        if (_number(environment, "SLURM_HET_SIZE") or 1) > 1:
             raise ValueError(
                 f"the SLURM job {environment['SLURM_JOB_ID']} is heterogeneous, and only the nodes of its first part "
                 "would be used: submit one part (no `:` or `hetjob`), or name the machines in a run.hostfile"
             )
+        own, array, task = (environment.get(f"SLURM_{of}_ID") for of in ("JOB", "ARRAY_JOB", "ARRAY_TASK"))
         return cls(
             id=environment["SLURM_JOB_ID"],
+            name=f"{array}_{task}" if array and task else str(own),
             nodes=environment.get("SLURM_JOB_NODELIST") or None,
-            count=int(environment["SLURM_JOB_NUM_NODES"]) if environment.get("SLURM_JOB_NUM_NODES") else None,
+            count=_number(environment, "SLURM_JOB_NUM_NODES"),
             here=environment["SLURMD_NODENAME"],
-            restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
+            restarts=_number(environment, "SLURM_RESTART_COUNT") or 0,
             batch="SLURM_STEP_ID" not in environment,
         )
 
@@ -82,7 +87,7 @@ def shares(job: Job) -> dict[str, Share]:
     Raises:
         ValueError: SLURM does not say it.
     """
-    described = _ask("--details", "show", "job", job.id)
+    described = _ask("--details", "show", "job", job.name)
     return {
         name: share
         for nodes, share in shares_in(described).items()
@@ -111,7 +116,7 @@ def over_srun(job: Job) -> Others | None:
     """
     nodes, count = job.nodes, job.count
     if nodes is None or count is None:
-        shown = fields_in(_ask("--oneliner", "show", "job", job.id))
+        shown = fields_in(_ask("--oneliner", "show", "job", job.name))
         nodes, count = shown.get("NodeList", job.here), int(shown.get("NumNodes", "1"))
     if count <= 1:
         return None
@@ -137,7 +142,7 @@ def to_requeue(job: Job) -> bool:
     requeues only a job that is still going when that time is over.
     """
     try:
-        return job.batch and is_preempted(_ask("--oneliner", "show", "job", job.id))
+        return job.batch and is_preempted(_ask("--oneliner", "show", "job", job.name))
     except ValueError:
         return False
 
@@ -148,7 +153,7 @@ def requeue(job: Job) -> None:
     Raises:
         ValueError: SLURM does not want to.
     """
-    _ask("requeue", job.id)
+    _ask("requeue", job.name)
 
 
 def is_preempted(described: str) -> bool:
@@ -178,6 +183,13 @@ def step_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def fields_in(described: str) -> dict[str, str]:
     """The fields that `scontrol --oneliner show` prints as words `Name=value`."""
     return dict(word.partition("=")[::2] for word in described.split() if "=" in word)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    value = environment.get(name)
+    if value and not value.isdecimal():
+        raise ValueError(f"{name}={value} in the environment is no number: SLURM sets it, so unset yours")
+    return int(value) if value else None
 
 
 def _ask(*words: str) -> str:

@@ -42,7 +42,8 @@ def _overfull_gpu(plan: Plan, room: int) -> Iterator[tuple[str, str]]:
         yield _too_much("a trainer rank's GPU", on_device, room)
     if plan.recipe.placement == "colocated" and turns(plan)["pushing"] > room:
         needed = size(turns(plan)["pushing"])
-        yield f"a push needs {needed} of a GPU, which has {size(room)}", "raise inference.tensor_parallel"
+        fixes = "lower weight_sync.bucket_mb, raise inference.tensor_parallel or set placement: split"
+        yield f"a push needs {needed} of a GPU, which has {size(room)}", fixes
     if cache < context * cached_bytes(plan):
         yield (
             f"an engine's GPU has {size(cache)} for the KV cache, and the {context} tokens of rollout.max_context need "

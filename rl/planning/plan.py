@@ -66,9 +66,10 @@ def turns(plan: Plan) -> dict[str, int]:
     """The bytes on a GPU that trainer and engines share, in each of their turns. A push has the weights twice, and
     buckets on their way."""
     weights = summed(part for part in (*plan.trainer.parts, *plan.engine.parts) if part.name == "weights")
+    bucket = min(int(plan.recipe.weight_sync.bucket_mb * MIB), plan.push.bytes)
     return {
         "training": plan.trainer.bytes(host=False),
-        "pushing": weights + int(BUCKETS * plan.recipe.weight_sync.bucket_mb * MIB),
+        "pushing": weights + BUCKETS * bucket,
         "rolling out": plan.engine.bytes(host=False),
     }
 

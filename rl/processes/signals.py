@@ -12,6 +12,8 @@ from typing import Any
 
 from rl.processes.tree import kill_tree
 
+Handler = Callable[[int, FrameType | None], None]
+
 AGAIN_S = 5.0
 """Longer than a busy machine takes to pass a signal on. A second Ctrl-C does not wait for it: the guardian has that."""
 
@@ -20,6 +22,10 @@ def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
     """Call `callback` in the main thread at the first SIGINT or SIGTERM. At the second one, kill all descendants and
     exit at once with 128 + signal. What comes within AGAIN_S of the first is the same request: SLURM signals every
     process of a job, so that the driver hears of it from SLURM and from its guardian."""
+    _install(_handler(callback))
+
+
+def _handler(callback: Callable[[signal.Signals], None]) -> Handler:
     first: float | None = None
 
     def handle(signum: int, _: FrameType | None) -> None:
@@ -32,8 +38,12 @@ def install_signal_handlers(callback: Callable[[signal.Signals], None]) -> None:
             kill_tree(grace_s=0.0, deadline_s=3.0)
             os._exit(128 + signum)
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
+    return handle
+
+
+def _install(handler: Handler) -> None:
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -42,15 +52,18 @@ def signal_handlers_kept(callback: Callable[[signal.Signals], None]) -> Iterator
 
     Ray's handler for SIGTERM raises SystemExit wherever the main thread is. Raised inside a callback of the garbage
     collector or of a fork, that exception is lost; and raised where `logging` gives its lock back after a fork, it
-    leaves the lock taken, so that Ray's own shutdown waits for ever.
+    leaves the lock taken, so that Ray's own shutdown waits for ever. Its C++ part installs another one past Python,
+    which ends the process by SIGABRT 3 s after SIGTERM, whatever it is doing. So ours are installed again at the end.
     """
-    install_signal_handlers(callback)
+    handler = _handler(callback)
+    _install(handler)
     install = signal.signal
     signal.signal = _keep
     try:
         yield
     finally:
         signal.signal = install
+        _install(handler)
 
 
 def _keep(signalnum: int, handler: Any) -> Any:

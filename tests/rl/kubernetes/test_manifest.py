@@ -150,6 +150,10 @@ def test_what_is_missing_is_marked_and_what_cannot_be_is_refused() -> None:
         pods_of(recipe_of("inference.tensor_parallel=8"), 4)
     with pytest.raises(ValueError, match=r"run.dir=runs/mine: the shared volume is at /shared"):
         entrypoint(recipe_of("run.dir=runs/mine"), [AGENT])
+    with pytest.raises(ValueError, match=r"run.dir=/shared/../etc: the shared volume is at /shared"):
+        entrypoint(recipe_of("run.dir=/shared/../etc"), [AGENT])
+    with pytest.raises(ValueError, match=r"run.hostfile=hosts: the pods are the machines here"):
+        entrypoint(recipe_of("run.hostfile=hosts"), [AGENT])
     with pytest.raises(ValueError, match="name the recipe by its path in the repository"):
         entrypoint(recipe, ["../mine.yaml"])
 

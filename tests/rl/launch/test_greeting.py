@@ -15,12 +15,20 @@ from rl.paths import REPOSITORY
 
 def made() -> Greeting:
     environment = {"NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "eth7", "PATH": "/bin", "HF_TOKEN": "secret"}
+    environment |= {
+        "JUDGE_KEY": "k",
+        "https_proxy": "http://p",
+        "SSH_TTY": "/dev/pts/1",
+        "SLUICE_VENV": "/v",
+        "PWD": "/",
+    }
     return greeting("10.0.0.1:6379", "token", "12345678", environment)
 
 
 def test_a_greeting_arrives_with_the_variables_that_every_machine_should_have() -> None:
     said = made()
-    assert said.environment == {"NCCL_DEBUG": "INFO", "HF_TOKEN": "secret"}
+    passed = {"NCCL_DEBUG": "INFO", "HF_TOKEN": "secret", "JUDGE_KEY": "k", "https_proxy": "http://p"}
+    assert said.environment == passed, "as srun does"
     assert Greeting.of_line(said.line()) == said and said.difference() is None
 
 

@@ -14,7 +14,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_hosts_come_in_their_order_without_comments_and_slots(tmp_path: Path) -> None:
-    text = "# the rack\n\nnode-2 slots=8\nuser@node-3   # slow\n  fe80::1\n"
+    text = "\ufeff# the rack\n\nnode-2 slots=8\nuser@node-3   # slow\n  fe80::1\n"
     assert read_hostfile(written(tmp_path, text)) == ["node-2", "user@node-3", "fe80::1"]
 
 
@@ -27,6 +27,10 @@ def test_hosts_come_in_their_order_without_comments_and_slots(tmp_path: Path) ->
         ("node-2 8\n", r"hosts:1: 'node-2 8' is no line of a hostfile"),
         ("-oProxyCommand=evil\n", r"hosts:1: .* is no line of a hostfile"),
         ("node-2 slots=many\n", "no line of a hostfile"),
+        ("node-2\nroot@node-2\n", "2: root@node-2 is there already"),
+        ("node-2:2222\n", "the port into run.ssh"),
+        ("ssh://root@node-2:22\n", "the port into run.ssh"),
+        ("node-[1-3]\n", "no line of a hostfile"),
     ],
 )
 def test_a_bad_line_is_told_with_its_number(text: str, told: str, tmp_path: Path) -> None:

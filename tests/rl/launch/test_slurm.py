@@ -49,7 +49,7 @@ case "$*" in
     "--details show job 12") echo "$DETAILS" ;;
     "show hostnames gpu[01-02]") printf 'gpu01\\ngpu02\\n' ;;
     "show hostnames cpu-7") echo cpu-7 ;;
-    "requeue 12") ;;
+    "requeue 12" | "requeue 12_2") ;;
     *) echo "slurm_load: Unable to contact slurm controller" >&2; exit 1 ;;
 esac
 """
@@ -84,6 +84,21 @@ def test_what_a_job_has_on_each_node(scontrol: Path, monkeypatch: pytest.MonkeyP
 def test_outside_of_a_job_and_on_a_login_machine_there_is_none() -> None:
     assert Job.of({}) is None
     assert Job.of({name: value for name, value in BATCH.items() if name != "SLURMD_NODENAME"}) is None
+
+
+def test_a_job_of_an_array_is_asked_for_and_requeued_by_its_own_name(scontrol: Path) -> None:
+    """Its id may be that of the array, which `scontrol requeue 12` would requeue whole."""
+    own = job(SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="2")
+    requeue(own)
+    to_requeue(own)
+    asked = scontrol.read_text()
+    assert "requeue 12_2" in asked and "show job 12_2" in asked
+    assert job().name == job().id
+
+
+def test_a_variable_that_should_be_a_number_is_named() -> None:
+    with pytest.raises(ValueError, match="SLURM_JOB_NUM_NODES=abc in the environment is no number"):
+        job(SLURM_JOB_NUM_NODES="abc")
 
 
 def test_a_batch_job_and_a_step_of_one() -> None:
