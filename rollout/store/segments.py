@@ -79,7 +79,7 @@ def seal(stream: Path) -> None:
         raise ValueError(f"{stream} is damaged at byte {end}")
     sealed = stream.with_suffix(SEALED)
     partial = sealed.with_suffix(PARTIAL)
-    with pq.ParquetWriter(partial, schema(), compression=COMPRESSION) as writer:
+    with pq.ParquetWriter(partial, schema(), compression=COMPRESSION, write_page_checksum=True) as writer:
         for batch in batches(stream):
             writer.write_table(pa.Table.from_batches([batch]), row_group_size=len(batch))
     sync(partial)
@@ -231,7 +231,7 @@ def _records(path: Path) -> Iterator[tuple[int, Callable[[], pa.RecordBatch]]]:
     if path.suffix == SEALED:
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for record in range(file.num_row_groups):
                 yield record, partial(_row_group, file, record)
         return

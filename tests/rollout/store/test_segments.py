@@ -212,7 +212,7 @@ def test_the_only_group_of_a_stream_that_was_not_written_whole_is_told(tmp_path:
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_damaged_bytes_cost_the_groups_that_have_them_and_are_told(tmp_path: Path, sealed: bool) -> None:
-    """Whatever pyarrow raises for them."""
+    """Whatever pyarrow raises for them. A sealed segment has checksums, so that none comes back with other values."""
     made = some(3)
     segment, _ = written(tmp_path, made)
     path = segment.path
@@ -222,7 +222,10 @@ def test_damaged_bytes_cost_the_groups_that_have_them_and_are_told(tmp_path: Pat
     content = path.read_bytes()
     for place in range(0, len(content), 97):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
-        assert set(read_groups(tmp_path, 1, range(3))) == {0, 1, 2}
+        found = read_groups(tmp_path, 1, range(3))
+        assert set(found) == {0, 1, 2}
+        if sealed:
+            assert all(isinstance(group, ValueError) or group == made[record] for record, group in found.items())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert len([*groups(path)]) <= 3
