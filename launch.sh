@@ -273,7 +273,7 @@ case "$verb" in
             fi
             die "no recipe file and no verb is called '$recipe'; ./launch.sh --help lists the verbs"
         fi
-        [[ -z $recipe || $verb == play || -z ${SLURM_JOB_ID:-} ]] || enter_slurm_job "$@"
+        [[ -z $recipe || $verb == plan || $verb == play || -z ${SLURM_JOB_ID:-} ]] || enter_slurm_job "$@"
         choose_device "$verb"
         if [[ -n ${SLUICE_VENV:-} ]]; then
             [[ -x $venv/bin/python ]] || die "SLUICE_VENV=$SLUICE_VENV holds no bin/python; unset it to have one built"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from rl.driver import cluster as module
 from rl.driver.cluster import Cluster
 from rl.driver.config import RunConfig
 from rl.processes.tree import kill_run, new_run_id
@@ -19,6 +20,8 @@ def ray_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("TMPDIR", "PYTHONPATH", "RAY_worker_niceness"):  # so that what `connect` sets is put back
             environment.setenv(name, "")
             environment.delenv(name)
+        # Further machines join it in test_late_engines.py, and nobody could at 127.0.0.1.
+        environment.setattr(module, "LOOPBACK", "127.0.0.9")
         cluster.connect(RunConfig(), 100 * 2**20)
         yield
         cluster.close()
