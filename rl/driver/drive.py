@@ -93,14 +93,15 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None], *, trai
                 directory.discard()
             return NOTHING_STARTED
         ending = _run(session, train, trains)
-        if ending.code not in (0, NOTHING_STARTED):
-            session.tracker.alert("the run stalled" if ending.code == STALLED else "the run ended", ending.reason)
         summary = session.summary(ending.reason)
         try:
             session.metrics.close()
             atomic_write_json(directory.summary, summary)
         finally:
             session.cluster.close()
+        # After the summary: who preempts a job gives it little time, and wandb may be gone already.
+        if ending.code not in (0, NOTHING_STARTED):
+            session.tracker.alert("the run stalled" if ending.code == STALLED else "the run ended", ending.reason)
         session.tracker.finish(ending.code, summary, deadline_s=UPLOAD_S if ending.code == 0 else TRACKER_S)
         _report(session, ending, summary, trains)
         if ending.code == NOTHING_STARTED:
