@@ -63,10 +63,10 @@ class RayEngines:
         return not ray.wait(started, num_returns=len(started), timeout=0)[1]
 
     def wait(self, started: list[Any], timeout_s: float) -> list[Any]:
-        silent = ray.wait(started, num_returns=len(started), timeout=timeout_s)[1]
-        if not silent:
-            return ray.get(started)
-        ray.get([one for one in started if one not in silent])  # an error says more than a silence
+        try:
+            return ray.get(started, timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            silent = ray.wait(started, num_returns=len(started), timeout=0)[1]
         numbers = ", ".join(str(number) for number, one in zip(self._engines, started, strict=True) if one in silent)
         raise TimeoutError(
             f"no answer of engine {numbers} in {timeout_s:g} s: see its log; if it is only slow, raise "

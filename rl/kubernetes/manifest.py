@@ -7,7 +7,6 @@ sends the token with its own requests. A Secret of one's own would shut the oper
 
 from __future__ import annotations
 
-import posixpath
 import re
 import shlex
 from collections.abc import Sequence
@@ -108,7 +107,7 @@ def entrypoint(recipe: Recipe, argv: Sequence[str]) -> str:
     directory = recipe.run.dir or f"{SHARED}/{recipe.run.name}"
     if recipe.run.hostfile is not None:
         raise ValueError(f"run.hostfile={recipe.run.hostfile}: the pods are the machines here: leave it out")
-    if not PurePosixPath(posixpath.normpath(directory)).is_relative_to(SHARED) or ".." in directory.split("/"):
+    if not PurePosixPath(directory).is_relative_to(SHARED) or ".." in PurePosixPath(directory).parts:
         raise ValueError(f"run.dir={directory}: the shared volume is at {SHARED}: set run.dir to a path below it")
     added = ["run.ray_address=auto", f"run.dir={directory}", f"run.cache_dir={SHARED}/cache"]
     added += [] if recipe.resume == "must" else ["resume=auto"]

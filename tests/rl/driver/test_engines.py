@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from rl import run as loop
 from rl.driver import cluster as module
@@ -205,6 +206,19 @@ def test_weights_are_read_back_unless_the_engine_dies_and_other_values_end_the_r
     ):
         finish_read_back(reading(cluster, engines, logged))
     assert cluster.calls.ask(engines.all[1], "call", "is_paused", what="asking")
+
+
+def test_a_silent_engine_is_named_and_a_dead_one_is_told_before_the_others_have_answered(cluster: Cluster) -> None:
+    engines = started(cluster, 1, [])
+    for handle in engines.all.values():
+        cluster.calls.ask(handle, "call", "hold", None, what="holding")
+    both = RayEngines(engines.all)
+    reading = both.start("read_back")
+    with pytest.raises(TimeoutError, match=r"no answer of engine 0, 1 in 0.1 s: .* raise weight_sync.timeout_s"):
+        both.wait(reading, 0.1)
+    kill(cluster, 0)
+    with pytest.raises(RayActorError):
+        both.wait(reading, 3600.0)
 
 
 OTHER = Findings(same=4, differ=["w"])
