@@ -54,7 +54,7 @@ def predictions_of(batch: MicroBatch, device: torch.device | str) -> Predictions
 
 
 def _copied(batch: MicroBatch, names: list[str], device: torch.device | str) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(getattr(batch, name), device=device) for name in names}
+    return {name: torch.tensor(getattr(batch, name), device=device) for name in names}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -109,10 +109,11 @@ class Session:
     evaluating: Evaluating | None = None
     reading_back: ReadingBack | None = None
     turns: Split = field(default_factory=Split)
-    first_segment: int = 0
-    """No earlier start of the run wrote to the segment of the trajectory store with this number, or a larger one."""
+    settled_segments: set[int] = field(default_factory=set)
+    """The segments of the trajectory store that earlier starts wrote, or that were sealed when `trajectories.keep_gb`
+    was last looked at. Nobody writes to them, and the log has all of their groups."""
     first_trained: int = 0
-    """The same of the files of trained tokens."""
+    """No earlier start of the run wrote to the file of trained tokens with this number, or a larger one."""
 
     @property
     def calls(self) -> Calls:

@@ -70,7 +70,7 @@ def begin_rollouts(run: Session) -> None:
     """Wait until the buffer has sorted what earlier starts left, and say what it found."""
     for line in run.calls.wait(run.buffer_began, "starting the buffer")[0]:
         run.console.note(line)
-    run.first_segment = max(segments.paths(run.directory.trajectories), default=0) + 1
+    run.settled_segments = set(segments.paths(run.directory.trajectories))
     run.first_trained = max(trained.paths(run.directory.trained), default=0) + 1
 
 
@@ -319,7 +319,10 @@ def _trim_trajectories(run: Session) -> None:
     kept = [read_buffer(folder) for folder in run.checkpoints.all()]
     held = {issue["address"]["segment"] for state in kept for issue in state.ledger["open"] if issue["address"]}
     stay = needed(run.directory.ledger, min(state.position for state in kept), held)
-    deleted = trim(run.directory.trajectories, keep_gb * 1e9, stay, run.first_segment)
+    folder = run.directory.trajectories
+    sealed = segments.sealed(folder)
+    deleted = trim(folder, keep_gb * 1e9, stay, run.settled_segments)
+    run.settled_segments |= sealed
     if deleted:
-        trained.trim(run.directory.trained, segments.paths(run.directory.trajectories).keys(), run.first_trained)
+        trained.trim(run.directory.trained, segments.paths(folder).keys(), run.first_trained)
         run.console.note(f"deleted {len(deleted)} files of trajectories: trajectories.keep_gb is {keep_gb:g}")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class EventLog:
     `position` is where the checkpoint that this start goes on from was written; None: it goes on from none.
 
     Raises:
-        ValueError: a line in the middle of the file is damaged, or the file ends before `position`.
+        ValueError: a line before the last one is damaged, or the file ends before `position`.
     """
 
     def __init__(self, path: Path, position: int | None = None) -> None:
@@ -72,7 +73,7 @@ def read_events(path: Path) -> list[Event]:
     """The events that hold, in order: what went with lost weights is left out.
 
     Raises:
-        ValueError: a line in the middle is damaged.
+        ValueError: a line before the last one is damaged.
     """
     stretches, _ = _read(path, 0)
     return [event for _, event in _timeline(stretches)]
@@ -118,11 +119,14 @@ def _read(path: Path, position: int | None) -> tuple[list[_Stretch], int]:
     for number, line in enumerate(_lines(path), start=1):
         begins = line.startswith(_BEGINS)
         event = _event(line) if begins or position is None or end >= position else {}
-        if event is None:
-            damaged = damaged or number
-            continue
         if damaged is not None:
-            raise ValueError(f"{path}:{damaged}: this line is damaged, and others follow it")
+            raise ValueError(
+                f"{path}:{damaged}: this line is damaged, and others follow it; to go on without them, "
+                f"cut the file there: truncate --size={end} {shlex.quote(str(path))}"
+            )
+        if event is None:
+            damaged = number
+            continue
         if begins:
             stretches.append(_Stretch(end, event.get("position", 0)))
         elif not stretches:

@@ -18,19 +18,18 @@ def needed(log: Path, position: int, held: Collection[int]) -> set[int]:
     return {*held, *(event["address"][0] for event in finished)}
 
 
-def trim(folder: Path, keep_bytes: float, needed: Collection[int], first_own: int) -> list[Path]:
-    """Delete the oldest segments until the rest has at most `keep_bytes`, but none that is needed or may be growing.
+def trim(folder: Path, keep_bytes: float, needed: Collection[int], settled: Collection[int]) -> list[Path]:
+    """Delete the oldest segments until the rest has at most `keep_bytes`, but only settled ones that are not needed.
 
-    `first_own` is the smallest number that this start may have used: streams from there on may be growing. Return what
-    was deleted.
+    A segment is settled when nobody writes to it and the log lists all of its groups. One that was sealed just now is
+    not: the worker may not have told of its last groups yet. Return what was deleted.
     """
     found = segments.paths(folder)
     sizes = {number: _size(path) for number, path in found.items()}
     total, deleted = sum(sizes.values()), []
     for number, path in found.items():
-        growing = path.suffix == segments.STREAM and number >= first_own
         newest = number == max(found)  # its number must not be given again
-        if total <= keep_bytes or number in needed or growing or newest:
+        if total <= keep_bytes or number in needed or number not in settled or newest:
             continue
         path.unlink(missing_ok=True)
         total -= sizes[number]

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rollout.store import streams
 from rollout.store.files import sync, write_whole
 from rollout.store.groups import decode, encode, header, schema
-from rollout.store.streams import COMPRESSION, goes_on, messages
 from rollout.types import Address, Group, Split
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def seal(stream: Path) -> None:
         raise ValueError(f"{stream} is damaged at byte {end}")
     sealed = stream.with_suffix(SEALED)
     partial = sealed.with_suffix(PARTIAL)
-    with pq.ParquetWriter(partial, schema(), compression=COMPRESSION, write_page_checksum=True) as writer:
+    with pq.ParquetWriter(partial, schema(), compression=streams.COMPRESSION, write_page_checksum=True) as writer:
         for batch in batches(stream):
             writer.write_table(pa.Table.from_batches([batch]), row_group_size=len(batch))
     sync(partial)
@@ -96,6 +96,11 @@ def paths(folder: Path) -> dict[int, Path]:
             if (number := re.fullmatch(r"segment-(\d+)", path.stem)) is not None:
                 found[int(number[1])] = path
     return dict(sorted(found.items()))
+
+
+def sealed(folder: Path) -> set[int]:
+    """The numbers of the segments that are full and sealed."""
+    return {number for number, path in paths(folder).items() if path.suffix == SEALED}
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -180,7 +185,7 @@ def tidy(folder: Path, known: Mapping[int, int]) -> list[str]:
             continue
         records, end = _whole(stream)
         torn = stream.stat().st_size - end
-        if records < known.get(number, 0) or (torn > 0 and goes_on(stream, end)):
+        if records < known.get(number, 0) or (torn > 0 and streams.goes_on(stream, end)):
             told.append(f"{stream.name}: damaged at byte {end}, where a finished group should be; it is left as it is")
         elif records == 0:
             stream.unlink()
@@ -226,8 +231,6 @@ def _read(path: Path, records: Collection[int]) -> dict[int, Group | ValueError]
 
 def _records(path: Path) -> Iterator[tuple[int, Callable[[], pa.RecordBatch]]]:
     """The records of a segment, and how to read each, while the next one has not been asked for."""
-    import pyarrow as pa
-
     if path.suffix == SEALED:
         import pyarrow.parquet as pq
 
@@ -235,9 +238,8 @@ def _records(path: Path) -> Iterator[tuple[int, Callable[[], pa.RecordBatch]]]:
             for record in range(file.num_row_groups):
                 yield record, partial(_row_group, file, record)
         return
-    with pa.memory_map(str(path)) as source:
-        for record, (message, _) in enumerate(messages(source)):
-            yield record, partial(pa.ipc.read_record_batch, message, schema())
+    for record, (_, message) in enumerate(streams.records(path)):
+        yield record, partial(streams.batch, message, schema())
 
 
 def _decoded(path: Path, record: int, read: Callable[[], pa.RecordBatch]) -> tuple[Group, Split] | ValueError:
@@ -256,10 +258,5 @@ def _row_group(file: pa.parquet.ParquetFile, record: int) -> pa.RecordBatch:
 
 def _whole(stream: Path) -> tuple[int, int]:
     """The number of complete records of a stream, and where the last one ends."""
-    import pyarrow as pa
-
-    if stream.stat().st_size == 0:
-        return 0, 0
-    with pa.memory_map(str(stream)) as source:
-        ends = [end for _, end in messages(source)]
-    return len(ends), ends[-1] if ends else len(header())
+    ends = [begin + message.size for begin, message in streams.records(stream)]
+    return len(ends), ends[-1] if ends else min(len(header()), stream.stat().st_size)

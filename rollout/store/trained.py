@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from rollout.store import streams
 from rollout.store.files import write_whole
-from rollout.store.streams import header, message, messages
 from rollout.types import Address
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class TrainedLog:
         if self._path is None:
             self._path, self._descriptor = _claim(self._folder)
             self._size = 0
-            self._write(header(schema()))
-        self._write(message(_batch(samples)))
+            self._write(streams.header(schema()))
+        self._write(streams.message(_batch(samples)))
         if self._size >= self._limit:
             self.close()
 
@@ -86,8 +86,8 @@ class TrainedLog:
 def read_trained(run_dir: str | Path) -> Iterator[TrainedSample]:
     """Every sample that was trained, file by file. Steps that a resumed run took again come again, later."""
     for path in paths(Path(run_dir) / FOLDER).values():
-        for begin, _ in _rows(path):
-            for of_group in _step_at(path, begin).values():
+        for begin, size, _ in _rows(path):
+            for of_group in _step_at(path, begin, size).values():
                 yield from of_group.values()
 
 
@@ -95,25 +95,25 @@ class TrainedReader:
     """Finds what steps made of a group, without having it all in memory. The run may be going on."""
 
     def __init__(self, run_dir: str | Path) -> None:
-        self._places: dict[tuple[int, Address], list[tuple[Path, int]]] = {}
+        self._places: dict[tuple[int, Address], list[tuple[Path, int, int]]] = {}
         for path in paths(Path(run_dir) / FOLDER).values():
-            for begin, rows in _rows(path):
+            for begin, size, rows in _rows(path):
                 for step, segment, record in dict.fromkeys(rows):
                     key = step, Address(segment=segment, record=record)
-                    self._places.setdefault(key, []).append((path, begin))
+                    self._places.setdefault(key, []).append((path, begin, size))
         self._step = lru_cache(maxsize=_CACHED)(_step_at)
 
     def of(self, step: int, address: Address) -> dict[int, TrainedSample]:
         """What a step trained of the group at an address, by the numbers of its samples; empty where that is not
         known."""
         found: dict[int, TrainedSample] = {}
-        for path, begin in self._places.get((step, address), ()):
-            found |= self._step(path, begin).get((step, address), {})
+        for path, begin, size in self._places.get((step, address), ()):
+            found |= self._step(path, begin, size).get((step, address), {})
         return found
 
 
-def _step_at(path: Path, begin: int) -> dict[tuple[int, Address], dict[int, TrainedSample]]:
-    """The samples of the record that begins there, by step and group."""
+def _step_at(path: Path, begin: int, size: int) -> dict[tuple[int, Address], dict[int, TrainedSample]]:
+    """The samples of the record of `size` bytes that begins there, by step and group."""
     import pyarrow as pa
 
     found: dict[tuple[int, Address], dict[int, TrainedSample]] = {}
@@ -121,10 +121,10 @@ def _step_at(path: Path, begin: int) -> dict[tuple[int, Address], dict[int, Trai
     try:
         with pa.memory_map(str(form)) as source:
             source.seek(begin)
-            batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema())
-    except (OSError, pa.ArrowInvalid):  # deleted to save space, or damaged
+            step = streams.batch(source.read_buffer(size), schema())
+    except (OSError, ValueError):  # deleted to save space, or damaged
         return found
-    for one in _samples(batch):
+    for one in _samples(step):
         found.setdefault((one.step, one.address), {})[one.sample] = one
     return found
 
@@ -191,26 +191,25 @@ def _split(column: pa.ListArray) -> list[npt.NDArray[np.float32]]:
     return np.split(column.values.to_numpy(), column.offsets.to_numpy()[1:-1])
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    """Where each record of a file begins, and the step, segment and record of each of its rows. The arrays are not
-    read. The file may be finished, or deleted, meanwhile. What comes after a torn record is left out."""
+def _rows(path: Path) -> Iterator[tuple[int, int, list[tuple[int, int, int]]]]:
+    """Where each record of a file begins, its bytes, and the step, segment and record of each of its rows. The arrays
+    are not read. The file may be finished, or deleted, meanwhile. What comes after a torn record is left out."""
     import pyarrow as pa
 
     form = path if path.exists() else path.with_suffix(FINISHED)
     options = pa.ipc.IpcReadOptions(included_fields=[0, 1, 2])
     try:
-        with pa.memory_map(str(form)) as source, pa.memory_map(str(form)) as again:
-            begin, batches = len(header(schema())), pa.ipc.open_stream(again, options=options)
-            for _, end in messages(source):
+        with pa.memory_map(str(form)) as source:
+            batches = pa.ipc.open_stream(source, options=options)
+            for begin, message in streams.records(form):
                 columns = (column.to_pylist() for column in batches.read_next_batch().columns)
-                yield begin, list(zip(*columns, strict=True))
-                begin = end
+                yield begin, message.size, list(zip(*columns, strict=True))
     except (OSError, pa.ArrowInvalid):
         return
 
 
 def _named(path: Path) -> Iterator[tuple[int, int, int]]:
-    for _, rows in _rows(path):
+    for _, _, rows in _rows(path):
         yield from rows
 
 

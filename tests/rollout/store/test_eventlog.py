@@ -115,6 +115,9 @@ def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_cut(tmp_path: Path
     for attempt in (lambda: read_events(path), lambda: EventLog(path), lambda: check(path, None)):
         with pytest.raises(ValueError, match=r"ledger.log:3: this line is damaged, and others follow it"):
             attempt()
+    path.write_bytes(b"".join(lines[:2]) + b"garbage\ngarbage")
+    with pytest.raises(ValueError, match=rf"others follow it; .*truncate --size={len(b''.join(lines[:2]))} "):
+        EventLog(path)
     path.write_bytes(b"".join(lines[1:]))
     with pytest.raises(ValueError, match=r"ledger.log:1: this is no ledger's log"):
         EventLog(path)

@@ -37,7 +37,7 @@ def test_a_run_goes_on_from_every_kept_checkpoint_after_all_else_was_deleted(tmp
     kept = states[-2:]
     stay = needed(tmp_path / "ledger.log", kept[0].position, held(kept))
     everything = set(paths(run.folder))
-    deleted = trim(run.folder, 0, stay, first_own=len(everything) + 1)
+    deleted = trim(run.folder, 0, stay, settled=everything)
     left = set(paths(run.folder))
     assert left == stay and len(deleted) == len(everything) - len(stay) > 0
     for state in kept:

@@ -9,14 +9,15 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.store import segments
-from rollout.store.groups import encode, header
-from rollout.store.segments import Segment, group_ids, groups, paths, read_group, read_groups, seal, tidy
+from rollout.store.groups import encode, header, schema
+from rollout.store.segments import Segment, group_ids, groups, paths, read_group, read_groups, seal, sealed, tidy
 from rollout.types import OBSERVED, Address, Group
 from tests.rollout.store.test_groups import GROUP
 from tests.samples import sample_of
@@ -212,7 +213,7 @@ def test_the_only_group_of_a_stream_that_was_not_written_whole_is_told(tmp_path:
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_damaged_bytes_cost_the_groups_that_have_them_and_are_told(tmp_path: Path, sealed: bool) -> None:
-    """Whatever pyarrow raises for them. A sealed segment has checksums, so that none comes back with other values."""
+    """Whatever pyarrow raises for them. Both forms have checksums, so that none comes back with other values."""
     made = some(3)
     segment, _ = written(tmp_path, made)
     path = segment.path
@@ -224,8 +225,7 @@ def test_damaged_bytes_cost_the_groups_that_have_them_and_are_told(tmp_path: Pat
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
         found = read_groups(tmp_path, 1, range(3))
         assert set(found) == {0, 1, 2}
-        if sealed:
-            assert all(isinstance(group, ValueError) or group == made[record] for record, group in found.items())
+        assert all(isinstance(group, ValueError) or group == made[record] for record, group in found.items())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert len([*groups(path)]) <= 3
@@ -236,6 +236,30 @@ def test_damaged_bytes_cost_the_groups_that_have_them_and_are_told(tmp_path: Pat
         if sealed:
             with pytest.warns(UserWarning, match="segment-000001.parquet cannot be read"):
                 assert [*groups(path)] == []
+
+
+def test_a_damaged_group_is_not_sealed(tmp_path: Path) -> None:
+    """Sealed, it would have a checksum that is right for wrong values."""
+    segment, _ = written(tmp_path, some(2))
+    content = segment.path.read_bytes()
+    begin = len(content) - 700
+    for place in range(begin, len(content), 97):
+        segment.path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises((ValueError, OSError)):
+            seal(segment.path)
+        assert sealed(tmp_path) == set() and segment.path.exists()
+
+
+def test_a_group_that_was_written_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    segment, _ = written(tmp_path, [])
+    made = some(2)
+    with segment.path.open("ab") as file, pa.ipc.new_stream(file, schema()) as stream:
+        for group in made:
+            stream.write_batch(pa.ipc.open_stream(header() + encode(group, "train")).read_next_batch())
+    content = segment.path.read_bytes()
+    plain = content[len(header()) :]
+    segment.path.write_bytes(plain)
+    assert b"crc32=" not in plain and [group for _, group, _ in groups(segment.path)] == made
 
 
 def test_a_record_that_cannot_be_decoded_costs_no_other(tmp_path: Path) -> None:
