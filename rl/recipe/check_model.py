@@ -40,6 +40,7 @@ def model_problems(recipe: Recipe) -> Iterator[Problem]:
     except (ValueError, OSError) as error:
         yield Problem(_KEY, f"{_KEY}={directory}: {one_line(str(error), 400)}")
         return
+    yield from _indivisible(config, recipe.inference.widths)
     if recipe.lora is not None and recipe.lora.targets is not None:
         yield from _unknown_targets(directory, recipe.lora.targets)
 
@@ -66,6 +67,26 @@ def _check_config(config: Mapping[str, Any]) -> None:
     refuse_quantised(config)
     if config.get("n_shared_experts") == 0:
         raise ValueError("config.json says n_shared_experts=0, and DeepSpeed's experts need at least one shared expert")
+
+
+def _indivisible(config: Mapping[str, Any], widths: Sequence[int]) -> Iterator[Problem]:
+    """Engine widths by which vLLM cannot divide the model's attention heads. Fewer key-value heads than GPUs are
+    repeated."""
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int):
+        return
+    of_keys = config.get("num_key_value_heads") or heads
+    fitting = [width for width in range(1, heads + 1) if _divides(width, heads, of_keys)]
+    for width in sorted({*widths} - {*fitting}):
+        yield Problem(
+            "inference.tensor_parallel",
+            f"inference.tensor_parallel={width} does not divide the {heads} attention heads ({of_keys} of keys and "
+            f"values) of {_KEY}; what fits: {', '.join(map(str, fitting))}",
+        )
+
+
+def _divides(width: int, heads: int, of_keys: int) -> bool:
+    return heads % width == 0 and (of_keys % width == 0 or width % of_keys == 0)
 
 
 def _check_weights(directory: Path) -> None:

@@ -86,6 +86,27 @@ def test_a_path_that_is_no_model(model: Path) -> None:
     assert "there is no config.json" in problems(model.parent)[0]
 
 
+@pytest.mark.parametrize(
+    ("heads", "of_keys", "widths", "wrong", "fitting"),
+    [
+        (96, 8, (1, 8, 16), (), ""),
+        (9, 3, (2, 3, 4), (2, 4), "1, 3, 9"),
+        (12, None, (5,), (5,), "1, 2, 3, 4, 6, 12"),
+        (6, 4, (3,), (3,), "1, 2"),
+    ],
+)
+def test_a_width_of_engines_that_does_not_divide_the_heads(
+    model: Path, heads: int, of_keys: int | None, widths: tuple[int, ...], wrong: tuple[int, ...], fitting: str
+) -> None:
+    path = configured(model, num_attention_heads=heads, num_key_value_heads=of_keys)
+    given = {"replicas": len(widths), "tensor_parallel": widths}
+    found = [*model_problems(recipe({"model": {"path": str(path)}, "inference": given}))]
+    assert [problem.text.partition(" ")[0] for problem in found] == [
+        f"inference.tensor_parallel={width}" for width in wrong
+    ]
+    assert all(problem.text.endswith(f"what fits: {fitting}") for problem in found)
+
+
 def test_targets_of_an_adapter_that_no_layer_has(model: Path) -> None:
     numpy = pytest.importorskip("safetensors.numpy")
     layer, names = np.zeros((2, 2), np.float32), ("self_attn.q_proj", "self_attn.k_proj", "input_layernorm")
