@@ -25,18 +25,32 @@ RETRIES = 3
 CPU_GIB, GPU_GIB = 4, 64
 """Memory to ask for: for each CPU core of a pod, and on top of that for each GPU (a rank keeps its states on the host
 when it takes turns with engines)."""
+_IMAGE_NAME = re.compile(r"[a-zA-Z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@\w+:\w+)?", re.ASCII)
+_CLAIM_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 NAME_CHARACTERS = 47
 """KubeRay's limit for the name of a RayJob."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a recipe does not say: the image, the claim of the shared volume, the GPUs of a machine, Ray's version."""
+    """What a recipe does not say: the image, the claim of the shared volume, the GPUs of a machine, Ray's version.
+
+    Raises:
+        ValueError: Kubernetes would not take the name of the image or of the claim.
+    """
 
     image: str | None
     claim: str | None
     gpus: int
     ray: str
+
+    def __post_init__(self) -> None:
+        if self.image is not None and not _IMAGE_NAME.fullmatch(self.image):
+            raise ValueError(f"image={self.image!r} is no name of an image, such as registry.example/team/sluice:1")
+        if self.claim is not None and not _CLAIM_NAME.fullmatch(self.claim):
+            raise ValueError(
+                f"claim={self.claim!r} is no name of a PersistentVolumeClaim: small letters, digits, dashes and dots"
+            )
 
 
 def manifest(recipe: Recipe, argv: Sequence[str], place: Place) -> str:

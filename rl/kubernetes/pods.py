@@ -25,13 +25,18 @@ def pods_of(recipe: Recipe, gpus: int) -> Pods:
     """The pods of a run, each with up to `gpus` GPUs. A run on CPUs has the head alone.
 
     Raises:
-        ValueError: an engine does not fit into a pod.
+        ValueError: an engine does not fit into a pod, or weights cannot get from one pod to another.
     """
     every_engine = recipe.inference.model_copy(update={"min_replicas": None})
     recipe = recipe.model_copy(update={"inference": every_engine})
     if resolve_device(recipe, gpus) == "cpu":
         return Pods(count=0, gpus=0, cpus=0, head_cpus=max(wants(recipe).cpus, HEAD_CPUS))
     count = _count(recipe, gpus)
+    if count > 1 and recipe.weight_sync.transport.name == "shm":
+        raise ValueError(
+            f"weight_sync.transport=shm stays on one machine, and this run needs {count} of gpus={gpus}: "
+            "use auto, gloo or nccl, or fewer GPUs"
+        )
     each = min(gpus, wants(recipe).gpus) if count == 1 else gpus
     workers = -(-recipe.rollout.workers // (count + 1))  # they are dealt out over all machines, the head among them
     return Pods(count=count, gpus=each, cpus=each + workers, head_cpus=HEAD_CPUS + workers)

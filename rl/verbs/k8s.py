@@ -39,8 +39,8 @@ def k8s(argv: Sequence[str]) -> int:
 
     ray = read_pins(REPOSITORY / "locks" / LOCKS["cpu"])["ray"]
     others[0] = _in_repository(others[0])
-    place = Place(image=own.get("image"), claim=own.get("claim"), gpus=int(gpus), ray=ray)
     try:
+        place = Place(image=own.get("image"), claim=own.get("claim"), gpus=int(gpus), ray=ray)
         text = manifest(recipe, others, place)
     except ValueError as error:
         return refuse(str(error))

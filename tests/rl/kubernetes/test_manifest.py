@@ -148,6 +148,11 @@ def test_what_is_missing_is_marked_and_what_cannot_be_is_refused() -> None:
     Draft202012Validator(JOB).validate(yaml.safe_load(text))
     with pytest.raises(ValueError, match=r"inference.tensor_parallel=\d+: an engine stays on one machine"):
         pods_of(recipe_of("inference.tensor_parallel=8"), 4)
+    split = ("trainer.ranks=2", "trainer.expert_parallel=1", "inference.replicas=2", "inference.tensor_parallel=1")
+    split = (*split, "weight_sync.transport=shm")
+    assert pods_of(recipe_of(*split), 4).count == 1
+    with pytest.raises(ValueError, match=r"weight_sync.transport=shm stays on one machine, and .* 2 of gpus=2"):
+        pods_of(recipe_of(*split), 2)
     with pytest.raises(ValueError, match=r"run.dir=runs/mine: the shared volume is at /shared"):
         entrypoint(recipe_of("run.dir=runs/mine"), [AGENT])
     with pytest.raises(ValueError, match=r"run.dir=/shared/../etc: the shared volume is at /shared"):
@@ -156,6 +161,22 @@ def test_what_is_missing_is_marked_and_what_cannot_be_is_refused() -> None:
         entrypoint(recipe_of("run.hostfile=hosts"), [AGENT])
     with pytest.raises(ValueError, match="name the recipe by its path in the repository"):
         entrypoint(recipe, ["../mine.yaml"])
+
+
+@pytest.mark.parametrize("image", ["a", "team/sluice:1.2", "registry.example:5000/a/b_c:v1", "a@sha256:" + "0" * 64])
+@pytest.mark.parametrize("claim", ["runs", "shared-volume.1"])
+def test_names_that_kubernetes_takes_are_taken(image: str, claim: str) -> None:
+    Place(image=image, claim=claim, gpus=8, ray="2.60.0")
+
+
+@pytest.mark.parametrize(
+    ("named", "key"),
+    [({"image": word}, "image") for word in ("", "my image", "a:b:c", "-a", "a\n")]
+    + [({"claim": word}, "claim") for word in ("", "Runs", "a_b", "-a", "a-", "a" * 254)],
+)
+def test_names_that_kubernetes_does_not_take(named: dict[str, str], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}=.* is no name of"):
+        Place(**{"image": None, "claim": None, "gpus": 8, "ray": "2.60.0", **named})
 
 
 def test_names_are_those_that_kubernetes_takes() -> None:
