@@ -43,7 +43,7 @@ def examine(recipe: Recipe, run_id: str, packages: Sequence[str], total_s: float
     Returns the exit code."""
     logs = TEMP / f"{resource_prefix(run_id)}doctor"
     logs.mkdir()
-    cluster, budget = Cluster(logs, run_id), Budget(total_s)
+    cluster, budget = Cluster(logs, run_id, logs_stay=False), Budget(total_s)
 
     def on_signal(signum: signal.Signals) -> None:
         cluster.calls.stop.interrupt(signum.name, 128 + signum)

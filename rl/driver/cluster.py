@@ -71,8 +71,8 @@ class Hardware:
 class Cluster:
     """Every actor of one run. Call `connect` and `lay_out`, then start the actors; `close` ends them."""
 
-    def __init__(self, logs_dir: Path, run_id: str) -> None:
-        self._logs_dir = logs_dir
+    def __init__(self, logs_dir: Path, run_id: str, *, logs_stay: bool = True) -> None:
+        self._logs_dir, self._logs_stay = logs_dir, logs_stay
         self._run_id = run_id
         self._hosts: Hosts | None = None
         self._nodes: list[Node] = []
@@ -108,7 +108,7 @@ class Cluster:
             except ValueError as error:
                 raise NoCluster(str(error)) from error
             if others is not None:
-                self._hosts = Hosts(others, self._logs_dir)
+                self._hosts = Hosts(others, self._logs_dir, logs_stay=self._logs_stay)
                 self._gather(others, gather_s)
                 self.calls.gone = self._hosts.ended
         return self.look()

@@ -12,7 +12,7 @@ from rl.launch.greeting import Greeting
 
 CLOSE_S = 15.0
 END_S = 2.0
-_CHARACTERS = 2000
+_CHARACTERS, _LINES = 2000, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,11 @@ class Others:
 
 
 class Hosts:
-    """The connections to the other machines. What a machine says goes to `host-NAME.log` in the folder of logs."""
+    """The connections to the other machines. What a machine says goes to `host-NAME.log` in the folder of logs. Where
+    that is deleted at the end, messages name no log, and have the last lines instead of the last one."""
 
-    def __init__(self, others: Others, logs: Path) -> None:
-        self._others = others
+    def __init__(self, others: Others, logs: Path, *, logs_stay: bool = True) -> None:
+        self._others, self._logs_stay = others, logs_stay
         self._logs = {name: logs / f"host-{name.replace('/', '_')}.log" for name in others.commands}
         self._connections: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -54,9 +55,9 @@ class Hosts:
                 continue
 
     def ended(self) -> list[str]:
-        """Of each machine whose connection has ended, its name and the last line that it said."""
+        """Of each machine whose connection has ended, its name and what it said last."""
         return [
-            f"{name}: {self._last_line(name)} (its log: {self._logs[name]})"
+            f"{name}: {self._last_words(name)}"
             for name, connection in self._connections.items()
             if connection.poll() is not None
         ]
@@ -77,10 +78,10 @@ class Hosts:
                 _end(connection)
         self._connections = {}
 
-    def _last_line(self, name: str) -> str:
+    def _last_words(self, name: str) -> str:
         text = self._logs[name].read_bytes()[-_CHARACTERS:].decode(errors="replace")
-        lines = [line for line in text.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else "the connection ended without a word"
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or ["the connection ended without a word"]
+        return f"{lines[-1]} (its log: {self._logs[name]})" if self._logs_stay else " | ".join(lines[-_LINES:])
 
 
 def _end(connection: subprocess.Popen[bytes]) -> None:
