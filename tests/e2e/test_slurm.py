@@ -131,7 +131,9 @@ def test_a_run_from_salloc_on_the_login_machine_is_on_the_nodes_and_ends_there_w
     directory, output = cluster.folder / "interactive", cluster.folder / "interactive.out"
     run = f"./launch.sh {QUICKSTART} run.steps=200 run.dir={directory} {cache} {' '.join(SETTINGS)}"
     look = f"srun --nodes=2 --ntasks=2 --chdir=/ bash -c {LEFT!r}"
-    command = ["salloc", "--nodes=2", "--exclusive", "bash", "-c", f"{run}; echo ended with $?; {look}; echo looked"]
+    doctor = f"./launch.sh doctor {QUICKSTART} run.device=cpu; echo doctor ended with $?"
+    script = f"{doctor}; {run}; echo ended with $?; {look}; echo looked"
+    command = ["salloc", "--nodes=2", "--exclusive", "bash", "-c", script]
     with output.open("wb") as log:
         shell = subprocess.Popen(
             cluster.login.command(command),
@@ -149,7 +151,8 @@ def test_a_run_from_salloc_on_the_login_machine_is_on_the_nodes_and_ends_there_w
         shell.kill()
         shell.wait()
     said = output.read_text()
-    assert "this machine is not in the SLURM job" in said and "going on on its first node, node-1" in said
+    assert said.count("this machine is not in the SLURM job") == said.count("going on on its first node, node-1") == 2
+    assert "doctor ended with 0" in said and re.search(r"machines +10\.77\.0\.2 .*, 10\.77\.0\.3 ", said), said
     assert re.search(r"^  10\.77\.0\.3 .*worker-1$", said, flags=re.MULTILINE), said
     assert re.search(r"ended with 137\n(salloc.*\n|srun.*\n)*looked", said), said[-3000:]
 
@@ -181,3 +184,25 @@ def test_a_job_that_is_preempted_with_a_grace_time_is_requeued(cluster: Slurm, c
     first = steps_done(directory)
     await_that(lambda: len(steps_done(directory)) > len(first), output)
     assert "resuming after step" in output.read_text()
+
+
+@pytest.mark.long
+def test_a_preempted_task_of_an_array_is_requeued_alone(cluster: Slurm, cache: str) -> None:
+    """The last task's id is also that of the array, by which `scontrol requeue` would requeue its sibling, too."""
+    folder, task = cluster.folder, "$SLURM_ARRAY_TASK_ID"
+    run = f"{REPOSITORY}/launch.sh {QUICKSTART} run.steps=40 run.dir={folder}/task-{task} {cache} {' '.join(SETTINGS)}"
+    options = ("--nodes=1", "--exclusive", "--requeue", "--partition=patient", "--array=1-2")
+    job = cluster.submit(folder / "task-%a.out", *options, "--wrap", f"exec {run}")
+    first, last = ((folder / f"task-{number}.out", folder / f"task-{number}") for number in (1, 2))
+    for output, directory in (first, last):
+        await_that((directory / "checkpoints" / "step-000001").exists, output)
+    (node,) = cluster.ask("squeue", "--noheader", f"--jobs={job}_2", "--format=%N").split()
+    other = ("--nodes=1", f"--nodelist={node}", "--exclusive", "--partition=high", "--wrap", "true")
+    preempting = cluster.submit(folder / "beside.out", *other)
+    cluster.await_state(preempting, "COMPLETED", 120)
+    assert f"the SLURM job {job} is being preempted, so it is requeued" in last[0].read_text()
+    done = [len(steps_done(directory)) for _, directory in (first, last)]
+    for number, (output, directory) in enumerate((first, last)):
+        await_that(lambda: len(steps_done(directory)) > done[number], output)  # noqa: B023
+    assert "resuming after step" in last[0].read_text()
+    assert "resuming" not in first[0].read_text() and "CANCELLED" not in first[0].read_text()
