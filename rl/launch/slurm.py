@@ -25,9 +25,11 @@ KEPT = ("SLURM_CONF", "SLURM_JWT")
 TEMPORARY = ("TMPDIR", "TMP", "TEMP")
 STEP = (
     *("--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--cpu-bind=none"),
-    *(f"--export=ALL,{LIFELINE}=0", f"--chdir={REPOSITORY}"),
+    *("--export=ALL", f"--chdir={REPOSITORY}"),
 )
 """One task with all that the job has on a node. It shares that with every other step."""
+JOINING = ("env", f"--unset={LIFELINE}", str(REPOSITORY / "launch.sh"), "node")
+"""What a step runs. The variable is meant for its srun alone, and `srun --export` cannot change one that is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +131,7 @@ def over_srun(job: Job) -> Others | None:
         )
     return Others(
         source=f"the SLURM job {job.id}",
-        commands={name: [*srun(job.id, name), str(REPOSITORY / "launch.sh"), "node"] for name in others},
+        commands={name: [*srun(job.id, name), *JOINING] for name in others},
         environment=step_environment(os.environ),
         first=fields_in(_ask("--oneliner", "show", "node", others[0])).get("NodeAddr", others[0]),
     )

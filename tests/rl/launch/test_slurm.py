@@ -118,7 +118,7 @@ def test_the_other_nodes_are_those_of_which_scontrol_tells(scontrol: Path) -> No
     assert others.source == "the SLURM job 12" and others.first == "10.1.0.2"
     command = others.commands["cpu-7"]
     assert command[:3] == ["srun", "--jobid=12", "--overlap"] and "--nodelist=cpu-7" in command
-    assert command[-2:] == [f"{REPOSITORY}/launch.sh", "node"]
+    assert command[-4:] == ["env", f"--unset={LIFELINE}", f"{REPOSITORY}/launch.sh", "node"]
     assert over_srun(job(SLURM_JOB_NUM_NODES="1")) is None
 
 
