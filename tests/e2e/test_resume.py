@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
     """
     directory = tmp_path / "run"
     overrides = ("tasks.eval_size=48", "checkpoint.every=1000", "inference.restarts=0", *ONE_RANK)
+    overrides = (*overrides, "trajectories.segment_mb=0.001")
     with launched(directory, cold_start_cache, "run.steps=2", *overrides) as run:
         in_the_loop(run)
         engine = run.pid_of("engine-0")
@@ -107,6 +109,7 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
     evaluations = directory / "evaluations"
     (evaluations / "step-000002.json").rename(evaluations / "step-000007.json")
     more = ("run.steps=8", "resume=auto", "trainer.optimizer.lr=0", "tasks.eval_size=8", "eval.every=2")
+    more = (*more, "trajectories.keep_gb=1e-9")
     second = launch(directory, cold_start_cache, *overrides, *more)
     assert second.code == 0, second.output[-4000:]
     assert {path.name for path in evaluations.iterdir()} == {f"step-{step:06d}.json" for step in (0, 2, 4, 6, 8)}
@@ -117,3 +120,6 @@ def test_an_engine_dies_in_the_last_evaluation_and_the_run_is_finished_and_then_
     assert len(gaps) >= 5
     assert max(gaps) < 2e-6, f"the engine/trainer gap does not stay flat over pushes: {gaps}"
     assert second.summary["eval_success_before"] == ended["eval_success_before"]
+    assert "files of trajectories: trajectories.keep_gb is 1e-09" in second.output
+    left = Counter(one.step for one in read(directory) if one.step is not None)
+    assert {3, 4, 5, 6, 7, 8} <= left.keys(), "the checkpoint of step 2 may still be gone on from"

@@ -187,22 +187,21 @@ def test_a_job_that_is_preempted_with_a_grace_time_is_requeued(cluster: Slurm, c
 
 
 @pytest.mark.long
-def test_a_preempted_task_of_an_array_is_requeued_alone(cluster: Slurm, cache: str) -> None:
+def test_a_task_of_an_array_requeues_itself_alone(cluster: Slurm) -> None:
     """The last task's id is also that of the array, by which `scontrol requeue` would requeue its sibling, too."""
-    folder, task = cluster.folder, "$SLURM_ARRAY_TASK_ID"
-    run = f"{REPOSITORY}/launch.sh {QUICKSTART} run.steps=40 run.dir={folder}/task-{task} {cache} {' '.join(SETTINGS)}"
-    options = ("--nodes=1", "--exclusive", "--requeue", "--partition=patient", "--array=1-2")
-    job = cluster.submit(folder / "task-%a.out", *options, "--wrap", f"exec {run}")
-    first, last = ((folder / f"task-{number}.out", folder / f"task-{number}") for number in (1, 2))
-    for output, directory in (first, last):
-        await_that((directory / "checkpoints" / "step-000001").exists, output)
-    (node,) = cluster.ask("squeue", "--noheader", f"--jobs={job}_2", "--format=%N").split()
-    other = ("--nodes=1", f"--nodelist={node}", "--exclusive", "--partition=high", "--wrap", "true")
-    preempting = cluster.submit(folder / "beside.out", *other)
-    cluster.await_state(preempting, "COMPLETED", 120)
-    assert f"the SLURM job {job} is being preempted, so it is requeued" in last[0].read_text()
-    done = [len(steps_done(directory)) for _, directory in (first, last)]
-    for number, (output, directory) in enumerate((first, last)):
-        await_that(lambda: len(steps_done(directory)) > done[number], output)  # noqa: B023
-    assert "resuming after step" in last[0].read_text()
-    assert "resuming" not in first[0].read_text() and "CANCELLED" not in first[0].read_text()
+    script = cluster.folder / "task.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from rl.launch.slurm import Job, requeue\n"
+        "job = Job.of(os.environ)\n"
+        "print(job.name, job.restarts, flush=True)\n"
+        "if job.name.endswith('_2') and not job.restarts:\n"
+        "    requeue(job)\n"
+        "time.sleep(300)\n"
+    )
+    options = ("--nodes=1", "--exclusive", "--requeue", "--array=1-2")
+    words = (*options, f"--export=ALL,PYTHONPATH={REPOSITORY}", "--wrap", f"exec {sys.executable} {script}")
+    job = cluster.submit(cluster.folder / "task-%a.out", *words)
+    first, last = (cluster.folder / f"task-{number}.out" for number in (1, 2))
+    await_that(lambda: last.exists() and f"{job}_2 1" in last.read_text(), last, 2 * COMMAND_S)
+    assert first.read_text() == f"{job}_1 0\n" and cluster.state(f"{job}_1") == "RUNNING"
