@@ -30,7 +30,7 @@ from rl.launch.addresses import own_address
 from rl.launch.greeting import cluster_token, greeting
 from rl.launch.hosts import Hosts, Others
 from rl.launch.others import other_machines
-from rl.launch.own_ray import LOOPBACK, start_ray
+from rl.launch.own_ray import LOOPBACK, ended_here, start_ray
 from rl.paths import REPOSITORY
 from rl.processes.tree import TEMP, resource_prefix
 from rl.recipe.machine import cpu_count, in_job
@@ -110,8 +110,12 @@ class Cluster:
             if others is not None:
                 self._hosts = Hosts(others, self._logs_dir, logs_stay=self._logs_stay)
                 self._gather(others, gather_s)
-                self.calls.gone = self._hosts.ended
+            self.calls.gone = self._ended
         return self.look()
+
+    def _ended(self) -> list[str]:
+        """What nothing goes on without and has ended: Ray's own processes here, and the other machines."""
+        return [*ended_here(), *(self._hosts.ended() if self._hosts is not None else ())]
 
     def look(self) -> Hardware:
         """Ask the Ray instance of this process for its machines."""

@@ -56,7 +56,7 @@ class Calls:
     def __init__(self, logs_dir: Path) -> None:
         self.stop = StopRequest()
         self.gone: Callable[[], Sequence[str]] = list
-        """Says of each other machine that was lost why."""
+        """Says of each machine that was lost why."""
         self._logs_dir = logs_dir
         self._roles: dict[Actor, str] = {}
         self._pinged_actors: list[Actor] = []
@@ -173,8 +173,8 @@ class Calls:
         self._waiting = f"{what}: {self._names(pending.values())}"
         self.stop.check()
         self._ping()
-        if gone := self.gone():
-            raise ProcessDied(f"{what}: a machine is gone: {'; '.join(gone)}")
+        if (lost := self._lost(what)) is not None:
+            raise lost
         others = {ref: role for ref, role in (self._watched | self._background).items() if ref not in pending}
         done, _ = ray.wait([*pending, *others, *self._spared], num_returns=1, timeout=POLL_S)
         results = {}
@@ -260,7 +260,14 @@ class Calls:
                     return role, error
         return None
 
+    def _lost(self, what: str) -> ProcessDied | None:
+        """The loss of a machine, or of Ray itself, with which its actors die."""
+        gone = self.gone()
+        return ProcessDied(f"{what}: a machine is gone: {'; '.join(gone)}") if gone else None
+
     def _died(self, role: str, error: RayActorError | ActorUnschedulableError, what: str) -> ProcessFailure:
+        if (lost := self._lost(what)) is not None:
+            return lost
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # If an __init__ failed, the last line is its exception. Else the first line is the cause; process ids follow.
         unfit = isinstance(error, RayActorError) and error.actor_init_failed

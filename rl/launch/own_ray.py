@@ -11,6 +11,7 @@ import ray
 from ray._private import ray_constants
 
 LOOPBACK = "127.0.0.1"
+NEEDED = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
 
 
 def start_ray(address: str, object_store_bytes: int, folder: Path, cpus: int | None) -> None:
@@ -32,6 +33,13 @@ def start_ray(address: str, object_store_bytes: int, folder: Path, cpus: int | N
             _node_ip_address=address,
             num_cpus=cpus,
         )
+
+
+def ended_here() -> list[str]:
+    """The processes of this process's own Ray that everything depends on and that have ended, in words."""
+    node = ray._private.worker._global_node
+    dead = [] if node is None else node.dead_processes()
+    return [f"this one, whose {kind} (Ray's) ended with exit code {one.poll()}" for kind, one in dead if kind in NEEDED]
 
 
 @contextmanager
