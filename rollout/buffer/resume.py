@@ -3,7 +3,8 @@
 A checkpoint of version v was written in the middle of the work. After it, groups were finished and maybe trained, in
 steps that went with their weights. A group may still be trained if none of its tokens is newer than v or older than
 v - S: then weights sampled it that the resumed run has had, too. Every such group waits again, also one that the store
-holds and the log does not know yet, because the run was killed in between. The others are issued again.
+holds and the log does not know yet, because the run was killed in between. The others are issued again. What an earlier
+resume from the same checkpoint has issued again stays so, since its task may have been trained since.
 """
 
 from __future__ import annotations
