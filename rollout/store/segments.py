@@ -70,6 +70,7 @@ def seal(stream: Path) -> None:
 
     Raises:
         ValueError: the stream is damaged. It stays as it is.
+        OSError: the disk is full, say. The stream stays as it is, and nothing else is left.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -79,10 +80,14 @@ def seal(stream: Path) -> None:
         raise ValueError(f"{stream} is damaged at byte {end}")
     sealed = stream.with_suffix(SEALED)
     partial = sealed.with_suffix(PARTIAL)
-    with pq.ParquetWriter(partial, schema(), compression=streams.COMPRESSION, write_page_checksum=True) as writer:
-        for batch in batches(stream):
-            writer.write_table(pa.Table.from_batches([batch]), row_group_size=len(batch))
-    sync(partial)
+    try:
+        with pq.ParquetWriter(partial, schema(), compression=streams.COMPRESSION, write_page_checksum=True) as writer:
+            for batch in batches(stream):
+                writer.write_table(pa.Table.from_batches([batch]), row_group_size=len(batch))
+        sync(partial)
+    except Exception:
+        partial.unlink(missing_ok=True)
+        raise
     partial.rename(sealed)
     sync(sealed.parent)
     stream.unlink()
