@@ -13,6 +13,7 @@ summary.json.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ from rl.observe.forecast import Forecast
 from rl.observe.metrics_log import MetricsLog
 from rl.observe.timeline import Timeline
 from rl.observe.tracking.trackers import Trackers, tensorboard_tracker, wandb_tracker
+from rl.processes.lastword import LastWord
 from rl.processes.signals import install_signal_handlers, signal_handlers_kept
 from rl.processes.stopping import Stopped
 from rl.processes.tree import kill_run
@@ -92,11 +94,12 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None], *, trai
             if isinstance(error, UnfitChat):
                 directory.discard()
             return NOTHING_STARTED
-        ending = _run(session, train, trains)
-        summary = session.summary(ending.reason)
         try:
-            session.metrics.close()
-            atomic_write_json(directory.summary, summary)
+            with LastWord(lambda signum: _say_last(session, signum.name)):
+                ending = _run(session, train, trains)
+                summary = session.summary(ending.reason)
+                session.metrics.close()
+                atomic_write_json(directory.summary, summary)
         finally:
             session.cluster.close()
         # After the summary: who preempts a job gives it little time, and wandb may be gone already.
@@ -152,6 +155,13 @@ def _run(session: Session, train: Callable[[Session], None], trains: bool) -> En
         log = session.directory.logs / "driver.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         return Ending(code=1, reason=f"the driver failed: {type(error).__name__}: {error}; its traceback: {log}")
+
+
+def _say_last(session: Session, reason: str) -> None:
+    """Write and tell how a run ends whose main thread was asked to stop and has not."""
+    atomic_write_json(session.directory.summary, session.summary(reason))
+    print(f"error: {reason}; the driver did not stop by itself", file=sys.stderr)
+    print(f"summary: {session.directory.summary}", file=sys.stderr, flush=True)
 
 
 def _placed(recipe: Recipe, cluster: Cluster, hardware: Hardware, *, trains: bool) -> dict[str, str]:
@@ -223,6 +233,7 @@ def _open(recipe: Recipe, run_id: str, directory: RunDir, console: Console) -> S
         watchdog=Watchdog(
             stall_s=recipe.run.stall_s,
             on_stall=lambda stall: cluster.calls.stop.request(stall.text, STALLED),
+            on_late=lambda stall: _say_last(session, stall.text),
             logs_dir=directory.logs,
             waiting=lambda: session.waiting(),
         ),

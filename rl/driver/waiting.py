@@ -196,9 +196,19 @@ class Calls:
         try:
             self._get(reference, role, what)
         except ProcessFailure as failure:
+            if isinstance(failure, ProcessDied):
+                self._outlive(what)
             ended(failure)
         else:
             ended(None)
+
+    def _outlive(self, what: str) -> None:
+        """Go on after a death only if the run does: a process may have ended by the signal that ends all, and without
+        Ray's own processes no other can be started."""
+        self.stop.expect(SIGNAL_S)
+        self.stop.check()
+        if (lost := self._lost(what)) is not None:
+            raise lost
 
     def _ping(self) -> None:
         """Ping the actors that `add` got with `ping`. An idle actor answers; if the actor has died, its ping fails."""

@@ -2,7 +2,8 @@
 
 The driver calls `beat` whenever something got done. On a stall a thread writes the stacks of all the run's processes
 and a process table to logs/stacks-<time>.txt and calls `on_stall`, once. It kills nothing, with one exception: if the
-driver has not closed the watchdog `exit_after_s` later, the thread ends it by os._exit, and its guardian sweeps up.
+driver has not closed the watchdog `exit_after_s` later, the thread calls `on_late` and ends it by os._exit, and its
+guardian sweeps up.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ class Watchdog:
         *,
         stall_s: float,
         on_stall: Callable[[Stall], None],
+        on_late: Callable[[Stall], None],
         logs_dir: Path,
         waiting: Callable[[], str],
         exit_after_s: float = 25.0,
     ) -> None:
         self._stall_s = stall_s
-        self._on_stall = on_stall
+        self._on_stall, self._on_late = on_stall, on_late
         self._logs_dir = logs_dir
         self._waiting = waiting
         self._exit_after_s = exit_after_s
@@ -104,11 +106,13 @@ class Watchdog:
             f"no progress for {idle:.0f} s (run.stall_s={self._stall_s:g}). Last: {what}. "
             f"Waiting for: {waiting}. Stacks of all processes: {stacks}"
         )
-        self._on_stall(Stall(last=what, idle_s=idle, stacks=path, text=text))
+        stall = Stall(last=what, idle_s=idle, stacks=path, text=text)
+        self._on_stall(stall)
         if not self._closed.wait(self._exit_after_s):
-            late = f"the driver did not stop within {self._exit_after_s:g} s of the stall"
-            print(f"error: {text}\n{late}", file=sys.stderr, flush=True)
-            os._exit(STALLED)
+            try:
+                self._on_late(stall)
+            finally:
+                os._exit(STALLED)
 
 
 def dump_stacks(logs_dir: Path) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 import time
 
 import rl.driver.cluster
+import rl.processes.lastword
 from rl.driver.drive import drive
 from rl.driver.session import STALE, Session
 from rl.processes.guardian import run_guarded
@@ -23,6 +25,15 @@ def outside_of_any_wait(session: Session) -> None:
     (session.directory.path / "reading").touch()
     while True:
         time.sleep(0.01)
+
+
+def in_a_call_that_never_returns(session: Session) -> None:
+    """Like a call into Ray's C++: without the GIL, and it goes on after a signal."""
+    rl.processes.lastword.AFTER_S = 1.0
+    mutex = ctypes.create_string_buffer(64)
+    (session.directory.path / "calling").touch()
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
 
 def not_a_number(session: Session) -> None:
@@ -43,7 +54,15 @@ def one_more_group_is_stale(session: Session) -> None:
 
 SCENARIOS = {
     scenario.__name__: scenario
-    for scenario in (train, nothing, outside_of_any_wait, not_a_number, ray_hangs_at_the_end, one_more_group_is_stale)
+    for scenario in (
+        train,
+        nothing,
+        outside_of_any_wait,
+        in_a_call_that_never_returns,
+        not_a_number,
+        ray_hangs_at_the_end,
+        one_more_group_is_stale,
+    )
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from rl.driver.specs import engine_settings, wanted
 from rl.driver.steps import admit_engines, checkpoint, finish_read_back, publish
 from rl.driver.trainer import RayEngines
 from rl.driver.waiting import ProcessFailure
+from rl.processes.stopping import Stopped
 from rl.recipe.load import load_recipe
 from rl.weights.publish import PublishReport
 from rl.weights.read_back import ReadBack, ReadBackReport
@@ -118,6 +120,16 @@ def test_engines_come_back_and_serve_once_they_were_admitted_until_their_restart
     with pytest.raises(ProcessFailure, match="process engine-1 died"):
         cluster.calls.wait_until(lambda: False, "working")
     assert engines.restarted == 2 and len(told) == 2
+
+
+def test_none_is_started_again_in_a_run_that_is_being_stopped(cluster: Cluster) -> None:
+    told: list[str] = []
+    engines = started(cluster, 2, told)
+    kill(cluster, 0)
+    threading.Timer(1.0, cluster.calls.stop.request, ("SIGTERM", 143)).start()
+    with pytest.raises(Stopped, match="SIGTERM"):
+        cluster.calls.wait_until(lambda: False, "working")
+    assert engines.restarted == 0 and told == []
 
 
 def test_one_that_does_not_start_again_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:

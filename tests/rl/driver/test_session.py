@@ -107,6 +107,25 @@ def test_ctrl_c_is_heard_outside_of_any_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "code", "reason"), [("run.stall_s=600", 143, "SIGTERM"), ("run.stall_s=1", 75, "no progress for")]
+)
+def test_a_driver_whose_main_thread_never_comes_back_leaves_its_summary(
+    tmp_path: Path, override: str, code: int, reason: str
+) -> None:
+    process = start("in_a_call_that_never_returns", f"run.dir={tmp_path / 'run'}", override)
+    while not (tmp_path / "run" / "calling").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    if reason == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert f"error: {reason}" in output and "the driver did not stop by itself" in output
+    assert summary(tmp_path / "run")["exit_reason"].startswith(reason)
+
+
+@pytest.mark.slow
 def test_the_summary_is_written_whatever_the_numbers_are(tmp_path: Path) -> None:
     code, output = run("not_a_number", f"run.dir={tmp_path / 'run'}")
     assert code == 1 and "the driver failed: RuntimeError: boom" in output

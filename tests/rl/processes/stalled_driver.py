@@ -41,7 +41,12 @@ def driver(logs: Path) -> None:
         stuck.kill()
 
     watchdog = Watchdog(
-        stall_s=0.5, on_stall=on_stall, logs_dir=logs, waiting=lambda: "8 groups", exit_after_s=EXIT_AFTER_S
+        stall_s=0.5,
+        on_stall=on_stall,
+        on_late=lambda stall: print(f"late: {stall.text}", file=sys.stderr, flush=True),
+        logs_dir=logs,
+        waiting=lambda: "8 groups",
+        exit_after_s=EXIT_AFTER_S,
     )
     with watchdog:
         watchdog.beat("step 3: learn")
