@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,16 +153,34 @@ def test_a_crash_while_sealing_leaves_one_of_the_two(tmp_path: Path) -> None:
     assert [read_group(tmp_path, address) for address in addresses] == made
 
 
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """A disk that is full once a file has this size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [0, 100, 3000])
+def test_a_disk_that_is_full_while_sealing_costs_nothing(tmp_path: Path, size: int) -> None:
+    made = some(6)
+    segment, addresses = written(tmp_path, made)
+    with no_file_larger_than(size), pytest.raises(OSError, match="File too large"):
+        seal(segment.path)
+    assert [*tmp_path.iterdir()] == [segment.path]
+    assert [read_group(tmp_path, address) for address in addresses] == made
+    seal(segment.path)
+    assert [read_group(tmp_path, address) for address in addresses] == made
+
+
 def test_a_full_disk_costs_the_group_that_did_not_fit_and_no_other(tmp_path: Path) -> None:
     made = some(6)
     segment, _ = written(tmp_path, made[:2])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (segment.size + 100, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            segment.append(made[5], "train")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with no_file_larger_than(segment.size + 100), pytest.raises(OSError, match="File too large"):
+        segment.append(made[5], "train")
     assert os.stat(segment.path).st_size == segment.size
     assert segment.append(made[3], "train") == Address(segment=1, record=2)
     assert [group for _, group, _ in groups(segment.path)] == [*made[:2], made[3]] and tidy(tmp_path, {}) == []
