@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import zip_longest
-from operator import attrgetter
+from operator import attrgetter, sub
 from typing import Any, overload
 
 import numpy as np
@@ -89,16 +89,16 @@ class Turns(Sequence[Turn]):
 
     @property
     def temperatures(self) -> Sequence[float]:
-        return self._columns[_TURN.index("temperature")]
+        return self._columns[_TEMPERATURE]
 
     @property
     def lengths(self) -> list[int]:
         """The number of tokens that each turn sampled."""
-        starts, stops = (self._columns[_TURN.index(name)] for name in ("start", "stop"))
-        return [stop - start for start, stop in zip(starts, stops, strict=True)]
+        return [*map(sub, self._columns[_STOP], self._columns[_START])]
 
 
 _TURN = tuple(field.name for field in fields(Turn))
+_START, _STOP, _TEMPERATURE = (_TURN.index(name) for name in ("start", "stop", "temperature"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

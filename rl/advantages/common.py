@@ -7,6 +7,7 @@ neither trained nor part of any baseline.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,8 @@ class Baseline:
     def of(cls, rewards: Sequence[float], normalize_std: bool) -> Baseline:
         """The baseline of `rewards`. With normalize_std the scale is their population standard deviation (divided by
         n, not n - 1) + EPSILON, else 1."""
-        return cls(statistics.fmean(rewards), statistics.pstdev(rewards) + EPSILON if normalize_std else 1.0)
+        mean, count = statistics.fmean(rewards), len(rewards)
+        return cls(mean, math.dist(rewards, [mean] * count) / math.sqrt(count) + EPSILON if normalize_std else 1.0)
 
     def advantage(self, reward: float) -> float:
         return (reward - self.mean) / self.scale

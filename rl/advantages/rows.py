@@ -8,9 +8,8 @@ the trajectories, and no token is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby, repeat
 from typing import NamedTuple
 
 from rewards.extension import load
@@ -21,21 +20,19 @@ from rl.batch.plan import PlannedRow
 from rollout.cards import Card, SampleCard, TrajectoryCard
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """A trajectory that is trained, with its advantage, the number of its group, that of its first sample, and the
-    number of its trained tokens."""
+class _Chosen(NamedTuple):
+    """A trajectory that is trained, with its advantage, the number of its group, its samples with trained tokens by
+    their numbers in the group, and the number of its trained tokens."""
 
     card: Card
     trajectory: TrajectoryCard
     advantage: Advantage
     group: int
-    first: int
+    samples: list[tuple[int, SampleCard]]
     tokens: int
 
-    def samples(self) -> list[tuple[int, SampleCard]]:
-        """Its samples with trained tokens, by their numbers in the group."""
-        return [(self.first + i, sample) for i, sample in enumerate(self.trajectory.samples) if sample.trained_tokens]
+    def __str__(self) -> str:
+        return f"trajectory of task {self.card.task_id} in group {self.card.id}"
 
 
 def train_rows(
@@ -62,11 +59,11 @@ def train_rows(
             for members, values in zip(scored, estimated, strict=True)
         ]
     chosen = [
-        _Chosen(card, trajectory, value, number, first, tokens)
+        _Chosen(card, trajectory, value, number, samples, sum([sample.trained_tokens for _, sample in samples]))
         for number, (card, values) in enumerate(zip(cards, estimated, strict=True))
         if values is not None
-        for (first, trajectory), value in zip(_numbered(card), values, strict=True)
-        if (tokens := trajectory.trained_tokens)
+        for (trajectory, samples), value in zip(_members(card), values, strict=True)
+        if samples
     ]
     return _rows(chosen, aggregation), shares
 
@@ -76,22 +73,22 @@ def _scored(trajectory: TrajectoryCard) -> Scored:
     return Scored(reward=trajectory.reward, parts=trajectory.reward_parts, turns=trajectory.turns)
 
 
-def _numbered(card: Card) -> Iterator[tuple[int, TrajectoryCard]]:
-    """The usable trajectories of a group, each with the number of its first sample."""
+def _members(card: Card) -> Iterator[tuple[TrajectoryCard, list[tuple[int, SampleCard]]]]:
+    """The usable trajectories of a group, each with its samples that have trained tokens, by their numbers."""
     first = 0
     for trajectory in card.trajectories:
         if trajectory.outcome != "infra_error":
-            yield first, trajectory
+            yield trajectory, [pair for pair in enumerate(trajectory.samples, first) if pair[1].trained_tokens]
         first += len(trajectory.samples)
 
 
 def _rows(chosen: Sequence[_Chosen], aggregation: AggregationConfig) -> list[PlannedRow]:
     tokens = sum(one.tokens for one in chosen)
-    count = sum(len(one.samples()) for one in chosen)
+    count = sum(len(one.samples) for one in chosen)
     rows = []
     for one in chosen:
         runs = _runs(one)
-        for number, sample in one.samples():
+        for number, sample in one.samples:
             match aggregation.over:
                 case "token":
                     weight = 1 / tokens
@@ -128,8 +125,8 @@ class _Run(NamedTuple):
 class _Runs:
     """The trained tokens of a trajectory as runs, handed out sample by sample."""
 
-    def __init__(self, runs: Iterable[_Run]) -> None:
-        self._left = list(runs)[::-1]
+    def __init__(self, runs: list[_Run]) -> None:
+        self._left = runs[::-1]
 
     def take(self, tokens: int) -> list[_Run]:
         """The runs of the next `tokens` tokens."""
@@ -148,33 +145,32 @@ class _Runs:
 
 def _runs(one: _Chosen) -> _Runs:
     trajectory, advantage = one.trajectory, one.advantage
-    what = f"trajectory of task {one.card.task_id} in group {one.card.id}"
     temperatures, lengths = trajectory.turns.temperatures, trajectory.turns.lengths
-    _require_count(sum(lengths), one.tokens, f"{what}: tokens of its turns")
-    turns = list(zip(temperatures, lengths, strict=True))
+    _require_count(sum(lengths), one.tokens, one, "tokens of its turns")
     match advantage:
         case PerToken(values):
-            _require_count(len(values), one.tokens, f"{what}: trained tokens")
-            each = [temperature for temperature, tokens in turns for _ in range(tokens)]
+            _require_count(len(values), one.tokens, one, "trained tokens")
+            each = chain.from_iterable(map(repeat, temperatures, lengths))
             runs = [_Run(float(value), at, 1) for value, at in zip(values, each, strict=True)]
         case PerTurn(values):
-            _require_count(len(values), len(turns), f"{what}: turns")
-            runs = [_Run(float(value), at, tokens) for value, (at, tokens) in zip(values, turns, strict=True)]
+            _require_count(len(values), len(lengths), one, "turns")
+            each_turn = zip(values, temperatures, lengths, strict=True)
+            runs = [_Run(float(value), at, tokens) for value, at, tokens in each_turn]
         case _ if temperatures.count(temperatures[0]) == len(temperatures):
             runs = [_Run(float(advantage), temperatures[0], one.tokens)]
         case _:
             runs = [
                 _Run(float(advantage), at, sum(tokens for _, tokens in same))
-                for at, same in groupby(turns, key=lambda turn: turn[0])
+                for at, same in groupby(zip(temperatures, lengths, strict=True), key=lambda turn: turn[0])
             ]
     if not all(math.isfinite(run.advantage) for run in runs):  # it would spoil every weight of the model
-        raise ValueError(f"{what}: an advantage is not finite: {[run.advantage for run in runs][:8]}")
-    return _Runs(run for run in runs if run.tokens)
+        raise ValueError(f"{one}: an advantage is not finite: {[run.advantage for run in runs][:8]}")
+    return _Runs([run for run in runs if run.tokens])
 
 
-def _require_count(found: int, count: int, what: str) -> None:
+def _require_count(found: int, count: int, one: _Chosen, what: str) -> None:
     if found != count:
-        raise ValueError(f"{what}: {count} of them, but {found} advantages")
+        raise ValueError(f"{one}: {what}: {count} of them, but {found} advantages")
 
 
 def _unused(cards: Sequence[Card], scored: Sequence[Sequence[Scored]], estimated: Advantages) -> dict[str, float]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from rl.batch.micro_batch import MicroBatch, Row, lay_out
 
@@ -40,8 +40,7 @@ def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[MicroB
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(NamedTuple):
     """Rows that may share prefixes, as numbers, in an order in which each shares the most with the one before it."""
 
     rows: Sequence[int]
@@ -59,6 +58,8 @@ class Tree:
             if tokens > limit or in_rows > rows_limit:
                 starts.append(i)
                 tokens = in_rows = self.lengths[i]
+        if len(starts) == 1:
+            return [self]
         return [self._part(start, stop) for start, stop in pairwise([*starts, len(self.rows)])]
 
     @property
@@ -151,7 +152,8 @@ def _fill(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
 def _at_least(lengths: Sequence[int], ranks: int, budget: int) -> int:
     """A lower bound of the micro-batches a rank, by the tokens; and for every n up to PARTS by the rows over an nth of
     the budget, of which fewer than n fit into one."""
-    counts = [-(-sum(n * length > budget for length in lengths) // (n - 1)) for n in range(2, PARTS + 1)]
+    ordered, count = sorted(lengths), len(lengths)
+    counts = [-(-(count - bisect_right(ordered, budget // n)) // (n - 1)) for n in range(2, PARTS + 1)]
     return max(1, -(-max(-(-sum(lengths) // budget), *counts) // ranks))
 
 
