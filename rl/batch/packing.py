@@ -1,8 +1,6 @@
 """Packing: assign rows to micro-batches and micro-batches to ranks. No row is ever truncated or dropped.
 
-Rows with a common prefix, a group's say, are packed as trees, which cost their tokens once. A tree that is over the
-budget is cut between rows, and each part has the prefix again. Whole trees are chunky, though: ranks would wait for
-each other, and budgets would stay half empty. So `assign_trees` also tries trees that are cut smaller.
+`rl.batch.packing_trees` does it for rows with common prefixes.
 """
 
 from __future__ import annotations
@@ -10,22 +8,14 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right, insort
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from typing import TypeVar
 
 from rl.batch.micro_batch import MicroBatch, Row, lay_out
 
-CUTS = (1, 2, 4, 8)
-"""Trees are tried whole, and cut into parts of at most a half, a quarter and an eighth of the token budget, and into
-single rows."""
-ROWS = 8
-"""The rows of a tree may have this many budgets of tokens when each counts for itself. Attention copies a prefix for
-each of its rows, and each row has predictions of its own, so memory grows with them."""
+Batch = TypeVar("Batch")
+
 PARTS = 8
 """How small a part of the budget a row may be to count in the lower bound of the micro-batches."""
-GOOD_ENOUGH = 1.02
-"""Nothing smaller is tried when there cannot be fewer micro-batches, and the ranks take at most this many times as long
-as with whole trees that fit perfectly."""
 
 
 def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[MicroBatch]]:
@@ -38,62 +28,6 @@ def pack(rows: Sequence[Row], ranks: int, token_budget: int) -> list[list[MicroB
         [lay_out([rows[i] for i in members]) for members in of_rank]
         for of_rank in assign([len(row) for row in rows], ranks, token_budget)
     ]
-
-
-class Tree(NamedTuple):
-    """Rows that may share prefixes, as numbers, in an order in which each shares the most with the one before it."""
-
-    rows: Sequence[int]
-    lengths: Sequence[int]
-    shared: Sequence[int]
-    """The number of tokens that a row has in common with the one before it. That of the first does not matter."""
-
-    def cut(self, limit: float, rows_limit: float) -> list[Tree]:
-        """Parts of at most `limit` tokens, whose rows have at most `rows_limit` tokens when each counts for itself; or
-        parts of a single row."""
-        starts, tokens, in_rows = [0], self.lengths[0], self.lengths[0]
-        for i in range(1, len(self.rows)):
-            tokens += self.lengths[i] - self.shared[i]
-            in_rows += self.lengths[i]
-            if tokens > limit or in_rows > rows_limit:
-                starts.append(i)
-                tokens = in_rows = self.lengths[i]
-        if len(starts) == 1:
-            return [self]
-        return [self._part(start, stop) for start, stop in pairwise([*starts, len(self.rows)])]
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths) - sum(self.shared[1:])
-
-    def _part(self, start: int, stop: int) -> Tree:
-        return Tree(self.rows[start:stop], self.lengths[start:stop], self.shared[start:stop])
-
-
-def assign_trees(trees: Sequence[Tree], ranks: int, token_budget: int) -> list[list[list[Tree]]]:
-    """Spread trees over `ranks` lists of micro-batches of at most `token_budget` tokens: each a list of trees, parts of
-    the given ones.
-
-    Of the cuts that are tried, that one is taken with which each rank has the fewest micro-batches, because ZeRO-3
-    gathers the whole model for each; of equals that one with which the ranks take the least time. As every rank waits
-    for the slowest in every micro-batch, that is the sum of the largest micro-batches, in tokens. For the rest see
-    `assign`, which says what is raised, too.
-    """
-    for tree in trees:
-        for row, length in zip(tree.rows, tree.lengths, strict=True):
-            _check(row, length, token_budget)
-    fewest = max(1, -(-sum(tree.tokens for tree in trees) // (ranks * token_budget)))
-    shortest = sum(tree.tokens for tree in trees) / ranks
-    tried: list[tuple[int, float, list[list[list[Tree]]]]] = []
-    for limit in (*(token_budget / cut for cut in CUTS), 0):
-        parts = [part for tree in trees for part in tree.cut(limit, ROWS * token_budget)]
-        sizes = [part.tokens for part in parts]
-        plan = assign(sizes, ranks, token_budget)
-        time = sum(max(sum(sizes[i] for i in members) for members in turn) for turn in zip(*plan, strict=True))
-        tried.append((len(plan[0]), time, [[[parts[i] for i in members] for members in of_rank] for of_rank in plan]))
-        if len(plan[0]) == fewest and time <= GOOD_ENOUGH * shortest:
-            break
-    return min(tried, key=lambda found: found[:2])[2]
 
 
 def assign(lengths: Sequence[int], ranks: int, token_budget: int) -> list[list[list[int]]]:
@@ -109,26 +43,26 @@ def assign(lengths: Sequence[int], ranks: int, token_budget: int) -> list[list[l
     """
     if ranks < 1 or token_budget < 1:
         raise ValueError(f"ranks={ranks} and token_budget={token_budget} must both be at least 1")
-    for index, length in enumerate(lengths):
-        _check(index, length, token_budget)
-    bins = _fill(lengths, ranks, token_budget)
-    batches: list[list[list[int]]] = [[] for _ in range(ranks)]
-    for place, members in enumerate(bins):
-        turn, column = divmod(place, ranks)
-        # Bins come largest first. Going back and forth over the ranks evens out their totals.
-        rank = column if turn % 2 == 0 else ranks - 1 - column
-        batches[rank].append(members)
-    return batches
+    check(range(len(lengths)), lengths, token_budget)
+    return deal(_fill(lengths, ranks, token_budget), ranks)
 
 
-def _check(index: int, length: int, token_budget: int) -> None:
-    if length == 0:
-        raise ValueError(f"row {index} has no tokens")
-    if length > token_budget:
-        raise ValueError(
-            f"row {index} has {length} tokens, trainer.token_budget is {token_budget}: "
-            f"raise trainer.token_budget to at least {length} or lower rollout.max_context"
-        )
+def deal(batches: Sequence[Batch], ranks: int) -> list[list[Batch]]:
+    """Deal out micro-batches, largest first, back and forth over the ranks, which evens out their totals."""
+    turns = [batches[place : place + ranks] for place in range(0, len(batches), ranks)]
+    return [list(of_rank) for of_rank in zip(*(turn[:: (-1) ** i] for i, turn in enumerate(turns)), strict=True)]
+
+
+def check(rows: Sequence[int], lengths: Sequence[int], token_budget: int) -> None:
+    """Raise ValueError if one of the rows with these numbers and lengths is empty or over the budget."""
+    for row, length in zip(rows, lengths, strict=True):
+        if length == 0:
+            raise ValueError(f"row {row} has no tokens")
+        if length > token_budget:
+            raise ValueError(
+                f"row {row} has {length} tokens, trainer.token_budget is {token_budget}: "
+                f"raise trainer.token_budget to at least {length} or lower rollout.max_context"
+            )
 
 
 def _fill(lengths: Sequence[int], ranks: int, budget: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rl.batch.micro_batch import MicroBatch, TrainRow, lay_out
-from rl.batch.packing import Tree, assign_trees
+from rl.batch.packing_trees import Tree, assign_trees
 from rollout.cards import Card, Light
 from rollout.types import Address, Sample
 
@@ -77,7 +77,7 @@ class RankPlan:
 def plan(
     cards: Sequence[Card], rows: Sequence[PlannedRow], ranks: int, token_budget: int, *, share_prefixes: bool
 ) -> list[RankPlan]:
-    """Spread the rows of a step over ranks and micro-batches (`rl.batch.packing.assign_trees`).
+    """Spread the rows of a step over ranks and micro-batches (`rl.batch.packing_trees.assign_trees`).
 
     With `share_prefixes` the rows of a group that share a micro-batch have the tokens that they begin with in common.
     """

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from rl.batch.micro_batch import MicroBatch, TrainRow, lay_out
-from rl.batch.packing import Tree, assign_trees
+from rl.batch.packing_trees import Tree, assign_trees
 from rl.batch.tensors import Predictions, TokenLoss
 from rl.learner.config import LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rl.learner.learner import Learner
