@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rewards.extension import Entry, Registry, make
 from rollout.chat.config import RendererSettings
+from rollout.chat.tokenizer import load_tokenizer
 from rollout.contracts import Chat
 
 RENDERERS: Registry = {
@@ -22,7 +23,5 @@ def load_chat(settings: RendererSettings, model: str | Path) -> Chat:
     Raises:
         ValueError: there is no such format, or the tokenizer does not fit it.
     """
-    from transformers import AutoTokenizer
-
-    chat: Chat = make(RENDERERS, settings.name, AutoTokenizer.from_pretrained(str(model)), settings)
+    chat: Chat = make(RENDERERS, settings.name, load_tokenizer(model), settings)
     return chat
