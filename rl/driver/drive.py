@@ -54,7 +54,7 @@ from rl.rundir.checkpoint import CheckpointStore
 from rl.rundir.directory import RunDir
 from rl.rundir.progress import Progress
 from rl.rundir.runstate import UnreadableState, read_buffer, read_state
-from rollout.actors.process import relax_gc
+from rollout.actors.process import relax_gc, settling_in
 from rollout.buffer.buffer import BufferState, TooManyFailures
 from rollout.buffer.ledger import counts_of
 from rollout.store import eventlog
@@ -88,7 +88,8 @@ def drive(recipe: Recipe, run_id: str, train: Callable[[Session], None], *, trai
         if directory.previous_run_id is not None:
             kill_run(directory.previous_run_id)
         try:
-            session = _open(recipe, run_id, directory, console)
+            with settling_in():
+                session = _open(recipe, run_id, directory, console)
         except (UnreadableState, ChangedRecipe, UnfitChat) as error:
             console.error(str(error))
             if isinstance(error, UnfitChat):

@@ -36,7 +36,10 @@ def train(argv: Sequence[str]) -> int:
 
     def driver() -> int:
         # Imported in the forked driver, so that the guardian stays small and libraries see the run's temp directory.
-        from rl.run import run
+        from rollout.actors.process import settling_in
+
+        with settling_in():
+            from rl.run import run
 
         return run(recipe, run_id)
 

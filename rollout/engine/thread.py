@@ -139,7 +139,7 @@ class EngineThread:
             self._end(error)
         finally:
             if engine is not None:
-                _release(engine)
+                engine.engine_core.shutdown()
             self._end(None)
 
     def _run_commands(self, engine: LLMEngine, block: bool) -> None:
@@ -260,13 +260,6 @@ def _engine_arguments(settings: EngineSettings, eager: bool) -> dict[str, Any]:
 def engine_core(engine: LLMEngine) -> EngineCore:
     """Return the in-process core. LLMEngine has no pause itself; AsyncLLM's calls the core's through a socket."""
     return engine.engine_core.engine_core
-
-
-def _release(engine: LLMEngine) -> None:
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-    engine.engine_core.shutdown()
-    cleanup_dist_env_and_memory()
 
 
 def _settle(future: Future[T], result: T) -> None:

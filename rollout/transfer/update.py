@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rewards.errors import listed
 from rollout.contracts import EngineError
-from rollout.transfer.bucket import Bucket
 from rollout.types import WeightSpec
+
+if TYPE_CHECKING:
+    from rollout.transfer.bucket import Bucket
 
 
 class WeightUpdateError(EngineError):
