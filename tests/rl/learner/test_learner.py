@@ -120,7 +120,8 @@ def test_a_step_over_prefix_trees_is_as_exact_as_one_over_separate_rows(world, k
     noise = max(errors["wide"], errors["narrow"])
     assert 0 < errors["trees"] <= 2 * noise and 0 < errors["cut trees"] <= 2 * noise
     tokens = {name: sum(rank["sharing"][kind, name]["tokens"] for rank in scenarios[world]) for name in found}
-    assert tokens["trees"] < tokens["cut trees"] < tokens["narrow"]
+    # Three trees are cut for four ranks whatever the budget, so that none of them waits.
+    assert (tokens["trees"] < tokens["cut trees"] or world == 4) and tokens["cut trees"] < tokens["narrow"]
     for one in found.values():
         assert one["stats"]["loss"] == pytest.approx(exact.loss, rel=1e-6, abs=1e-6)
         assert one["stats"]["grad_norm"] == pytest.approx(exact.grad_norm, rel=2e-6)
