@@ -45,7 +45,7 @@ from rl.weights.hf_reader import HfCheckpoint, has_weights
 from rl.weights.source import WeightSource
 from rl.zero.clipping import clip_as_a_whole
 from rl.zero.deepspeed_config import deepspeed_config, zero_stage
-from rl.zero.overhead import gather_together, gather_whole_layers, keep_lone_gradients
+from rl.zero.overhead import gather_together, keep_lone_gradients
 from rl.zero.router import route_in_float32
 from rl.zero.states import Part, States
 
@@ -107,8 +107,6 @@ class Learner:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         seed_generators(seed + self.rank)
         self._config = causal_lm.config
-        if lora is None:
-            gather_whole_layers(config["zero_optimization"], causal_lm)
         policy = PolicyModel(causal_lm, trainer_cfg.logprob_chunk)
         trained = (parameter for parameter in policy.parameters() if parameter.requires_grad)
         if lora is not None:

@@ -27,18 +27,6 @@ def keep_lone_gradients(engine: Any) -> None:
         engine.allreduce_and_copy = lambda *_, **__: None
 
 
-def gather_whole_layers(zero: dict[str, Any], model: Any) -> None:
-    """Make ZeRO-3 gather the parameters of a decoder layer at once, and not those of each of its modules: a dozen
-    times fewer hooks. The configuration of ZeRO may say otherwise. A module with routed experts is gathered at once in
-    any case, so that the rest of its layer adds little.
-
-    Not for adapters: the input of the first layer then has no gradient, and DeepSpeed 0.19 frees the parameters of that
-    layer before its backward.
-    """
-    if not {"leaf_module", "stage3_module_granularity_threshold"} & zero.keys():
-        zero["leaf_module"] = {"classes": list(model._no_split_modules or ())}
-
-
 def gather_together(optimizer: Any) -> None:
     """Make a ZeRO-3 optimizer fetch its persistent parameters after a step in one message for each process group.
 
